@@ -1,0 +1,48 @@
+# Two commands do everything on a machine with Python 3.11, make and git: `make repro`, `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
+VENV := .venv
+STAMP := $(VENV)/.installed-$(shell cksum requirements.lock | cut -d' ' -f1)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export MPLBACKEND := Agg
+
+.DEFAULT_GOAL := help
+.PHONY: help env repro test lint bench board lock clean
+
+help: ## Explain every target
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(STAMP) ## Make .venv from requirements.lock, if it is missing or stale
+
+$(STAMP): requirements.lock
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	touch $@
+
+repro: env ## Run the whole DAG on the embedded default (dvc repro)
+	dvc repro
+
+test: env lint ## Lint, type-check and run every test
+	OMP_NUM_THREADS=1 python -m pytest
+
+lint: env ## Ruff and mypy
+	ruff check .
+	ruff format --check .
+	mypy
+
+bench: env ## Measure the ratios that the README quotes
+	OMP_NUM_THREADS=1 python -m benchmarks
+
+board: env ## Watch running trainings in TensorBoard
+	tensorboard --logdir runs
+
+lock: ## Renew requirements.lock from the ranges in pyproject.toml
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet torch==2.13.0 torchvision==0.28.0
+	$(VENV)/bin/python -m pip install --quiet '.[dev]'
+	$(VENV)/bin/python -m pip freeze --exclude braid --exclude pip --exclude setuptools | sed 's/+cpu$$//' > requirements.lock
+	rm -rf build *.egg-info
+
+clean: ## Remove the environment, caches and unfinished work (never outputs)
+	rm -rf $(VENV) .partial scratch runs dvc_plots .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Ratios against an in-repo reference or a library, run by hand with `make bench`."""

@@ -1,0 +1,13 @@
+"""Run every benchmark of this folder, one after the other."""
+
+from benchmarks import grid_mlp, rasteriser
+
+
+def main() -> None:
+    """Print each ratio with what it is a ratio of."""
+    rasteriser.main()
+    grid_mlp.main()
+
+
+if __name__ == "__main__":
+    main()

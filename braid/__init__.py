@@ -1,0 +1,1 @@
+"""Braid: radiance, drifting and segmentation research woven into one reproducible DAG."""

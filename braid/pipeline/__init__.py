@@ -1,0 +1,1 @@
+"""The stage contract: declared paths and params, guarded reads and writes, records, resume."""

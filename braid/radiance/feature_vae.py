@@ -1,0 +1,212 @@
+"""A small variational autoencoder of standardised cell features, and its training objective.
+
+Objective (Kingma & Welling 2014): balanced reconstruction + beta * KL. *Balanced* is the mean over
+channel groups of each group's mean squared error, so that 45 harmonics do not outvote one optical
+depth. beta rises linearly from 0, and a latent dimension pays for KL only above `free_bits`
+(Kingma et al. 2016), both against posterior collapse.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -10.0, 4.0
+START_LOG_VARIANCE = -6.0  # what `start_from_pca` gives every latent
+
+
+class Posterior(NamedTuple):
+    """A diagonal Gaussian per row."""
+
+    mean: Tensor  # [N, Z]
+    log_variance: Tensor  # [N, Z], within the limits above
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """One draw per row by reparametrisation, [N, Z]."""
+        shape = self.mean.shape
+        noise = torch.randn(shape, generator=generator, device=generator.device).to(self.mean)
+        return self.mean + noise * (0.5 * self.log_variance).exp()
+
+    def kl(self) -> Tensor:
+        """KL divergence from the standard normal per dimension, nats, [N, Z]."""
+        variance = self.log_variance.exp()
+        return 0.5 * (self.mean.square() + variance - 1 - self.log_variance)
+
+
+class FeatureVae(nn.Module):
+    """features -> hidden -> (mean, log variance) of the latent -> mirrored hidden -> features.
+
+    Encoder and decoder are each a linear map plus an MLP that starts at zero, so that what PCA can
+    do need not be learnt through non-linearities: see `start_from_pca`. Without hidden layers only
+    the linear maps are left.
+    """
+
+    def __init__(self, features: int, hidden: Sequence[int] = (256, 128), latent: int = 24) -> None:
+        super().__init__()
+        self.features, self.hidden, self.latent = features, tuple(hidden), latent
+        self.encoder = _LinearPlusMlp(features, self.hidden, 2 * latent)
+        self.decoder = _LinearPlusMlp(latent, self.hidden[::-1], features)
+
+    def encode(
+        self,
+        values: Tensor,  # [N, F], standardised
+    ) -> Posterior:
+        """The posterior of the latent."""
+        mean, log_variance = self.encoder(values).chunk(2, dim=-1)
+        return Posterior(mean, log_variance.clamp(MIN_LOG_VARIANCE, MAX_LOG_VARIANCE))
+
+    def decode(
+        self,
+        latent: Tensor,  # [N, Z]
+    ) -> Tensor:
+        """Standardised features, [N, F]."""
+        decoded: Tensor = self.decoder(latent)
+        return decoded
+
+    @torch.no_grad()
+    def start_from_pca(
+        self,
+        values: Tensor,  # [N, F], standardised
+        columns: Mapping[str, slice],  # channel groups to balance
+    ) -> FeatureVae:
+        """This model with linear maps that do PCA of the balanced channels, latents whitened."""
+        root = channel_balance(columns).to(values).sqrt()
+        centre = values.mean(dim=0)
+        scaled = (values - centre) * root
+        _, singular, axes = torch.linalg.svd(scaled.T @ scaled / len(values))
+        kept = min(self.latent, len(singular))
+        size = singular[:kept].sqrt().clamp_min(1e-4)
+        encode, decode = self.encoder.linear, self.decoder.linear
+        encode.weight.zero_()
+        encode.weight[:kept] = axes[:kept] / size[:, None] * root
+        encode.bias[: self.latent] = -encode.weight[: self.latent] @ centre
+        encode.bias[self.latent :] = START_LOG_VARIANCE
+        decode.weight[:, :kept] = axes[:kept].T * size / root[:, None]
+        decode.bias.copy_(centre)
+        return self
+
+    def freeze(self) -> FeatureVae:
+        """This model with weights that take no gradient; gradients still pass through it."""
+        return self.requires_grad_(False).eval()
+
+
+class VaeObjective(nn.Module):
+    """Loss terms of one training step on a random batch of cells."""
+
+    def __init__(
+        self,
+        vae: FeatureVae,
+        values: Tensor,  # [N, F], standardised, training cells
+        columns: Mapping[str, slice],  # channel groups to balance
+        *,
+        batch: int = 1024,
+        beta: float = 1e-4,
+        warmup: int = 1000,  # steps until beta is reached
+        free_bits: float = 0.02,  # nats a dimension
+    ) -> None:
+        super().__init__()
+        self.vae = vae
+        self.batch, self.max_beta, self.warmup, self.free_bits = batch, beta, warmup, free_bits
+        self.register_buffer("values", values, persistent=False)
+        self.register_buffer("balance", channel_balance(columns).to(values), persistent=False)
+        self.values: Tensor
+        self.balance: Tensor
+        self.diagnostics: dict[str, Tensor | float] = {}
+
+    @property
+    def outer_layers(self) -> list[str]:
+        """Names of the layers that touch the features, which Muon is not for."""
+        linear = ["vae.encoder.linear", "vae.decoder.linear"]
+        last = 2 * len(self.vae.hidden)
+        return [*linear, "vae.encoder.mlp.0", f"vae.decoder.mlp.{last}"] if last else linear
+
+    def beta(self, step: int) -> float:
+        """Weight of the KL term at a step."""
+        return self.max_beta * min(1.0, step / max(1, self.warmup))
+
+    def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Weighted terms `reconstruction` and `kl`; the loss is their sum.
+
+        `diagnostics` then holds the unweighted `kl_nats` per cell and `beta`.
+        """
+        shape = (self.batch,)
+        rows = torch.randint(
+            len(self.values), shape, generator=generator, device=generator.device
+        ).to(self.values.device)
+        values = self.values[rows]
+        posterior = self.vae.encode(values)
+        decoded = self.vae.decode(posterior.sample(generator))
+        kl = posterior.kl().mean(dim=0)
+        self.diagnostics = {"kl_nats": kl.detach().sum(), "beta": self.beta(step)}
+        return {
+            "reconstruction": ((decoded - values).square() * self.balance).sum(dim=-1).mean(),
+            "kl": self.beta(step) * kl.clamp_min(self.free_bits).sum(),
+        }
+
+
+def channel_balance(columns: Mapping[str, slice]) -> Tensor:
+    """Weight per channel under which a weighted sum is the mean over groups of group means, [F]."""
+    weights = [torch.full((c.stop - c.start,), 1 / (c.stop - c.start)) for c in columns.values()]
+    return torch.cat(weights) / len(columns)
+
+
+def save_vae(folder: Path, vae: FeatureVae, schema: str) -> None:
+    """Write `model.safetensors` and `config.json`; `schema` is the hash of the features' schema."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: each.detach().cpu().contiguous() for name, each in vae.state_dict().items()}
+    config = {
+        "features": vae.features,
+        "hidden": vae.hidden,
+        "latent": vae.latent,
+        "schema": schema,
+    }
+    (folder / "model.safetensors").write_bytes(save(state))
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_vae(folder: Path, schema: str) -> FeatureVae:
+    """Read a VAE trained on features of this schema (its hash).
+
+    Raises:
+        ValueError: a file is missing or broken, or the VAE was trained on another schema.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        vae = FeatureVae(config["features"], config["hidden"], config["latent"])
+        vae.load_state_dict(load((folder / "model.safetensors").read_bytes()))
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder}: expected config.json and model.safetensors of a feature VAE ({error})"
+        ) from None
+    if config["schema"] != schema:
+        raise ValueError(
+            f"{folder}: the VAE was trained on feature schema {config['schema'][:12]},"
+            f" the features have {schema[:12]}"
+        )
+    return vae
+
+
+class _LinearPlusMlp(nn.Module):
+    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise([inputs, *hidden]):
+            layers += [nn.Linear(fan_in, fan_out), nn.SiLU()]
+        last = nn.Linear(hidden[-1], outputs) if hidden else None
+        if last is not None:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(*layers, last) if last is not None else None
+
+    def forward(self, values: Tensor) -> Tensor:
+        mapped: Tensor = self.linear(values)
+        return mapped if self.mlp is None else mapped + self.mlp(values)

@@ -1,0 +1,1 @@
+"""What every training stage shares: the step loop, checkpoints, devices, optimizers, EMA."""

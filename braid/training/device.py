@@ -1,0 +1,103 @@
+"""Where and how numbers are computed: device, threads, precision, determinism, random streams."""
+
+import hashlib
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def set_up(name: str, threads: int, seed: int, local_rank: int = 0) -> torch.device:
+    """Make this process ready to compute, always alike, and give its device.
+
+    The seed is for what draws from the global stream before a training, such as `nn.Linear`'s
+    initial weights.
+
+    Raises:
+        ValueError: no such device here, or ``threads`` is not positive.
+    """
+    set_threads(threads)
+    make_deterministic()
+    device = pick_device(name, local_rank)
+    torch.manual_seed(seed)
+    return device
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device called ``auto``, ``cpu``, ``cuda`` or ``mps``; auto takes the fastest there is.
+
+    Args:
+        name: what the user asked for.
+        local_rank: which of the machine's GPUs this process has.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    available = {
+        "cuda": torch.cuda.device_count() > local_rank,
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    chosen = next(kind for kind in available if available[kind]) if name == "auto" else name
+    if not available.get(chosen, False):
+        found = ", ".join(kind for kind in available if available[kind])
+        raise ValueError(f"device {name!r} is not available here, expected auto or one of: {found}")
+    return torch.device(chosen, local_rank) if chosen == "cuda" else torch.device(chosen)
+
+
+def set_threads(count: int) -> None:
+    """Give PyTorch ``count`` CPU threads.
+
+    Raises:
+        ValueError: ``count`` is not positive.
+    """
+    if count <= 0:
+        raise ValueError(f"threads is {count}, expected 1 or more")
+    torch.set_num_threads(count)
+
+
+def make_deterministic() -> None:
+    """Same seed, same machine, same bytes. Call it before the first use of a GPU.
+
+    An operation without a deterministic CUDA kernel warns and runs all the same.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False  # it would choose kernels by the clock
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.set_flush_denormal(True)  # denormals would make the CPU many times slower, at random
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The forward pass in ``float32`` (nothing to do) or in ``bfloat16`` with float32 weights.
+
+    Raises:
+        ValueError: another precision.
+    """
+    if precision == "float32":
+        return nullcontext()
+    if precision == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    raise ValueError(f"precision is {precision!r}, expected float32 or bfloat16")
+
+
+def generator(seed: int, *stream: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own for each (seed, stream), such as ``(seed, "rays", step, rank)``.
+
+    Randomness is so a pure function of where it is used: a resumed run needs no generator states,
+    and adding a stream changes no other. The CPU's Mersenne Twister keeps 32 bits of the hash, so
+    among a million streams some hundred pairs coincide, which does no harm to a training.
+    """
+    digest = hashlib.blake2b(repr((seed, *stream)).encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little", signed=True))
+
+
+def seed_global_stream(draw: torch.Generator) -> None:
+    """Derive from ``draw`` the streams that layers such as dropout take their noise from.
+
+    What torch.manual_seed does for one device; that one spends a millisecond on all others.
+    """
+    seed = draw.initial_seed() ^ 1
+    torch.default_generator.manual_seed(seed)
+    if draw.device.type != "cpu":
+        torch.get_device_module(draw.device).manual_seed(seed)

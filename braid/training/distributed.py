@@ -1,0 +1,82 @@
+"""One process or many: what a launcher set, the process group, statistics of the whole batch."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0  # among those on this machine
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this one writes and shows things for all."""
+        return self.rank == 0
+
+
+ALONE = Process()
+
+
+def launched() -> Process:
+    """What `torchrun` set in the environment; a single process where nothing is set."""
+    return Process(
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+    )
+
+
+@contextmanager
+def joined(process: Process, device: torch.device) -> Iterator[None]:
+    """Within, the processes are connected: by nccl on CUDA, by gloo elsewhere."""
+    if process.world_size == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=process.rank, world_size=process.world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over processes of a tensor of one shape in each; differentiable.
+
+    A loss made with it, averaged over processes as DDP averages gradients, has the gradients that
+    one process would find on the joint batch. All processes must call it in the same order.
+    """
+    if not dist.is_initialized():
+        return values
+    total: Tensor = _Sum.apply(values)
+    return total / dist.get_world_size()
+
+
+class _Sum(torch.autograd.Function):
+    """Each process gets the sum; so the gradient of each term is the sum of all gradients."""
+
+    @staticmethod
+    def forward(context: object, values: Tensor) -> Tensor:
+        return _summed(values)
+
+    @staticmethod
+    def backward(context: object, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
+
+
+def _summed(values: Tensor) -> Tensor:
+    total = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total

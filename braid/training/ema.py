@@ -1,0 +1,42 @@
+"""The exponential moving average of a module's trainable parameters."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from braid.training.optimizers import trainable
+
+
+class Ema:
+    """Averages of the trainable parameters; buffers and frozen parameters have none.
+
+    After update t (counted from 0) the average moves by 1 - min(decay, (1 + t) / (10 + t)): the
+    start is forgotten soon (the warm-up of TensorFlow's ExponentialMovingAverage).
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.average = {name: each.detach().clone() for name, each in trainable(module).items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Move the averages towards the parameters after update ``step``."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, parameter in trainable(module).items():
+            self.average[name].lerp_(parameter, 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        """Overwrite the module's trainable parameters with their averages."""
+        for name, parameter in trainable(module).items():
+            parameter.copy_(self.average[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by parameter name."""
+        return dict(self.average)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave."""
+        for name, average in self.average.items():
+            average.copy_(state[name])

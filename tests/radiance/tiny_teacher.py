@@ -1,0 +1,66 @@
+"""A ball of Gaussians, views of it and a student small enough to train in a test."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from braid.radiance.gaussians import Gaussians
+from braid.radiance.poses import look_at
+from braid.radiance.rays import Cameras
+from braid.radiance.renders import Renders
+from braid.radiance.space import FieldPoints
+from braid.radiance.student import Student, build_student
+from braid.radiance.survey import render_all, survey
+
+RADIUS = 0.5
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def ball(count: int = 60, opacity: float = 0.95, size: float = 0.12) -> Gaussians:
+    """Round Gaussians on a sphere, coloured by place, with a view-dependent part."""
+    means = RADIUS * torch.nn.functional.normalize(torch.randn(count, 3, generator=seeded()))
+    sh = 0.1 * torch.randn(count, 4, 3, generator=seeded(1))
+    sh[:, 0] = 1.5 * means
+    return Gaussians(
+        means,
+        torch.full((count, 3), math.log(size)),
+        torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(count, 1),
+        torch.full((count,), math.log(opacity / (1 - opacity))),
+        sh,
+    )
+
+
+def views(count: int = 3, width: int = 16) -> Cameras:
+    """Cameras around the ball, at a distance of 3, which see all of it."""
+    back = torch.nn.functional.normalize(torch.randn(count, 3, generator=seeded(2)))
+    return Cameras(
+        look_at(3 * back, back, torch.tensor([0.0, 0.0, 1.0])), 1.8 * width, width, width
+    )
+
+
+def rendered(count: int = 3, width: int = 16) -> Renders:
+    return render_all(ball(), views(count, width))
+
+
+def surveyed(points: int = 2000) -> FieldPoints:
+    return survey(ball(), views(), voxels=12, points=points, generator=seeded())[1]
+
+
+def student(seed: int = 0) -> Student:
+    occupancy, _ = survey(ball(), views(), voxels=12, points=1, generator=seeded())
+    return build_student(
+        occupancy,
+        seeded(seed),
+        cells=2,
+        density_scale=10.0,
+        step=0.7,
+        hidden=32,
+        layers=3,
+        frequencies=4,
+        direction_frequencies=1,
+    )

@@ -1,0 +1,115 @@
+"""The whole DAG at a tiny size, driven by DVC as its user drives it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from braid.pipeline.dag import Declaration, declarations
+from tests.conftest import TinyRepo, make_tiny_repo
+from tests.tiny import TRAININGS
+
+RUN = re.compile(r"Running stage '([^']+)'")
+
+
+def test_every_stage_runs_and_leaves_its_outs(tiny_repo: TinyRepo) -> None:
+    for stage in declarations(tiny_repo.root):
+        for out in stage.outs:
+            assert (tiny_repo.root / out).exists(), f"{stage.address} did not make {out}"
+
+
+def test_a_second_repro_does_nothing_and_status_is_clean(tiny_repo: TinyRepo) -> None:
+    assert not RUN.findall(tiny_repo.run("dvc", "repro").stdout)
+    assert "up to date" in tiny_repo.run("dvc", "status").stdout
+
+
+def test_exp_run_of_one_param_reruns_only_what_depends_on_it(tiny_repo: TinyRepo) -> None:
+    result = tiny_repo.run("dvc", "exp", "run", "-S", "evaluation.chunk=4096")
+    judges = {each.address for each in declarations(tiny_repo.root) if "evaluation" in each.params}
+    # The teacher's renders come out the same, so no student is trained again.
+    assert set(RUN.findall(result.stdout)) == {*judges, "compare_radiance"}
+    assert {"render_teacher@bricks", "evaluate_radiance@bricks-sh"} <= judges
+    tiny_repo.run("git", "checkout", "-q", ".")
+    tiny_repo.run("dvc", "checkout")
+
+
+def test_metrics_and_plots_show_without_a_warning(tiny_repo: TinyRepo) -> None:
+    metrics = tiny_repo.run("dvc", "metrics", "show", "--json")
+    shown = json.loads(metrics.stdout)[""]["data"]
+    declared = {
+        out for each in declarations(tiny_repo.root) for out in each.outs if "metrics/" in out
+    }
+    assert {each for each in declared if each.endswith(".json")} == set(shown)
+    assert not [path for path, entry in shown.items() if "error" in entry]
+    plots = tiny_repo.run("dvc", "plots", "show")
+    assert "WARNING" not in plots.stderr
+    page = (tiny_repo.root / "dvc_plots/index.html").read_text()
+    assert page.count("<img") + page.count("vega-embed") > 3
+
+
+def columns(path: Path) -> list[str]:
+    with path.open() as content:
+        return next(csv.reader(content))
+
+
+def deterministic_outs(repo: TinyRepo, stage: Declaration) -> dict[str, bytes]:
+    found = {}
+    for out in stage.outs:
+        path = repo.root / out
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in files:
+            if file.is_file() and "runtime" not in file.parts:
+                found[str(file.relative_to(repo.root))] = file.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def second_repo(tiny_repo: TinyRepo, tmp_path_factory: pytest.TempPathFactory) -> TinyRepo:
+    """A copy of the finished tiny repository, to run stages in by hand."""
+    root = tmp_path_factory.mktemp("second") / "repo"
+    shutil.copytree(tiny_repo.root, root, symlinks=False)
+    repo = TinyRepo(root)
+    repo.run("git", "checkout", "-q", ".")
+    return repo
+
+
+@pytest.mark.parametrize("address", TRAININGS)
+def test_killed_and_resumed_gives_the_bytes_of_an_unbroken_run(
+    second_repo: TinyRepo, address: str
+) -> None:
+    name = address.split("@")[0]
+    stage = next(each for each in declarations(second_repo.root) if each.address == address)
+    command = ("python", "-m", f"stages.{name}", *stage.item)
+    unbroken = deterministic_outs(second_repo, stage)
+    for out in stage.outs:
+        path = second_repo.root / out
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    scratch = second_repo.root / "scratch" / address
+    process = second_repo.start(*command)
+    deadline = time.monotonic() + 120
+    while not list(scratch.rglob("*.pt")) and process.poll() is None:
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(scratch.rglob("*.pt")), f"{address} was not killed between two checkpoints"
+    assert not any((second_repo.root / out).exists() for out in stage.outs)
+    second_repo.run(*command)
+    assert deterministic_outs(second_repo, stage) == unbroken
+
+
+def test_the_same_seed_gives_the_same_bytes_in_a_second_clone(
+    tiny_repo: TinyRepo, tmp_path: Path
+) -> None:
+    repo = make_tiny_repo(tmp_path / "repo")
+    repo.run("dvc", "repro", "evaluate_radiance@bricks-gaussian_all_vae")
+    for stage in declarations(repo.root):
+        if all((repo.root / out).exists() for out in stage.outs):
+            assert deterministic_outs(repo, stage) == deterministic_outs(tiny_repo, stage)

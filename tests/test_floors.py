@@ -1,0 +1,60 @@
+"""The committed figures of the embedded default hold the floors that the README promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from braid.pipeline.params import load_params
+
+ROOT = Path(__file__).parents[1]
+PARAMS = load_params(ROOT / "params.yaml")
+STUDENTS = list(PARAMS.students)
+SCENE = "bricks"
+
+
+def figures(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(
+        (ROOT / f"metrics/radiance/{SCENE}/{name}.json").read_text()
+    )
+    return loaded
+
+
+def test_the_teacher_reaches_its_floor() -> None:
+    assert figures("teacher")["psnr"] >= 27
+    assert figures("teacher")["status"] == "ok"
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_stays_near_its_teacher_and_far_above_a_silhouette(name: str) -> None:
+    student = figures(name)
+    assert student["psnr"] >= figures("teacher")["psnr"] - 2.5
+    assert student["psnr"] >= student["psnr_silhouette"] + 4
+    assert student["status"] == "ok"
+
+
+@pytest.mark.parametrize("name", [name for name in STUDENTS if name != "response"])
+def test_no_variant_costs_more_than_the_allowance(name: str) -> None:
+    assert figures(name)["psnr"] >= figures("control")["psnr"] - 0.3
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_the_keys_that_tools_rely_on_are_there(name: str) -> None:
+    quality = (
+        "psnr ssim lpips psnr_foreground psnr_vs_teacher psnr_white psnr_silhouette status params "
+        "steps feature_mask_weight_mean"
+    )
+    assert set(quality.split()) <= set(figures(name))
+    runtime = json.loads((ROOT / f"metrics/runtime/radiance/{SCENE}/{name}.json").read_text())
+    assert {"fps", "peak_memory_mib", "power_w", "train_seconds"} <= set(runtime)
+
+
+@pytest.mark.parametrize("name", ["teacher", *STUDENTS])
+def test_what_cannot_be_had_is_null_with_a_reason(name: str) -> None:
+    quality = figures(name)
+    runtime = json.loads((ROOT / f"metrics/runtime/radiance/{SCENE}/{name}.json").read_text())
+    assert (quality["lpips"] is None) == bool(quality.get("lpips_reason"))
+    assert (runtime["power_w"] is None) == bool(runtime["power_reason"])

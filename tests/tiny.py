@@ -1,0 +1,27 @@
+"""Params at which the whole DAG runs in seconds a stage, and the trainings that can be resumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TINY: dict[str, dict[str, Any]] = {
+    "hardware": {"device": "cpu", "threads": 1},
+    "cadence": {"log_every": 4, "checkpoint_every": 4},
+    "bricks": {"width": 32, "supersample": 1, "train": 12, "val": 2, "test": 3},
+    "teacher": {"steps": 40, "resolution": 16, "sh_degree": 1, "sh_interval": 10},
+    "renders": {"random_poses": 3, "voxels": 16, "field_points": 500},
+    "features": {"cells": 6, "block": 2},
+    "feature_vae": {"latent": 4, "hidden": [16], "steps": 40, "batch": 32},
+    "student": {"cells": 3, "frequencies": 4},
+    "rays": {"count": 64},
+    "response": {"steps": 20},
+    "distill": {"steps": 20, "points": 64, "projector_hidden": 16},
+    "evaluation": {"frames": 1, "figure_frames": [0, 1]},
+}
+
+TRAININGS = (
+    "fit_teacher@bricks",
+    "train_vae@bricks",
+    "distill_response@bricks",
+    "distill_features@bricks-gaussian_all_vae",
+)

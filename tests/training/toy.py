@@ -1,0 +1,140 @@
+"""A small objective for the loop's tests; run as a script it trains in a process of its own."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from braid.training import checkpoint, distributed
+from braid.training.distributed import ALONE, Process
+from braid.training.loop import LoopSettings, TrainResult, train
+from braid.training.optimizers import adamw, muon
+from braid.training.schedules import warmup_cosine
+
+CPU = torch.device("cpu")
+SETTINGS = LoopSettings(
+    steps=12,
+    accumulate=2,
+    clip_norm=0.5,
+    ema_decay=0.9,
+    log_every=1,
+    checkpoint_every=3,
+    term_gradients=True,
+)
+
+
+def constant(step: int) -> float:
+    """The schedule that keeps the base rate."""
+    return 1.0
+
+
+class Toy(nn.Module):
+    """Regression of a sine, with a statistic of the whole batch and a frozen part."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = nn.Sequential(
+                nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.Dropout(dropout), nn.Linear(8, 1)
+            )
+        self.frozen = nn.Linear(1, 1).requires_grad_(False)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.diagnostics: dict[str, Tensor | float] = {}
+
+    def draw(self, step: int, generator: torch.Generator) -> Tensor:
+        return torch.rand(8, 3, generator=generator)
+
+    def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        inputs = self.draw(step, generator)
+        outputs = self.net(inputs)
+        centre = distributed.mean(outputs.mean())  # of the joint batch
+        self.calls += 1
+        self.diagnostics = {"centre": centre.detach(), "calls": float(self.calls)}
+        error = outputs - torch.sin(6 * inputs[:, :1])
+        return {"fit": error.square().mean(), "spread": 0.1 * (outputs - centre).square().mean()}
+
+
+class FixedRows(Toy):
+    """Each process takes its share of the same 8 rows."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__()
+        rows = torch.rand(8, 3, generator=torch.Generator().manual_seed(1))
+        self.rows = rows[process.rank :: process.world_size]
+
+        self.drawn: list[float] = []
+
+    def draw(self, step: int, generator: torch.Generator) -> Tensor:
+        self.drawn.append(torch.rand((), generator=generator).item())
+        return self.rows
+
+
+class Counter:
+    """State beside the weights."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.seen = state["seen"]
+
+
+def train_toy(path: Path | None, kill_at: int | None = None) -> tuple[Toy, Counter, TrainResult]:
+    """A training of every moving part, in which the process may kill itself after a step."""
+    objective, counter = Toy(dropout=0.2), Counter()
+
+    def hook(done: int, module: nn.Module) -> dict[str, float] | None:
+        counter.seen += done
+        if done == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"seen": counter.seen} if done in (2, 7) else None
+
+    result = train(
+        objective,
+        muon(objective, lr=0.02, weight_decay=0.01, exclude=("net.0", "net.4")),
+        warmup_cosine(steps=SETTINGS.steps, warmup=3, floor=0.1),
+        SETTINGS,
+        seed=5,
+        device=CPU,
+        checkpoint=path,
+        stateful={"counter": counter},
+        hooks={"probe": hook},
+    )
+    return objective, counter, result
+
+
+def train_on_rows(process: Process = ALONE) -> dict[str, object]:
+    """Three steps on the same 8 rows; the last step's gradients, the weights, the history."""
+    objective = FixedRows(process)
+    settings = LoopSettings(steps=3, accumulate=2, log_every=1, term_gradients=True)
+    optimizer = adamw(objective, lr=0.01)
+    with distributed.joined(process, CPU):
+        result = train(
+            objective, optimizer, constant, settings, seed=0, device=CPU, process=process
+        )
+        if process.world_size > 1:
+            torch.distributed.barrier()
+    parameters = dict(objective.net.named_parameters())
+    return {
+        "gradients": {name: each.grad for name, each in parameters.items()},
+        "weights": {name: each.detach() for name, each in parameters.items()},
+        "history": result.history,
+        "drawn": objective.drawn,
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "killed":
+        train_toy(Path(sys.argv[2]), kill_at=int(sys.argv[3]))
+    else:
+        process = distributed.launched()
+        path = Path(sys.argv[2]) / f"{process.rank}.pt"
+        checkpoint.save(path, train_on_rows(process))
