@@ -23,7 +23,9 @@ def main() -> None:
             )
         else:
             source = stage.dep(scene.source)
-            scene_views = {split: load_views(source, split) for split in SPLITS}
+            has_val = (source / "transforms_val.json").exists()
+            splits = SPLITS if has_val else ("train", "test")
+            scene_views = {split: load_views(source, split) for split in splits}
             _require_one_size(scene.source, scene_views)
         for split, views in scene_views.items():
             save_views(stage.out("data/scenes"), split, _downsampled(views, scene.downsample, name))

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -163,7 +164,7 @@ def load_features(path: Path) -> StoredFeatures:
             content = {name: archive[name] for name in archive.files}
         schema = _schema(json.loads(str(content["schema"])))
         tensors = {name: torch.from_numpy(content[name]) for name in _ARRAYS}
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, EOFError, BadZipFile, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected a feature .npz ({error})") from None
     if schema.hash != str(content["hash"]):
         raise ValueError(f"{path}: the feature schema does not match its hash")

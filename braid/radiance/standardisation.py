@@ -82,7 +82,9 @@ def training_cells(
     x, y, z = coordinates.unbind(-1)
     blocks, member = torch.unique((x << 40) + (y << 20) + z, return_inverse=True)
     if len(blocks) < 2:
-        raise ValueError(f"spatial split: all {len(cells)} cells lie in one block of {block}^3")
+        raise ValueError(
+            f"all {len(cells)} cells lie in one block of {block}^3: lower features.block"
+        )
     held_out = min(max(1, round(validation * len(blocks))), len(blocks) - 1)
     training = torch.ones(len(blocks), dtype=torch.bool, device=cells.device)
     training[torch.argsort(_scramble(blocks))[:held_out]] = False

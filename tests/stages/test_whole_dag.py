@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
@@ -52,11 +51,6 @@ def test_metrics_and_plots_show_without_a_warning(tiny_repo: TinyRepo) -> None:
     assert "WARNING" not in plots.stderr
     page = (tiny_repo.root / "dvc_plots/index.html").read_text()
     assert page.count("<img") + page.count("vega-embed") > 3
-
-
-def columns(path: Path) -> list[str]:
-    with path.open() as content:
-        return next(csv.reader(content))
 
 
 def deterministic_outs(repo: TinyRepo, stage: Declaration) -> dict[str, bytes]:
