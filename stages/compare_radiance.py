@@ -60,7 +60,7 @@ def _publish(stage: Stage, scene: str, path: Path) -> None:
 
 
 def _title(student: str) -> str:
-    return "Stage 1B" if student == "response" else f"Stage 2: {student}"
+    return "Stage 1B" if student == "response" else f"Stage 2\n{student}"
 
 
 if __name__ == "__main__":

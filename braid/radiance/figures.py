@@ -172,7 +172,7 @@ def _reference_lines(ax: Axes, lines: dict[str, float], form: str) -> None:
 
 def _key(figure: Figure) -> None:
     """Which colour is which stage."""
-    entries = ((BLUE, "Stage 1B: response"), (ORANGE, "Stage 2: with teacher features"))
+    entries = ((BLUE, "Stage 1B: response"), (ORANGE, "Stage 2"))
     handles = [figure.axes[0].scatter([], [], color=c, s=26, label=name) for c, name in entries]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
 

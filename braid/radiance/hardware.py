@@ -69,10 +69,10 @@ def measure_frames(
 def peak_memory(device: torch.device) -> tuple[float, str]:
     """Peak memory in MiB, and what it is the peak of."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / MIB, "CUDA tensors since the first frame"
+        return torch.cuda.max_memory_allocated(device) / MIB, "CUDA tensors while rendering"
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return peak / MIB, "resident set (RSS) of the whole process since its start"
+    return peak / MIB, "RSS of the whole process"
 
 
 def _synchronize(device: torch.device) -> None:
