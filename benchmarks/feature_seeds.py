@@ -32,16 +32,18 @@ PARTS = ("stages", "braid", "data/teacher", "data/scenes", "data/features", "mod
 def main() -> None:
     """Train, tabulate, print."""
     scene, *seeds = sys.argv[1:]
+    path = ROOT / f"benchmarks/results/feature_seeds_{scene}.csv"
+    path.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for part in PARTS:
             shutil.copytree(ROOT / part, copy / part)
         shutil.copy(ROOT / "dvc.yaml", copy)
-        rows = [row for seed in seeds for row in _train(copy, scene, int(seed))]
-    table = pd.DataFrame(rows)
-    results = ROOT / "benchmarks/results"
-    results.mkdir(exist_ok=True)
-    table.to_csv(results / f"feature_seeds_{scene}.csv", index=False, float_format="%.4f")
+        rows: list[dict[str, object]] = []
+        for seed in seeds:
+            rows += _train(copy, scene, int(seed))
+            table = pd.DataFrame(rows)
+            table.to_csv(path, index=False, float_format="%.4f")
     print(effects(table).to_string(index=False, float_format=lambda value: f"{value:+.3f}"))
 
 
