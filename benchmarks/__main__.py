@@ -1,12 +1,14 @@
 """Run every benchmark of this folder, one after the other."""
 
-from benchmarks import grid_mlp, rasteriser
+from benchmarks import drift, grid_mlp, kmeans, rasteriser
 
 
 def main() -> None:
     """Print each ratio with what it is a ratio of."""
     rasteriser.main()
     grid_mlp.main()
+    kmeans.main()
+    drift.main()
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from braid.radiance.distillation import FeatureLoss, Projector
 from braid.radiance.feature_table import StoredFeatures, load_features
 from braid.radiance.feature_vae import load_vae
 from braid.radiance.objectives import AlignmentProbe, FeatureObjective, ResponseObjective
-from braid.radiance.optimisation import Optimisation, Snapshot, optimise
 from braid.radiance.renders import load_renders
 from braid.radiance.response import ResponseLoss
 from braid.radiance.student import Student, load_student, save_student
 from braid.training.device import set_up
 from braid.training.distributed import launched
+from braid.training.optimisation import Optimisation, Snapshot, optimise
 
 
 def main() -> None:

@@ -6,13 +6,13 @@ minute for the built-in scene.
 
 from braid.pipeline.context import open_stage
 from braid.radiance.objectives import ResponseObjective
-from braid.radiance.optimisation import Optimisation, Snapshot, optimise
 from braid.radiance.renders import load_renders
 from braid.radiance.response import ResponseLoss
 from braid.radiance.space import load_space
 from braid.radiance.student import build_student, save_student
 from braid.training.device import generator, set_up
 from braid.training.distributed import launched
+from braid.training.optimisation import Optimisation, Snapshot, optimise
 
 
 def main() -> None:

@@ -58,3 +58,44 @@ def test_what_cannot_be_had_is_null_with_a_reason(name: str) -> None:
     runtime = json.loads((ROOT / f"metrics/runtime/radiance/{SCENE}/{name}.json").read_text())
     assert (quality["lpips"] is None) == bool(quality.get("lpips_reason"))
     assert (runtime["power_w"] is None) == bool(runtime["power_reason"])
+
+
+def drifting(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((ROOT / f"metrics/{name}.json").read_text())
+    return loaded
+
+
+def test_one_step_beats_interpolation_as_a_distribution_and_stays_near_the_truth() -> None:
+    drift = drifting("drift")
+    assert drift["frechet_refined"] <= 0.7 * drift["frechet_interpolated"]
+    assert drift["frechet_pca_refined"] < drift["frechet_pca_interpolated"]
+    assert drift["energy_refined"] < drift["energy_interpolated"]
+    assert drift["mse_missing_refined"] <= 1.25 * drift["mse_missing_interpolated"]
+    assert drift["keyframe_mse_refined"] == 0
+    assert drift["status"] == "ok"
+
+
+@pytest.mark.parametrize("space", ["quantizer", "latent_mae"])
+def test_a_space_tells_pseudo_classes_apart_better_than_chance(space: str) -> None:
+    figures = drifting(f"representation/{space}")
+    for measure in ("silhouette", "retrieval_at_10", "linear_probe"):
+        assert figures[measure] > figures[f"{measure}_random"]
+    assert figures["retrieval_at_10"] > 2 * figures["retrieval_chance"]
+    assert figures["davies_bouldin"] < figures["davies_bouldin_random"]
+    assert figures["status"] == "ok"
+
+
+def test_the_quantiser_has_no_named_failure_and_fills_its_classes() -> None:
+    quantize = drifting("quantize")
+    assert quantize["status"] == "ok"
+    assert quantize["mean_occupancy"] >= 16
+    assert quantize["recommended_K"] == quantize["K"] == PARAMS.drift.K
+
+
+def test_the_masked_autoencoder_beats_every_trivial_predictor() -> None:
+    figures = drifting("latent_mae")
+    for mode in ("patch", "tube", "frame"):
+        trivial = [figures[key] for key in figures if key.startswith(f"val_mse_{mode}_")]
+        assert trivial
+        assert figures[f"val_mse_{mode}"] < min(trivial)
+    assert figures["decision"] == "keep"

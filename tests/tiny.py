@@ -17,6 +17,27 @@ TINY: dict[str, dict[str, Any]] = {
     "response": {"steps": 20},
     "distill": {"steps": 20, "points": 64, "projector_hidden": 16},
     "evaluation": {"frames": 1, "figure_frames": [0, 1]},
+    "digits": {"clips": 120, "per_shard": 40, "latent_frames": 5, "latent_size": 4},
+    "conditions": {"grid": 2, "text_components": 6, "keyframe_components": 6},
+    "drift": {"K": 5},
+    "latent_mae": {"width": 8, "steps": 12, "batch": 4},
+    "corruption": {"min_keyframes": 2, "levels": 2},
+    "drift_features": {"families": ["location", "frame"], "locations": 4},
+    "drift_batches": {
+        "classes": 2,
+        "generated": 3,
+        "positives": 4,
+        "unconditional": 2,
+        "queue": 6,
+        "queue_unconditional": 8,
+    },
+    "refiner": {"dim": 12, "depth": 1, "heads": 2},
+    "refiners": {
+        "drift": {"objective": "drift", "steps": 12, "validate_every": 4, "compile": False},
+        "paired": {"objective": "paired", "steps": 12, "validate_every": 4, "compile": False},
+    },
+    "representation": {"clips": 60, "map_clips": 40, "bootstrap": 10},
+    "drift_evaluation": {"components": 4, "strips": 1},
 }
 
 TRAININGS = (
@@ -24,4 +45,6 @@ TRAININGS = (
     "train_vae@bricks",
     "distill_response@bricks",
     "distill_features@bricks-gaussian_all_vae",
+    "train_latent_mae",
+    "train_drift@drift",
 )

@@ -25,6 +25,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ class Stage:
         self.item = declared.item
         self.address = declared.address
         self.params = declared_params(params, declared.params, declared.address)
+        self.outs = declared.outs
         self.runtime: dict[str, Any] = {}  # what the clock and the hardware say
 
     def dep(self, folder: str) -> Path:
@@ -84,6 +87,22 @@ class Stage:
             return None
         return record.tensorboard(self._root / "runs" / self.address / time.strftime("%m%d-%H%M%S"))
 
+    def settings(self) -> dict[str, Any]:
+        """The declared params as params.yaml has them, `drift.K` and the like under that name."""
+        raw = load_yaml(self._root / "params.yaml")
+        names = sorted(self._declared.params)
+        return {name: reduce(getitem, name.split("."), raw) for name in names}
+
+    def usage(self) -> dict[str, Any]:
+        """What the run has taken so far, and what the stage put into `runtime`."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {
+            "seconds": round(time.perf_counter() - self._started, 2),
+            "peak_rss_mib": round(peak / _RSS_UNITS_PER_MIB, 1),
+            "commit": _commit(self._root),
+            **self.runtime,
+        }
+
     def write_metrics(self, values: Mapping[str, Any]) -> None:
         """Write the stage's deterministic scalars to its declared metrics file."""
         declared = [each for each in self._declared.outs if not _below(each, "metrics/runtime")]
@@ -96,7 +115,7 @@ class Stage:
         record.write_csv(self.out(folder), rows, columns)
 
     def _only(self, folder: str, declared: Sequence[str], kind: str) -> str:
-        found = [each for each in declared if _below(each, folder)]
+        found = list(dict.fromkeys(each for each in declared if _below(each, folder)))
         if len(found) != 1:
             raise ValueError(f"dvc.yaml lists {len(found)} {kind} below {folder}, expected one")
         return found[0]
@@ -119,13 +138,9 @@ class Stage:
         return base / self.address
 
     def _key(self) -> str:
-        raw = load_yaml(self._root / "params.yaml")
         digest = hashlib.blake2b(digest_size=8)
         digest.update(os.environ.get("WORLD_SIZE", "1").encode())
-        for name in sorted(self._declared.params):
-            value: Any = raw
-            for part in name.split("."):
-                value = value[part]
+        for name, value in self.settings().items():
             digest.update(json.dumps([name, value], sort_keys=True).encode())
         for dep in sorted(set(self._declared.deps)):
             digest.update(dep.encode() + _content_hash(self._root / dep))
@@ -148,16 +163,10 @@ class Stage:
         shutil.rmtree(self._staging, ignore_errors=True)
 
     def _write_runtime(self) -> None:
-        declared = [each for each in self._declared.outs if _below(each, "metrics/runtime")]
-        for path in declared:
-            usage = resource.getrusage(resource.RUSAGE_SELF)
-            values = {
-                "seconds": round(time.perf_counter() - self._started, 2),
-                "peak_rss_mib": round(usage.ru_maxrss / _RSS_UNITS_PER_MIB, 1),
-                "commit": _commit(self._root),
-                **self.runtime,
-            }
-            record.write_json(self._staged(path), values)
+        below = [each for each in self._declared.outs if _below(each, "metrics/runtime")]
+        for path in below:
+            if path.endswith(".json"):  # experiment cards stand there as well
+                record.write_json(self._staged(path), self.usage())
 
 
 @contextmanager

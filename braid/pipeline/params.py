@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from braid.pipeline.sections import Params
 
@@ -86,28 +86,31 @@ def load_params(path: Path) -> Params:
 
 
 class _DeclaredParams:
-    """Hands out only what a stage declared; `scenes.bricks` opens one entry of `scenes`."""
+    """Hands out only what a stage declared: whole sections, `scenes.bricks` or `drift.K` alone."""
 
-    def __init__(self, params: Params, declared: Iterable[str], stage: str) -> None:
+    def __init__(self, params: BaseModel, declared: Iterable[str], stage: str, of: str) -> None:
         self._params = params
         self._declared = tuple(declared)
         self._stage = stage
+        self._of = of  # what the names stand below, "" at the top
 
-    def __getattr__(self, section: str) -> Any:
-        if section not in Params.model_fields:
-            raise AttributeError(f"params.yaml has no section {section}")
-        value = getattr(self._params, section)
-        if section in self._declared:
+    def __getattr__(self, name: str) -> Any:
+        if name not in type(self._params).model_fields:
+            raise AttributeError(f"params.yaml has no {self._of}{name}")
+        value = getattr(self._params, name)
+        if name in self._declared:
             return value
-        keys = {each.split(".", 1)[1] for each in self._declared if each.startswith(f"{section}.")}
+        keys = {each.split(".", 1)[1] for each in self._declared if each.startswith(f"{name}.")}
         if not keys:
             raise UndeclaredParam(
-                f"stage {self._stage} reads the params section '{section}', "
+                f"stage {self._stage} reads the params section '{self._of}{name}', "
                 "which dvc.yaml does not list under its params"
             )
-        return {key: value[key] for key in keys} if isinstance(value, Mapping) else value
+        if isinstance(value, Mapping):
+            return {key: value[key] for key in keys}
+        return _DeclaredParams(value, keys, self._stage, f"{self._of}{name}.")
 
 
 def declared_params(params: Params, declared: Iterable[str], stage: str) -> Params:
     """A view of `params` that raises `UndeclaredParam` outside of the `declared` sections."""
-    return cast(Params, _DeclaredParams(params, declared, stage))
+    return cast(Params, _DeclaredParams(params, declared, stage, ""))

@@ -8,16 +8,15 @@ depth. beta rises linearly from 0, and a latent dimension pays for KL only above
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
+
+from braid.training.weights import load_model, save_model
 
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -10.0, 4.0
 START_LOG_VARIANCE = -6.0  # what `start_from_pca` gives every latent
@@ -159,17 +158,9 @@ def channel_balance(columns: Mapping[str, slice]) -> Tensor:
 
 
 def save_vae(folder: Path, vae: FeatureVae, schema: str) -> None:
-    """Write `model.safetensors` and `config.json`; `schema` is the hash of the features' schema."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: each.detach().cpu().contiguous() for name, each in vae.state_dict().items()}
-    config = {
-        "features": vae.features,
-        "hidden": vae.hidden,
-        "latent": vae.latent,
-        "schema": schema,
-    }
-    (folder / "model.safetensors").write_bytes(save(state))
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    """Write the VAE; `schema` is the hash of the features' schema."""
+    config = {"features": vae.features, "hidden": vae.hidden, "latent": vae.latent}
+    save_model(folder, vae, {**config, "schema": schema})
 
 
 def load_vae(folder: Path, schema: str) -> FeatureVae:
@@ -178,20 +169,17 @@ def load_vae(folder: Path, schema: str) -> FeatureVae:
     Raises:
         ValueError: a file is missing or broken, or the VAE was trained on another schema.
     """
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        vae = FeatureVae(config["features"], config["hidden"], config["latent"])
-        vae.load_state_dict(load((folder / "model.safetensors").read_bytes()))
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"{folder}: expected config.json and model.safetensors of a feature VAE ({error})"
-        ) from None
+    config, vae = load_model(folder, _build, "feature VAE")
     if config["schema"] != schema:
         raise ValueError(
             f"{folder}: the VAE was trained on feature schema {config['schema'][:12]},"
             f" the features have {schema[:12]}"
         )
     return vae
+
+
+def _build(features: int, hidden: Sequence[int], latent: int, schema: str) -> FeatureVae:
+    return FeatureVae(features, hidden, latent)
 
 
 class _LinearPlusMlp(nn.Module):

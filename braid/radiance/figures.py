@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -22,30 +21,12 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from torch import Tensor
 
+from braid.figure_style import BLUE, GREEN, ORANGE, PALE, save, styled
 from braid.radiance.image_metrics import psnr
 
 RESIDUAL_LIMIT = 0.25  # residual, in [0, 1], at which the colour scale ends
 RESIDUAL_COLOURS = "magma"
 CELL = 1.3  # inches; side of an image
-INK, PALE = "#222222", "#8a8a8a"
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's, safe for the colour-blind
-STYLE: dict[str, Any] = {
-    "figure.dpi": 160,
-    "savefig.dpi": 160,
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.labelsize": 8,
-    "axes.edgecolor": PALE,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "image.interpolation": "nearest",
-}
 
 
 @dataclass(frozen=True)
@@ -67,7 +48,7 @@ def image_table(
     """Write frames down: the truth, every model's render with its PSNR, every model's residual."""
     residuals = {f"residual\n{name}": (images - truth).abs() for name, images in models.items()}
     rows, columns = len(labels), 1 + len(models) + len(residuals)
-    with matplotlib.style.context(["default", STYLE]):
+    with styled():
         size = (CELL * columns + 0.8, (CELL + 0.16) * rows + 0.35)
         tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
         figure = Figure(figsize=size, layout=tight)
@@ -82,7 +63,7 @@ def image_table(
         for column, (name, stack) in enumerate(residuals.items(), start=1 + len(models)):
             _column(axes[:, column], name, stack.mean(dim=-1))
         _colour_bar(figure, axes)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _column(axes: NDArray[np.object_], name: str, images: Tensor) -> None:
@@ -126,7 +107,7 @@ def tradeoff_chart(
         ),
     )
     colours = [BLUE if s.name == first_stage else ORANGE for s in students]
-    with matplotlib.style.context(["default", STYLE]):
+    with styled():
         figure = Figure(figsize=(9.2, 1.75 + 0.3 * len(students)), layout="constrained")
         axes = figure.subplots(1, 3, sharey=True, width_ratios=(1.5, 1, 1))
         for ax, (label, form, values, lines) in zip(axes, panels, strict=True):
@@ -137,7 +118,7 @@ def tradeoff_chart(
         axes[0].set_ylim(len(students) - 0.4, -0.6)
         _key(figure)
         figure.suptitle(title, fontsize=10)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _dots(ax: Axes, values: Sequence[float], colours: Sequence[str], form: str) -> None:
@@ -175,8 +156,3 @@ def _key(figure: Figure) -> None:
     entries = ((BLUE, "Stage 1B: response"), (ORANGE, "Stage 2"))
     handles = [figure.axes[0].scatter([], [], color=c, s=26, label=name) for c, name in entries]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Equal figures, equal bytes: matplotlib would write its own version into the file."""
-    figure.savefig(path, format="png", metadata={"Software": None})

@@ -21,6 +21,7 @@ from braid.radiance.response import ResponseLoss
 from braid.radiance.space import FieldPoints
 from braid.radiance.student import Student
 from braid.training.device import generator
+from braid.training.ema import Ema
 
 _FIELD_POINTS_PER_RAY = 4  # a point is about as much work as a quarter of a ray
 
@@ -185,7 +186,9 @@ class AlignmentProbe:
         self.due = {max(1, round(share * steps)) for share in self.SHARES}
         self.seed = seed
 
-    def __call__(self, step: int, objective: nn.Module) -> dict[str, float] | None:
+    def __call__(
+        self, step: int, objective: nn.Module, ema: Ema | None = None
+    ) -> dict[str, float] | None:
         """A row of figures at the steps that are due."""
         if step not in self.due or not isinstance(objective, FeatureObjective):
             return None

@@ -1,6 +1,7 @@
 """The exponential moving average of a module's trainable parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,18 @@ class Ema:
         """Overwrite the module's trainable parameters with their averages."""
         for name, parameter in trainable(module).items():
             parameter.copy_(self.average[name])
+
+    @contextmanager
+    def applied(self, module: nn.Module) -> Iterator[None]:
+        """Within, the module has the averages instead of its parameters."""
+        own = {name: each.detach().clone() for name, each in trainable(module).items()}
+        self.copy_to(module)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in trainable(module).items():
+                    parameter.copy_(own[name])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by parameter name."""

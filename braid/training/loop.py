@@ -35,7 +35,7 @@ from braid.training.optimizers import Optimizer, trainable
 from braid.training.schedules import Schedule
 
 Row = dict[str, float]
-Hook = Callable[[int, nn.Module], Row | None]
+Hook = Callable[[int, nn.Module, Ema | None], Row | None]
 
 
 class Stateful(Protocol):
@@ -88,7 +88,7 @@ def train(
     process: Process = ALONE,
     checkpoint: Path | None = None,  # the final state too: a rerun returns at once
     stateful: Mapping[str, Stateful] | None = None,  # what else to keep; the same in each process
-    hooks: Mapping[str, Hook] | None = None,  # called after each update with how many are done
+    hooks: Mapping[str, Hook] | None = None,  # called after each update: how many, module, averages
     on_log: Callable[[Row], None] | None = None,  # called with each new row, in one process
 ) -> TrainResult:
     """Train the objective's trainable parameters in place, going on from the checkpoint if any.
@@ -131,7 +131,7 @@ def train(
             if on_log and process.is_main:
                 on_log(row)
         for name, hook in (hooks or {}).items():
-            if (probed := hook(done, objective)) is not None:
+            if (probed := hook(done, objective, ema)) is not None:
                 state.result.probes.setdefault(name, []).append({"step": done, **probed})
         due = done % settings.checkpoint_every == 0 or done == settings.steps
         if checkpoint and due and process.is_main:

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from braid.pipeline.params import UndeclaredParam, declared_params, load_params, load_yaml
-from braid.pipeline.sections import FeatureGroup
+from braid.pipeline.radiance_sections import FeatureGroup
 from braid.radiance.aggregation import aggregate
 from braid.radiance.cells import CellGrid
 from braid.radiance.feature_table import ALIASES
@@ -105,8 +105,15 @@ def test_broken_yaml_and_a_missing_file_are_named(tmp_path: Path) -> None:
 def test_one_declared_entry_does_not_open_its_neighbours() -> None:
     view = declared_params(load_params(ROOT / "params.yaml"), ["variants.sh"], "a@b")
     assert set(view.variants) == {"sh"}
-    with pytest.raises(AttributeError, match="no section varyants"):
+    with pytest.raises(AttributeError, match=r"params\.yaml has no varyants"):
         _ = view.varyants
+
+
+def test_one_declared_key_does_not_open_its_section() -> None:
+    view = declared_params(load_params(ROOT / "params.yaml"), ["drift.K"], "quantize")
+    assert view.drift.K == load_params(ROOT / "params.yaml").drift.K
+    with pytest.raises(UndeclaredParam, match=r"reads the params section 'drift\.floor'"):
+        _ = view.drift.floor
 
 
 def test_groups_that_variants_may_name_are_those_of_the_features() -> None:

@@ -103,7 +103,7 @@ def test_the_same_seed_gives_the_same_bytes_in_a_second_clone(
     tiny_repo: TinyRepo, tmp_path: Path
 ) -> None:
     repo = make_tiny_repo(tmp_path / "repo")
-    repo.run("dvc", "repro", "evaluate_radiance@bricks-gaussian_all_vae")
+    repo.run("dvc", "repro", "evaluate_radiance@bricks-gaussian_all_vae", "evaluate_drift")
     for stage in declarations(repo.root):
         if all((repo.root / out).exists() for out in stage.outs):
             assert deterministic_outs(repo, stage) == deterministic_outs(tiny_repo, stage)

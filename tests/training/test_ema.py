@@ -40,6 +40,18 @@ def test_averages_are_copied_over_the_weights() -> None:
     assert module.weight.item() == 1.0
 
 
+def test_averages_stand_in_for_the_weights_for_a_while() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    set_to(module, 2.0)
+    ema = Ema(module, decay=0.5)
+    set_to(module, 6.0)
+    with pytest.raises(KeyError), ema.applied(module):
+        assert module.weight.item() == 2.0
+        raise KeyError
+    assert module.weight.item() == 6.0
+    assert ema.average["weight"].item() == 2.0
+
+
 def test_the_average_survives_a_round_trip_and_skips_what_is_frozen() -> None:
     module, another = (nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)) for _ in range(2))
     for each in (module, another):

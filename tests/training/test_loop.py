@@ -225,7 +225,7 @@ def test_hooks_see_the_number_of_updates_done_and_the_ema_follows_the_weights() 
         settings,
         seed=0,
         device=CPU,
-        hooks={"probe": lambda done, module: calls.append(done)},
+        hooks={"probe": lambda done, module, ema: calls.append(done)},
     )
     assert calls == [1]
     assert result.probes == {}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from braid.training import checkpoint, distributed
 from braid.training.distributed import ALONE, Process
+from braid.training.ema import Ema
 from braid.training.loop import LoopSettings, TrainResult, train
 from braid.training.optimizers import adamw, muon
 from braid.training.schedules import warmup_cosine
@@ -90,7 +91,7 @@ def train_toy(path: Path | None, kill_at: int | None = None) -> tuple[Toy, Count
     """A training of every moving part, in which the process may kill itself after a step."""
     objective, counter = Toy(dropout=0.2), Counter()
 
-    def hook(done: int, module: nn.Module) -> dict[str, float] | None:
+    def hook(done: int, module: nn.Module, ema: Ema | None) -> dict[str, float] | None:
         counter.seen += done
         if done == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)

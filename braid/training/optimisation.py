@@ -1,21 +1,23 @@
-"""How both stages of a student are optimised: AdamW, warm-up and cosine, averaged weights."""
+"""How a network is optimised: AdamW or Muon, warm-up and cosine, averaged weights at the end."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from braid.training.distributed import joined
+from braid.training.ema import Ema
 from braid.training.loop import LoopSettings, TrainResult, train
-from braid.training.optimizers import adamw
+from braid.training.optimizers import adamw, muon
 from braid.training.schedules import warmup_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """Hyperparameters that Stage 1B and Stage 2 share."""
+    """Hyperparameters of one training."""
 
     lr: float
     lr_floor: float  # of lr, at the end of the cosine
@@ -24,7 +26,8 @@ class Optimisation:
     accumulate: int  # batches a step
     clip_norm: float
     ema_decay: float
-    term_gradients: bool
+    term_gradients: bool = False  # log the gradient norm of each loss term
+    optimizer: str = "adamw"  # muon: for the hidden matrices, adamw for the rest
 
 
 def optimise(
@@ -36,10 +39,16 @@ def optimise(
     log_every: int,
     checkpoint_every: int,
     lr_scale: float = 1.0,
+    outer_layers: Sequence[str] = (),  # the first and the last, which Muon leaves to AdamW
     **loop: Any,  # of `train`: seed, device, process, checkpoint, stateful, hooks, on_log
 ) -> TrainResult:
     """Train the objective in place; its parameters end as their moving average."""
-    optimizer = adamw(objective, lr=settings.lr * lr_scale, weight_decay=settings.weight_decay)
+    lr, decay = settings.lr * lr_scale, settings.weight_decay
+    optimizer = (
+        muon(objective, lr=lr, weight_decay=decay, exclude=outer_layers)
+        if settings.optimizer == "muon"
+        else adamw(objective, lr=lr, weight_decay=decay)
+    )
     schedule = warmup_cosine(
         steps=steps, warmup=int(settings.warmup * steps), floor=settings.lr_floor
     )
@@ -67,7 +76,7 @@ class Snapshot:
         self.field, self.step = field, step
         self.weights: dict[str, Tensor] = {}
 
-    def __call__(self, step: int, objective: nn.Module) -> None:
+    def __call__(self, step: int, objective: nn.Module, ema: Ema | None = None) -> None:
         """Take the weights when their step has come."""
         if step == self.step:
             state = self.field.state_dict()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from braid.radiance import optimisation
-from braid.radiance.optimisation import Optimisation, Snapshot, optimise
+from braid.training import optimisation
 from braid.training.distributed import ALONE
+from braid.training.optimisation import Optimisation, Snapshot, optimise
 
 SETTINGS = Optimisation(
     lr=0.1,

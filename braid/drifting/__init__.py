@@ -1,0 +1,1 @@
+"""One-step refinement of keyframe interpolation, trained by drifting in feature space."""

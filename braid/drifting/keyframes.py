@@ -1,0 +1,188 @@
+"""Which frames of a clip are given: nested keyframe levels, and each frame's neighbours among them.
+
+Level 0 keeps every frame, level S the fewest; the frames kept at level s are among those kept at
+level s - 1, and the first and the last frame are always kept. A frame's *rank* says all of it:
+level s keeps the frames of rank below K_s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+SCHEDULES = ("doubling", "linear", "geometric")
+
+
+def level_counts(frames: int, minimum: int, levels: int, schedule: str) -> list[int]:
+    """How many frames each level keeps: K_0 = frames > K_1 > ... > K_S = minimum, S = levels.
+
+    From the coarsest level up, with T frames:
+
+        doubling    K_{s-1} = 2 K_s
+        linear      K_s = round(K_S + (S - s) / S (T - K_S))
+        geometric   K_s = round(K_S (T / K_S)^((S - s) / S)),
+
+    held apart where rounding or the end of the clip would make two levels equal.
+
+    Raises:
+        ValueError: no such schedule, or the clip is too short for it; names the param.
+    """
+    if schedule not in SCHEDULES:
+        expected = ", ".join(SCHEDULES)
+        raise ValueError(f"corruption.schedule is {schedule!r}, expected one of {expected}")
+    if not 2 <= minimum <= frames:
+        raise ValueError(
+            f"corruption.min_keyframes is {minimum}, expected 2 to {frames}, the frames of a clip"
+        )
+    if not 1 <= levels <= frames - minimum:
+        raise ValueError(
+            f"corruption.levels is {levels}, expected 1 to {frames - minimum}: between "
+            f"{minimum} and {frames} keyframes no more levels differ"
+        )
+    counts = [minimum]
+    for finer in range(1, levels):
+        share = finer / levels
+        wanted = {
+            "doubling": 2 * counts[-1],
+            "linear": round(minimum + share * (frames - minimum)),
+            "geometric": round(minimum * (frames / minimum) ** share),
+        }[schedule]
+        counts.append(min(max(wanted, counts[-1] + 1), frames - levels + finer))
+    return [frames, *reversed(counts)]
+
+
+def nested_masks(
+    batch: int,
+    frames: int,
+    counts: Sequence[int],  # keyframes at each level, descending, as of `level_counts`
+    draw: torch.Generator | None,  # None: evenly spread, the same in every clip
+) -> Tensor:
+    """Which frames are given at each level, [levels, batch, frames] bool.
+
+    Raises:
+        ValueError: the counts do not descend from at most `frames` to at least 2.
+    """
+    if draw is None:
+        ranks = even_ranks(frames, counts).expand(batch, -1)
+    else:
+        scores = torch.rand(batch, frames - 2, generator=draw, device=draw.device)
+        ranks = random_ranks(scores)
+    return masks_of(ranks, counts)
+
+
+def masks_of(
+    ranks: Tensor,  # [B, T]
+    counts: Sequence[int],
+) -> Tensor:
+    """The frames that each level keeps, [levels, B, T] bool.
+
+    Raises:
+        ValueError: the counts do not descend from at most T to at least 2.
+    """
+    _check(ranks.shape[1], counts)
+    return ranks < torch.tensor(counts, device=ranks.device)[:, None, None]
+
+
+def random_ranks(
+    scores: Tensor,  # [B, T - 2], any random numbers
+) -> Tensor:
+    """Both ends first, then a random order of the frames between, [B, T] int64."""
+    interior = scores.argsort(dim=1, stable=True) + 2
+    first = torch.zeros_like(interior[:, :1])
+    return torch.cat([first, interior, first + 1], 1)
+
+
+def even_ranks(frames: int, counts: Sequence[int]) -> Tensor:
+    """Ranks that spread the frames of every level as evenly as its coarser levels allow, [T].
+
+    The coarsest level is the rounded `linspace`; each finer one adds its frames where the gaps
+    are widest, evenly inside a gap.
+
+    Raises:
+        ValueError: the counts do not descend from at most `frames` to at least 2.
+    """
+    _check(frames, counts)
+    ranks = np.full(frames, frames)
+    kept = np.array([0, frames - 1])
+    ranks[kept] = [0, 1]
+    for count in reversed(counts):
+        added = _between(kept, count - len(kept))
+        ranks[added] = len(kept) + np.arange(len(added))
+        kept = np.sort(np.concatenate([kept, added]))
+    return torch.from_numpy(ranks)
+
+
+def _between(kept: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """`count` further frames between the ascending kept ones, ascending.
+
+    The n-th frame put into a gap of g frames finds intervals of g / n there: the largest first.
+    """
+    gaps = np.diff(kept)
+    gap = np.repeat(np.arange(len(gaps)), gaps - 1)  # of each frame not kept
+    chosen = np.argsort(-gaps[gap] / _number_within(gap), kind="stable")[:count]
+    gap = np.sort(gap[chosen])
+    parts = np.bincount(gap, minlength=len(gaps)) + 1
+    n = _number_within(gap)
+    return kept[gap] + (2 * n * gaps[gap] + parts[gap]) // (2 * parts[gap])
+
+
+def _number_within(group: NDArray[np.int64]) -> NDArray[np.int64]:
+    """1, 2, ... inside each run of equal numbers of an ascending array."""
+    return np.arange(1, len(group) + 1) - np.searchsorted(group, group)
+
+
+def _check(frames: int, counts: Sequence[int]) -> None:
+    if list(counts) != sorted(counts, reverse=True) or not 2 <= counts[-1] <= counts[0] <= frames:
+        raise ValueError(
+            f"keyframe counts {list(counts)}: expected to descend from at most {frames} "
+            "frames to at least 2"
+        )
+
+
+class Neighbours(NamedTuple):
+    """The keyframes around each frame; a keyframe is its own neighbour on both sides.
+
+    Before the first keyframe and after the last one both neighbours are that keyframe.
+    """
+
+    left: Tensor  # [B, T] int64
+    right: Tensor  # [B, T] int64
+    fraction: Tensor  # [B, T] float32, of the way from left to right
+
+    @property
+    def gap(self) -> Tensor:
+        """Frames from the left to the right keyframe, [B, T] int64."""
+        return self.right - self.left
+
+
+def neighbours(
+    mask: Tensor,  # [B, T] bool, True: keyframe
+) -> Neighbours:
+    """Find the nearest keyframes on both sides of every frame.
+
+    Raises:
+        ValueError: a clip without keyframes.
+    """
+    if not bool(mask.any(1).all()):
+        raise ValueError("keyframe mask: expected at least one keyframe in every clip")
+    frames = mask.shape[1]
+    time = torch.arange(frames, device=mask.device).expand_as(mask)
+    left = torch.where(mask, time, -1).cummax(1).values
+    right = torch.where(mask, time, frames).flip(1).cummin(1).values.flip(1)
+    left, right = torch.where(left < 0, right, left), torch.where(right == frames, left, right)
+    fraction = torch.where(left < right, (time - left) / (right - left), 0)
+    return Neighbours(left, right, fraction)
+
+
+def frames_at(
+    latents: Tensor,  # [B, C, T, H, W]
+    index: Tensor,  # [B, N] int64, frame numbers
+) -> Tensor:
+    """The frames of each clip at its own frame numbers, [B, C, N, H, W]."""
+    index = index[:, None, :, None, None].expand(-1, latents.shape[1], -1, *latents.shape[3:])
+    return latents.gather(2, index)

@@ -1,0 +1,107 @@
+"""What a latent MAE rebuilds of clips it has not seen, beside predictors that learnt nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from braid.drifting.interpolation import interpolate
+from braid.drifting.latent_mae import LatentMae
+from braid.drifting.masking import MODES, Masking, hide, masked_error
+from braid.training.device import generator
+
+COLLAPSED_RANK = 0.05  # of the pooled dimensions; fewer in use are a collapse
+TRIVIAL = ("zero", "mean", "interpolation")
+CHUNK = 64  # clips at a time
+
+
+@torch.no_grad()
+def mae_report(
+    mae: LatentMae,
+    masking: Masking,  # its ratios; every mode is judged
+    latents: Callable[[Tensor], Tensor],  # of clips [B], int64 on the CPU: [B, C, T, H, W]
+    clips: Tensor,  # [n], not trained on
+    labels: Tensor,  # pseudo-class of every clip, for a model that has a head
+    seed: int,  # of the masks
+) -> dict[str, float]:
+    """Masked errors, use of the feature space and accuracy of the head.
+
+    For each mode `val_mse_<mode>`, and beside it what trivial predictors score: `_zero`, `_mean`
+    (of a channel's visible cells) and for frames `_interpolation` (linear, between visible ones).
+    `rank` is RankMe (Garrido et al. 2023) of the pooled last stage and `rank_share` that of its
+    dimensions. `head_accuracy` is on whole clips, `head_chance` the share of the largest class.
+    """
+    figures: dict[str, list[Tensor]] = {}
+    pooled = []
+    device = next(mae.parameters()).device
+    for number, chosen in enumerate(clips.split(CHUNK)):
+        values = latents(chosen).to(device)
+        for mode in MODES:
+            draw = generator(seed, "latent_mae", mode, number)
+            judge = Masking(mode, masking.patch_ratio, masking.tube_ratio)
+            hidden = judge(values.shape, draw).to(device)
+            for name, error in _errors(mae, values, hidden, mode).items():
+                figures.setdefault(f"val_mse_{name}", []).append(error)
+        maps = mae.encode(values)
+        pooled.append(maps[f"stage{len(mae.blocks)}"].mean(dim=(2, 3, 4)))
+        if mae.head is not None:
+            right = mae.logits(maps).argmax(dim=1) == labels[chosen].to(device)
+            figures.setdefault("head_accuracy", []).append(right.float())
+    report = {name: float(torch.cat(each).mean()) for name, each in figures.items()}
+    report["rank"] = rank_me(torch.cat(pooled))
+    report["parameters"] = sum(each.numel() for each in mae.parameters())
+    report["rank_share"] = report["rank"] / pooled[0].shape[1]
+    if mae.head is not None:
+        counts = labels[clips].bincount()
+        report["head_chance"] = float(counts.max() / counts.sum())
+    return report
+
+
+def mae_verdict(report: Mapping[str, float]) -> tuple[str, str]:
+    """The status and a line with the figures behind it.
+
+    `collapsed`: the pooled features span hardly any dimension; `worse_than_<trivial>`: in some
+    mode the error is no lower than a trivial predictor's; `head_at_chance`: the head is no better
+    than naming the largest class; otherwise `passed`.
+    """
+    if report["rank_share"] < COLLAPSED_RANK:
+        used = f"{report['rank']:.1f} dimensions, {report['rank_share']:.1%} of them"
+        return "collapsed", f"pooled features use {used}, expected {COLLAPSED_RANK:.0%} or more"
+    compared = []
+    for mode in MODES:
+        bounds = {each: report.get(f"val_mse_{mode}_{each}") for each in TRIVIAL}
+        error = report[f"val_mse_{mode}"]
+        bound, trivial = min((bound, each) for each, bound in bounds.items() if bound is not None)
+        compared.append(f"{mode} {error:.3f} ({trivial}: {bound:.3f})")
+        if error >= bound:
+            return f"worse_than_{trivial}", f"masked error {compared[-1]}"
+    chance = report.get("head_chance", 0.0)
+    if report.get("head_accuracy", 1.0) <= chance:
+        return "head_at_chance", f"head accuracy {report['head_accuracy']:.3f}, chance {chance:.3f}"
+    return "passed", f"masked error below every trivial predictor's: {', '.join(compared)}"
+
+
+def rank_me(
+    features: Tensor,  # [n, D]
+) -> float:
+    """The exponential of the entropy of the singular values: how many dimensions are in use."""
+    singular = torch.linalg.svdvals(features.cpu().double())
+    shares = singular / singular.sum().clamp_min(1e-12)
+    return float((-shares * shares.clamp_min(1e-12).log()).sum().exp())
+
+
+def _errors(mae: LatentMae, clips: Tensor, hidden: Tensor, mode: str) -> dict[str, Tensor]:
+    """Masked error of each clip, [B], by predictor."""
+    visible = hide(clips, hidden)
+    seen = (~hidden).sum(dim=(2, 3, 4), keepdim=True).clamp_min(1)
+    predictions = {
+        mode: mae(visible),
+        f"{mode}_zero": torch.zeros_like(clips),
+        f"{mode}_mean": (visible.sum(dim=(2, 3, 4), keepdim=True) / seen).expand_as(clips),
+    }
+    if mode == "frame":
+        keyframes = ~hidden[:, 0, :, 0, 0]
+        predictions[f"{mode}_interpolation"] = interpolate(clips, keyframes, "linear")
+    return {name: masked_error(each, clips, hidden) for name, each in predictions.items()}

@@ -1,0 +1,254 @@
+"""What a refiner is trained for: to drift towards real clips of its class, or to hit the truth.
+
+`DriftObjective` compares *distributions*, class by class, in feature space; no term pairs a
+refined clip with the clip that it was made from. `PairedObjective` is the usual regression, which
+blurs what it cannot know; it trains the network that multi-step sampling needs.
+
+A step draws classes, then clips of each; corrupts them to a random level; refines them in one step.
+Positives and unconditional negatives come from queues of real latents that each step refreshes with
+its own clips, so a class is compared with more of its clips than a step could encode anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from braid.drifting.batches import ClassBatches
+from braid.drifting.corruption import Corrupted, Corruption
+from braid.drifting.drift import DriftLoss, Samples
+from braid.drifting.guidance import draw_alpha, unconditional_weight
+from braid.drifting.queues import ClassQueues, GlobalQueue
+from braid.drifting.refiner import Refiner
+from braid.training.loop import Stateful
+
+Features = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, T, H, W] to groups of [B, L, D]
+Latents = Callable[[Tensor], Tensor]  # clips by position [B] in the training split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """How much a step draws."""
+
+    classes: int
+    generated: int  # clips a class
+    positives: int  # real clips a class
+    negatives: int  # queued generated clips a class
+    unconditional: int  # real clips of any class
+    queue: int  # clips kept a class
+    queue_unconditional: int
+    alpha_max: float
+    alpha_power: float
+
+
+@dataclass(frozen=True)
+class Refined:
+    """One step's clips."""
+
+    classes: Tensor  # [C]
+    truth: Tensor  # [C, N, ...]
+    corrupted: Corrupted  # of C N clips
+    clips: Tensor  # [C, N, ...] refined
+    repeated: int  # clips drawn twice because their class is too small
+
+
+class Refinement(nn.Module):
+    """What both objectives share: draw clips, corrupt them, refine them."""
+
+    def __init__(
+        self,
+        refiner: Refiner,
+        corruption: Corruption,
+        latents: Latents,
+        labels: Tensor,  # [n] of the training clips
+        draws: Draws,
+        anchors: Latents | None = None,  # phase-1 outputs for the same clips
+    ) -> None:
+        super().__init__()
+        self.refiner = refiner
+        self.corruption = corruption
+        self.latents = latents
+        self.anchors = anchors
+        self.batches = ClassBatches(labels)
+        self.draws = draws
+        self.diagnostics: dict[str, float | Tensor] = {}
+
+    def stateful(self) -> dict[str, Stateful]:
+        """What a resumed training must find as it was."""
+        return {}
+
+    def card(self) -> dict[str, str]:
+        """What an experiment card says of the objective beside its params."""
+        return {"sampling": "class-balanced, without replacement inside a class"}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the refiner is."""
+        return next(self.refiner.parameters()).device
+
+    def load(self, source: Latents, members: Tensor) -> Tensor:
+        """Clips [..., C, T, H, W] at positions [...]."""
+        return source(members.flatten()).to(self.device).unflatten(0, members.shape)
+
+    def refine(self, alpha: Tensor, generator: torch.Generator) -> Refined:
+        """Draw one step's clips and refine them under guidance alpha [C]."""
+        classes, members = self.draws.classes, self.draws.generated
+        batch = self.batches.draw(classes, members, generator)
+        truth = self.load(self.latents, batch.members)
+        level = torch.randint(
+            1, self.corruption.levels + 1, (classes * members,), generator=generator
+        ).to(self.device)
+        anchors = None
+        if self.anchors and self.corruption.student_replace_prob:
+            anchors = self.load(self.anchors, batch.members.flatten())
+        corrupted = self.corruption(
+            truth.flatten(0, 1), level, batch.members.flatten(), generator, anchors
+        )
+        refined = self.refiner(
+            corrupted.latents,
+            corrupted.mask,
+            corrupted.confidence,
+            batch.classes.to(self.device).repeat_interleave(members),
+            level,
+            alpha.repeat_interleave(members),
+        )
+        return Refined(
+            batch.classes,
+            truth,
+            corrupted,
+            refined.unflatten(0, (classes, members)),
+            batch.repeated,
+        )
+
+
+class PairedObjective(Refinement):
+    """Mean squared error of the missing frames against the clip that they were taken from."""
+
+    def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The loss of one step."""
+        no_guidance = torch.ones(self.draws.classes, device=self.device)
+        refined = self.refine(no_guidance, _on_cpu(generator))
+        error = (refined.clips - refined.truth).flatten(0, 1).square().mean(dim=(1, 3, 4))
+        missing = ~refined.corrupted.mask
+        self.diagnostics = {"repeated_clips": float(refined.repeated)}
+        return {"paired": (error * missing).sum() / missing.sum().clamp(min=1)}
+
+
+class DriftObjective(Refinement):
+    """The drifting loss in the encoder's feature space and on the latents themselves."""
+
+    def __init__(
+        self,
+        *base: Any,  # of `Refinement`
+        branches: Mapping[str, tuple[float, Features]],  # weight and features of each, by name
+        loss: DriftLoss,
+        log_every: int,  # statistics are computed on logging steps only
+        **more: Any,
+    ) -> None:
+        super().__init__(*base, **more)
+        self.branches = {name: each for name, each in branches.items() if each[0] > 0}
+        self.loss = loss
+        self.log_every = log_every
+        sample = self.latents(torch.zeros(1, dtype=torch.long))[0]
+        classes = len(self.batches.sizes)
+        self.queues = {
+            "real": ClassQueues(classes, self.draws.queue, tuple(sample.shape)),
+            "made": ClassQueues(classes, self.draws.queue, tuple(sample.shape)),
+        }
+        self.unconditional = GlobalQueue(self.draws.queue_unconditional, tuple(sample.shape))
+
+    def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The loss terms of one step."""
+        draws, cpu = self.draws, _on_cpu(generator)
+        alpha = draw_alpha(draws.classes, draws.alpha_max, draws.alpha_power, cpu).to(self.device)
+        refined = self.refine(alpha, cpu)
+        self._refresh(refined, cpu)
+        positives = self.queues["real"].draw(refined.classes, draws.positives, cpu)
+        negatives = self.queues["made"].draw(refined.classes, draws.negatives, cpu)
+        unconditional = self.unconditional.draw(draws.unconditional, cpu)
+        self.queues["made"].push(*_rows(refined.classes, refined.clips.detach()))
+
+        weight = unconditional_weight(
+            alpha, draws.generated, draws.unconditional, negatives.counts.to(self.device)
+        )
+        logged = step % self.log_every == 0
+        terms, self.diagnostics = {}, self._fallbacks(refined)
+        for name, (share, features) in self.branches.items():
+            made = self._encode(features, refined.clips)
+            with torch.no_grad():
+                real = self._encode(features, positives.samples)
+                other = self._encode(features, unconditional[None])
+                queued = self._encode(features, negatives.samples) if draws.negatives else {}
+            groups = {
+                group: Samples(
+                    vectors,
+                    real[group],
+                    queued.get(group),
+                    other[group][0],
+                    negative_count=negatives.counts.to(self.device) if queued else None,
+                )
+                for group, vectors in made.items()
+            }
+            result = self.loss(groups, weight, statistics=logged)
+            terms[name] = share * result.loss
+            self.diagnostics |= {f"{name}_{key}": value for key, value in result.statistics.items()}
+        return terms
+
+    def card(self) -> dict[str, str]:
+        """Where positives and negatives come from, and how many vectors phi has in each branch."""
+        sample = self.load(self.latents, torch.zeros(1, dtype=torch.long))
+        sizes = {
+            name: {group: each.shape[1] for group, each in features(sample).items()}
+            for name, (_, features) in self.branches.items()
+        }
+        phi = [
+            f"{name}: {sum(groups.values())} vectors in {len(groups)} groups"
+            for name, groups in sizes.items()
+        ]
+        return {
+            **super().card(),
+            "positives": "queues of real latents by class, without replacement",
+            "negatives": "this step's clips, then queued ones, then weighted unconditional ones",
+            "encoder": "latent MAE, frozen" if "encoder" in self.branches else "none",
+            "phi": "; ".join(phi),
+        }
+
+    def _encode(self, features: Features, clips: Tensor) -> dict[str, Tensor]:
+        """Groups [C, N, L, D] of clips [C, N, ...]."""
+        groups = features(clips.to(self.device).flatten(0, 1))
+        return {name: each.unflatten(0, clips.shape[:2]) for name, each in groups.items()}
+
+    def _refresh(self, refined: Refined, generator: torch.Generator) -> None:
+        """Push this step's real clips; fill the queue of a class that is met for the first time."""
+        self.queues["real"].push(*_rows(refined.classes, refined.truth))
+        self.unconditional.push(refined.truth.flatten(0, 1))
+        short = self.queues["real"].held[refined.classes] < self.draws.positives
+        for each in refined.classes[short].tolist():
+            wanted = min(int(self.batches.sizes[each]), self.draws.positives)
+            members = self.batches.members(torch.tensor([each]), wanted, generator).members
+            self.queues["real"].push(*_rows(torch.tensor([each]), self.load(self.latents, members)))
+
+    def _fallbacks(self, refined: Refined) -> dict[str, float | Tensor]:
+        """How often a class had too few clips, so far; and in this step's batch."""
+        return {
+            "repeated_clips": float(refined.repeated),
+            "short_queues": float(self.queues["real"].fallbacks),
+        }
+
+    def stateful(self) -> dict[str, Stateful]:
+        """The queues."""
+        return {**self.queues, "unconditional": self.unconditional}
+
+
+def _on_cpu(generator: torch.Generator) -> torch.Generator:
+    """The same stream wherever the step's generator is: clips are drawn and kept on the CPU."""
+    return torch.Generator().manual_seed(generator.initial_seed())
+
+
+def _rows(classes: Tensor, clips: Tensor) -> tuple[Tensor, Tensor]:
+    """Classes [C] and clips [C, N, ...] as rows [C N]."""
+    return classes.repeat_interleave(clips.shape[1]), clips.flatten(0, 1)

@@ -1,0 +1,170 @@
+"""Queues of samples, one ring a class: what a step compares with beyond its own batch.
+
+They hold latents, not features: at 86 maps a sample's features are hundreds of times its latent.
+As in the official release a draw is without replacement, and with replacement only from a class
+that holds too few; that is counted, for it weights samples double.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Drawn(NamedTuple):
+    """Samples of C classes; those of a class that holds none are zeros."""
+
+    samples: Tensor  # [C, count, ...]
+    counts: Tensor  # [C] int64: count, or 0 where the class holds none
+
+
+class ClassQueues:
+    """The newest `capacity` samples of each class, on the CPU unless `device` says otherwise.
+
+    Memory is taken as it fills. Counts and indices stay on the CPU, and with them the decisions.
+
+    Raises:
+        ValueError: no classes or no capacity; pushed samples of another shape or class.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        capacity: int,  # samples a class
+        sample_shape: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if classes < 1 or capacity < 1:
+            raise ValueError(f"queues: expected classes and a capacity, got {classes}, {capacity}")
+        self.capacity = capacity
+        self.samples = torch.zeros(classes, capacity, *sample_shape, dtype=dtype, device=device)
+        self.pushed = torch.zeros(classes, dtype=torch.int64)  # [K] ever
+        self.fallbacks = 0  # classes drawn from while they held too few, ever
+
+    @property
+    def held(self) -> Tensor:
+        """How many samples each class holds, [K]."""
+        return self.pushed.clamp(max=self.capacity)
+
+    def push(
+        self,
+        classes: Tensor,  # [B] int64, in any order
+        samples: Tensor,  # [B, ...]
+    ) -> None:
+        """Add samples; of a full class the oldest go, and the last of a batch are the newest."""
+        classes = classes.cpu()
+        if samples.shape != (len(classes), *self.samples.shape[2:]):
+            expected = (len(classes), *self.samples.shape[2:])
+            raise ValueError(f"queues: expected samples {expected}, got {tuple(samples.shape)}")
+        if len(classes) and not 0 <= classes.min() <= classes.max() < len(self.pushed):
+            raise ValueError(f"queues: expected classes below {len(self.pushed)}, got {classes}")
+        order = classes.argsort(stable=True)
+        sizes = torch.bincount(classes, minlength=len(self.pushed))
+        classes = classes[order]
+        rank = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[classes]
+        slot = (self.pushed[classes] + rank) % self.capacity
+        kept = rank >= sizes[classes] - self.capacity  # or a slot would be written twice
+        source = samples.detach()[order[kept].to(samples.device)]
+        self.samples[classes[kept], slot[kept]] = source.to(self.samples)
+        self.pushed += sizes
+
+    def draw(
+        self,
+        classes: Tensor,  # [C] int64; a class that stands there twice is drawn from twice
+        count: int,
+        generator: torch.Generator,
+    ) -> Drawn:
+        """`count` samples of each class.
+
+        Raises:
+            ValueError: `count` is more than a class can hold.
+        """
+        if count > self.capacity:
+            raise ValueError(f"queues: {count} samples asked for, a class keeps {self.capacity}")
+        classes = classes.cpu()
+        held = self.held[classes][:, None]  # [C, 1]
+        keys = torch.rand(
+            (len(classes), self.capacity), generator=generator, device=generator.device
+        ).cpu()
+        unique = keys.masked_fill(torch.arange(self.capacity) >= held, 2).argsort(1)[:, :count]
+        repeated = (keys[:, :count] * held).long().minimum((held - 1).clamp(min=0))
+        index = torch.where(held >= count, unique, repeated)
+        self.fallbacks += int((held < count).sum())
+        return Drawn(self.samples[classes[:, None], index], count * (held[:, 0] > 0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is held and what counts; empty slots are left out."""
+        return {
+            "samples": self.samples[self._filled()].cpu(),
+            "pushed": self.pushed.clone(),
+            "fallbacks": self.fallbacks,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as the queues did that gave the state.
+
+        Raises:
+            ValueError: they were of another size.
+        """
+        pushed, samples = state["pushed"], state["samples"]
+        held = int(pushed.clamp(max=self.capacity).sum())
+        if pushed.shape != self.pushed.shape or samples.shape != (held, *self.samples.shape[2:]):
+            raise ValueError("queues: the state is of queues of another size")
+        self.pushed = pushed.clone()
+        self.fallbacks = int(state["fallbacks"])
+        self.samples[self._filled()] = samples.to(self.samples)
+
+    def _filled(self) -> Tensor:
+        """Which slots hold a sample, [K, capacity]."""
+        return torch.arange(self.capacity) < self.held[:, None]
+
+
+class GlobalQueue:
+    """The newest samples of any class: unconditional ones."""
+
+    def __init__(
+        self,
+        capacity: int,
+        sample_shape: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._queue = ClassQueues(1, capacity, sample_shape, dtype, device)
+
+    @property
+    def held(self) -> int:
+        """How many samples it holds."""
+        return int(self._queue.held)
+
+    @property
+    def fallbacks(self) -> int:
+        """Draws made while it held too few, ever."""
+        return self._queue.fallbacks
+
+    def push(
+        self,
+        samples: Tensor,  # [B, ...]
+    ) -> None:
+        """Add samples; when it is full the oldest go."""
+        self._queue.push(torch.zeros(len(samples), dtype=torch.int64), samples)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """`count` samples, [count, ...].
+
+        Raises:
+            ValueError: nothing was pushed yet, or `count` is more than it can hold.
+        """
+        if not self.held:
+            raise ValueError("queues: nothing was pushed yet to draw unconditional samples from")
+        return self._queue.draw(torch.zeros(1, dtype=torch.int64), count, generator).samples[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `ClassQueues`."""
+        return self._queue.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `ClassQueues`."""
+        self._queue.load_state_dict(state)

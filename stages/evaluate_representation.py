@@ -1,0 +1,99 @@
+"""Judge the quantiser's space and the latent MAE's: separation, retrieval, collapse, kernel.
+
+Writes metrics/representation/<space>.json and pictures. Twenty seconds for the built-in clips.
+"""
+
+import torch
+from torch import Tensor
+
+from braid.clips.album import draw_album
+from braid.clips.clip_pictures import Shown, strip
+from braid.clips.decoding import decoder
+from braid.clips.kmeans import kmeans
+from braid.clips.quantizer import load_pseudo_classes, load_quantizer
+from braid.clips.representation import Space, judge, standardised
+from braid.clips.samples import Encode, read_sample
+from braid.clips.shards import open_clips
+from braid.drifting.features import ClipFeatures
+from braid.drifting.latent_mae import LatentMae, load_latent_mae
+from braid.pipeline.context import open_stage
+from braid.pipeline.record import write_json
+from braid.training.device import generator, seed_global_stream, set_up
+
+
+def main() -> None:
+    """Run the stage."""
+    with open_stage("evaluate_representation") as stage:
+        hardware, seed = stage.params.hardware, stage.params.seed
+        settings = stage.params.representation
+        device = set_up(hardware.device, hardware.threads, seed)
+        clips = open_clips(stage.dep("data/clips"))
+        pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
+        pooling = load_quantizer(stage.dep("models/quantizer")).encoder.pooling
+        mae = load_latent_mae(stage.dep("models/latent_mae"))
+        seed_global_stream(generator(seed, "untrained"))
+        untrained = LatentMae(mae.channels, mae.width, mae.blocks)  # the trained one's control
+        sample, features = read_sample(
+            clips,
+            pseudo,
+            pooling,
+            {
+                "latent_mae": _encoder(mae, device),
+                "untrained_mae": _encoder(untrained, device),
+            },
+            count=settings.clips,
+            families=settings.families,
+            draw=generator(seed, "sample"),
+        )
+        h = pseudo.embedding[sample.indices].numpy()
+        spaces = {"quantizer": Space(h, h)} | {
+            name: Space(each, standardised(each, settings.components))
+            for name, each in features.items()
+        }
+        clustering = stage.params.quantizer.model_dump(exclude={"min_count"})
+
+        def cluster(points: Tensor, draw: torch.Generator) -> Tensor:
+            return kmeans(points, pseudo.classes, **clustering, generator=draw).labels
+
+        judged = {}
+        for name, space in spaces.items():
+            judged[name] = judge(
+                space,
+                sample,
+                temperatures=stage.params.drift.temperatures,
+                neighbours=settings.neighbours,
+                cluster=cluster,
+                resamples=settings.bootstrap,
+                seed=seed,
+            )
+            write_json(stage.out(f"metrics/representation/{name}.json"), judged[name].figures)
+
+        decode = decoder(
+            clips.codec,
+            examples=clips.latents(sample.indices[:16]),
+            wan_vae=stage.params.decoding.wan_vae,
+        )
+
+        def show(place: int, colour: str) -> Shown:
+            latents = clips.latents(sample.indices[[place]]).to(device)
+            return Shown(strip(decode(latents)[0]), sample.prompts[place], colour)
+
+        draw_album(
+            stage.out("plots/representation"),
+            sample,
+            {name: (spaces[name], judged[name]) for name in ("quantizer", "latent_mae")},
+            show,
+            method=settings.map,
+            map_clips=settings.map_clips,
+            classes=settings.exemplar_classes,
+            seed=seed,
+        )
+
+
+def _encoder(mae: LatentMae, device: torch.device) -> Encode:
+    encode = ClipFeatures(mae, families=("clip", "motion")).to(device)
+    return lambda latents: encode(latents.to(device))
+
+
+if __name__ == "__main__":
+    main()

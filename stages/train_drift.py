@@ -1,0 +1,115 @@
+"""Train a refiner of interpolated clips: by drifting, or paired, as multi-step sampling needs it.
+
+Writes models/drift/<refiner>, the checkpoint that is best on the validation split, and the run's
+experiment card. Forty seconds for the built-in clips.
+"""
+
+from typing import Any
+
+import torch
+
+from braid.clips.quantizer import load_pseudo_classes
+from braid.clips.shards import open_clips
+from braid.drifting.corruption import Corruption
+from braid.drifting.drift import DriftLoss
+from braid.drifting.features import ClipFeatures
+from braid.drifting.latent_mae import load_latent_mae
+from braid.drifting.objectives import Draws, DriftObjective, Features, PairedObjective
+from braid.drifting.refiner import Refiner, save_refiner
+from braid.drifting.selection import BestOnValidation
+from braid.drifting.vanilla import vanilla
+from braid.pipeline.card import Decision, Pace, clips_data, write_card
+from braid.pipeline.context import Stage, open_stage
+from braid.pipeline.record import read_json
+from braid.training.device import generator, set_up
+from braid.training.distributed import launched
+from braid.training.optimisation import Optimisation, optimise
+
+
+def main() -> None:
+    """Run the stage."""
+    with open_stage("train_drift") as stage:
+        process, hardware, seed = launched(), stage.params.hardware, stage.params.seed
+        device = set_up(hardware.device, hardware.threads, seed, process.local_rank)
+        recipe, pace = stage.params.refiners[stage.item[0]], Pace()
+        clips = open_clips(stage.dep("data/clips"), cache_mib=stage.params.clips.cache_mib)
+        pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
+        train, val = (torch.from_numpy(clips.indices(each)) for each in ("train", "val"))
+        corruption = Corruption(clips.shape[1], **stage.params.corruption.model_dump())
+        shape, draws = stage.params.refiner.model_dump(), stage.params.drift_batches.model_dump()
+        refiner = Refiner(clips.shape[0], pseudo.classes, corruption.levels + 1, **shape)
+        refiner = refiner.to(device)
+        base: dict[str, Any] = {
+            "refiner": refiner,
+            "corruption": corruption,
+            "latents": lambda positions: clips.latents(train[positions]),
+            "anchors": lambda positions: clips.anchors(train[positions]),
+            "labels": pseudo.labels[train],
+            "draws": Draws(**draws),
+        }
+        paired = recipe.objective == "paired"
+        objective = PairedObjective(**base) if paired else _drift(stage, base, device)
+        best = BestOnValidation(
+            clips.latents(val),
+            pseudo.labels[val],
+            corruption,
+            generator(seed, "validation"),
+            every=min(recipe.validate_every, recipe.steps),
+            score="mse_missing" if paired else "frechet",
+            device=device,
+        )
+        optimisation = Optimisation(**stage.params.refiner_optimisation.model_dump())
+        result = optimise(
+            objective,
+            optimisation,
+            steps=recipe.steps,
+            precision=hardware.precision,
+            **stage.params.cadence.model_dump(),
+            seed=seed,
+            device=device,
+            process=process,
+            checkpoint=stage.scratch() / "refiner.pt",
+            outer_layers=("refiner.embed", "refiner.out"),
+            stateful={"best": best, **objective.stateful()},
+            hooks={"validation": best, "pace": pace},
+            on_log=stage.logger(),
+        )
+
+        refiner.load_state_dict(best.weights)
+        save_refiner(stage.out("models/drift"), refiner)
+        decision = Decision(*best.verdict())
+        results = {
+            "steps": recipe.steps,
+            "best_step": best.step,
+            best.decisive: best.score,
+            **{f"{name}_interpolated": value for name, value in best.interpolated.items()},
+            "parameters": sum(each.numel() for each in refiner.parameters()),
+        }
+        stage.write_curve("plots/drift", result.history)
+        stage.write_curve("plots/drift_validation", result.probes["validation"])
+        stage.write_metrics({**results, **decision.figures()})
+        seen = draws["classes"] * draws["generated"] * optimisation.accumulate * process.world_size
+        stage.runtime["clips_per_second"] = pace.per_second(seen)
+        manifest = read_json(stage.dep("data/clips") / "manifest.json")
+        data = clips_data(stage.params.clips.source, manifest, train=len(train), val=len(val))
+        model = {"classes": pseudo.classes, **objective.card()}
+        write_card(stage, device, data=data, model=model, results=results, decision=decision)
+
+
+def _drift(stage: Stage, base: dict[str, Any], device: torch.device) -> DriftObjective:
+    """The drifting objective on the frozen encoder's features and on the latents themselves."""
+    phi = stage.params.drift_features
+    mae = load_latent_mae(stage.dep("models/latent_mae"))
+    encoder = ClipFeatures(mae, phi.families, phi.locations).to(device)
+    branches: dict[str, tuple[float, Features]] = {
+        "encoder": (phi.encoder_weight, encoder),
+        "vanilla": (phi.vanilla_weight, vanilla(phi.vanilla)),
+    }
+    loss = DriftLoss(**stage.params.drift.model_dump(exclude={"K"}))
+    return DriftObjective(
+        **base, branches=branches, loss=loss, log_every=stage.params.cadence.log_every
+    )
+
+
+if __name__ == "__main__":
+    main()
