@@ -65,13 +65,19 @@ def tradeoff(
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
         for ax, measure in zip(axes, ("frechet", "frechet_pca"), strict=True):
-            for name, figures in methods.items():
+            for turn, (name, figures) in enumerate(methods.items()):
                 x = figures[measure] / methods[reference][measure]
                 y = figures["mse_missing"] / methods[reference]["mse_missing"]
                 colour = PALE if name == reference else ORANGE if "refined" in name else BLUE
                 ax.scatter(x, y, color=colour, s=30, zorder=3)
+                above = turn % 2  # neighbours in the list are near each other in the chart too
                 ax.annotate(
-                    name, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=7
+                    name,
+                    (x, y),
+                    xytext=(0, 7 if above else -12),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=7,
                 )
             ax.axvline(1, color=PALE, lw=0.8, ls=":")
             ax.axhline(1, color=PALE, lw=0.8, ls=":")
@@ -79,7 +85,7 @@ def tradeoff(
             ax.margins(0.18)
         axes[0].set_ylabel(f"error of missing frames / {reference}'s")
         axes[0].text(
-            0.02, 0.02, "lower left is better", transform=axes[0].transAxes, color=GREEN, fontsize=7
+            0.02, 0.94, "lower left is better", transform=axes[0].transAxes, color=GREEN, fontsize=7
         )
         figure.suptitle(title, fontsize=9, color=INK)
         save(figure, path)
