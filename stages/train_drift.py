@@ -39,6 +39,8 @@ def main() -> None:
         shape, draws = stage.params.refiner.model_dump(), stage.params.drift_batches.model_dump()
         refiner = Refiner(clips.shape[0], pseudo.classes, corruption.levels + 1, **shape)
         refiner = refiner.to(device)
+        if recipe.compile:
+            refiner.compile()
         base: dict[str, Any] = {
             "refiner": refiner,
             "corruption": corruption,

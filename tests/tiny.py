@@ -38,6 +38,9 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "representation": {"clips": 60, "map_clips": 40, "bootstrap": 10},
     "drift_evaluation": {"components": 4, "strips": 1},
+    "storyboards": {
+        "held_out": {"source": "data/clips", "clip": 0, "keyframes": [0, 2, 4], "alpha": 1.0}
+    },
 }
 
 TRAININGS = (

@@ -170,7 +170,8 @@ class DriftObjective(Refinement):
         positives = self.queues["real"].draw(refined.classes, draws.positives, cpu)
         negatives = self.queues["made"].draw(refined.classes, draws.negatives, cpu)
         unconditional = self.unconditional.draw(draws.unconditional, cpu)
-        self.queues["made"].push(*_rows(refined.classes, refined.clips.detach()))
+        if draws.negatives:
+            self.queues["made"].push(*_rows(refined.classes, refined.clips.detach()))
 
         weight = unconditional_weight(
             alpha, draws.generated, draws.unconditional, negatives.counts.to(self.device)
@@ -201,13 +202,10 @@ class DriftObjective(Refinement):
     def card(self) -> dict[str, str]:
         """Where positives and negatives come from, and how many vectors phi has in each branch."""
         sample = self.load(self.latents, torch.zeros(1, dtype=torch.long))
-        sizes = {
-            name: {group: each.shape[1] for group, each in features(sample).items()}
-            for name, (_, features) in self.branches.items()
-        }
+        groups = {name: features(sample) for name, (_, features) in self.branches.items()}
         phi = [
-            f"{name}: {sum(groups.values())} vectors in {len(groups)} groups"
-            for name, groups in sizes.items()
+            f"{name}: {sum(v.shape[1] for v in each.values())} vectors in {len(each)} groups"
+            for name, each in groups.items()
         ]
         return {
             **super().card(),

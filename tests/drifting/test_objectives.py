@@ -7,13 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from braid.drifting.corruption import Corruption
 from braid.drifting.distances import energy_distance
-from braid.drifting.objectives import DriftObjective
+from braid.drifting.objectives import Draws, DriftObjective, PairedObjective
 from braid.drifting.vanilla import vanilla
 from braid.training.device import generator
 from braid.training.loop import LoopSettings, TrainResult, train
 from braid.training.optimizers import adamw
-from tests.drifting.toy_refinement import toy_clips, toy_corruption, toy_objective
+from tests.drifting.toy_refinement import (
+    DRAWS,
+    toy_clips,
+    toy_corruption,
+    toy_objective,
+    toy_refiner,
+)
 
 CPU = torch.device("cpu")
 
@@ -139,6 +146,22 @@ def test_killed_and_resumed_gives_the_same_weights(tmp_path: Path) -> None:
     run(resumed, 12, tmp_path / "state.pt")
     for name, weights in unbroken.state_dict().items():
         assert torch.equal(weights, resumed.state_dict()[name]), name
+
+
+def test_phase_one_anchors_stand_in_for_keyframes_where_the_corruption_asks_for_them() -> None:
+    clips, labels = toy_clips()
+    for share, replaced in ((0.0, 0), (1.0, 8)):
+        corruption = Corruption(5, levels=1, min_keyframes=3, student_replace_prob=share)
+        objective = PairedObjective(
+            toy_refiner(),
+            corruption,
+            lambda positions: clips[positions],
+            labels,
+            Draws(**DRAWS),
+            anchors=lambda positions: torch.full_like(clips[positions], 9.0),
+        )
+        corrupted = objective.refine(torch.ones(2), generator(0, "step")).corrupted
+        assert (corrupted.latents[:, :, 2] == 9).all(1).all(1).all(1).sum() == replaced
 
 
 def _recording(loss, seen):

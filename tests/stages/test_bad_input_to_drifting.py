@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from braid.clips.shards import open_clips
+from braid.drifting.refiner import Refiner
 from tests.clips.shard_files import write_clips
 from tests.stages.conftest import ROOT, fault, override, run
 from tests.tiny import TINY
@@ -132,3 +133,15 @@ def test_a_user_s_storyboard_is_filled_in_and_a_wrong_one_is_named(
     override(spoilt, storyboards={"mine": board})
     path.write_bytes(b"broken")
     assert "mine.safetensors: expected" in fault(spoilt, "impute_storyboard", "mine")
+
+
+def test_a_refiner_is_compiled_where_its_params_say_so(
+    spoilt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(Refiner, "compile", lambda refiner: compiled.append(refiner))
+    recipe = {"objective": "paired", "steps": 2, "validate_every": 4}
+    for wanted in (False, True):
+        override(spoilt, refiners={"paired": {**recipe, "compile": wanted}})
+        run(spoilt, "train_drift", "paired")
+        assert len(compiled) == wanted
