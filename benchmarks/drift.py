@@ -7,8 +7,8 @@ unconditional samples, one CPU thread. The loop is `drift_reference`: class by c
 vector, one distance matrix for all temperatures, the same shared scales. Runs of the two are
 interleaved and the fastest of each counts.
 
-Expected: a ratio of 9 to 12 at 4 generated and 32 positive samples a class, where calls cost more
-than arithmetic; of 2.6 to 3.3 at 32 and 64, where both must do the same 11 GFLOP of products,
+Expected: a ratio of 9 to 11 at 4 generated and 32 positive samples a class, where calls cost more
+than arithmetic; of 2.4 to 2.6 at 32 and 64, where both must do the same 11 GFLOP of products,
 which are two thirds of the batched time: on one thread no more than 4.5 is to be had there.
 """
 

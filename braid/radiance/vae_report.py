@@ -63,7 +63,10 @@ def kl_stable(
     kl: Sequence[float],  # unweighted KL by step, in order
 ) -> bool:
     """Whether the KL has settled: over the last `KL_TAIL` of the steps, the mean of the last
-    quarter differs from that of the first by at most `KL_TOLERANCE` of the mean."""
+    quarter differs from that of the first by at most `KL_TOLERANCE` of the mean. Fewer than four
+    values cannot tell."""
+    if len(kl) < 4:
+        return False
     last = np.asarray(kl[-max(4, round(KL_TAIL * len(kl))) :], dtype=np.float64)
     quarters = [float(each.mean()) for each in np.array_split(last, 4)]
     return abs(quarters[-1] - quarters[0]) <= KL_TOLERANCE * abs(float(last.mean()))

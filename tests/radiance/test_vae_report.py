@@ -65,6 +65,8 @@ def test_kl_is_stable_when_its_end_is_level():
     assert kl_stable(list(10 - 8 * np.exp(-steps / 50) + noise))
     assert not kl_stable(list(steps / 100 + noise))
     assert not kl_stable([10.0] * 900 + [1.0] * 50 + [2.0] * 50)
+    assert not kl_stable([1.0] * 3)  # too few to tell
+    assert kl_stable([1.0] * 4)
 
 
 @pytest.mark.parametrize(
