@@ -3,6 +3,8 @@
 Writes metrics/representation/<space>.json and pictures. Twenty seconds for the built-in clips.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,8 +14,8 @@ from braid.clips.decoding import decoder
 from braid.clips.kmeans import kmeans
 from braid.clips.quantizer import load_pseudo_classes, load_quantizer
 from braid.clips.representation import Space, judge, standardised
-from braid.clips.samples import Encode, read_sample
-from braid.clips.shards import open_clips
+from braid.clips.samples import Encode, Sample, read_sample
+from braid.clips.shards import Clips, open_clips
 from braid.drifting.features import ClipFeatures
 from braid.drifting.latent_mae import LatentMae, load_latent_mae
 from braid.pipeline.context import open_stage
@@ -55,9 +57,8 @@ def main() -> None:
         def cluster(points: Tensor, draw: torch.Generator) -> Tensor:
             return kmeans(points, pseudo.classes, **clustering, generator=draw).labels
 
-        judged = {}
-        for name, space in spaces.items():
-            judged[name] = judge(
+        judged = {
+            name: judge(
                 space,
                 sample,
                 temperatures=stage.params.drift.temperatures,
@@ -66,28 +67,34 @@ def main() -> None:
                 resamples=settings.bootstrap,
                 seed=seed,
             )
-            write_json(stage.out(f"metrics/representation/{name}.json"), judged[name].figures)
-
-        decode = decoder(
-            clips.codec,
-            examples=clips.latents(sample.indices[:16]),
-            wan_vae=stage.params.decoding.wan_vae,
-        )
-
-        def show(place: int, colour: str) -> Shown:
-            latents = clips.latents(sample.indices[[place]]).to(device)
-            return Shown(strip(decode(latents)[0]), sample.prompts[place], colour)
-
+            for name, space in spaces.items()
+        }
+        for name, each in judged.items():
+            write_json(stage.out(f"metrics/representation/{name}.json"), each.figures)
         draw_album(
             stage.out("plots/representation"),
             sample,
             {name: (spaces[name], judged[name]) for name in ("quantizer", "latent_mae")},
-            show,
+            _show(clips, sample, stage.params.decoding.wan_vae, device),
             method=settings.map,
             map_clips=settings.map_clips,
             classes=settings.exemplar_classes,
             seed=seed,
         )
+
+
+def _show(
+    clips: Clips, sample: Sample, wan_vae: str | None, device: torch.device
+) -> Callable[[int, str], Shown]:
+    """What a clip at a place of the sample looks like, framed in a colour."""
+    examples = clips.latents(sample.indices[:16])
+    decode = decoder(clips.codec, examples=examples, wan_vae=wan_vae)
+
+    def show(place: int, colour: str) -> Shown:
+        latents = clips.latents(sample.indices[[place]]).to(device)
+        return Shown(strip(decode(latents)[0]), sample.prompts[place], colour)
+
+    return show
 
 
 def _encoder(mae: LatentMae, device: torch.device) -> Encode:

@@ -14,7 +14,13 @@ from braid.drifting.corruption import Corruption
 from braid.drifting.drift import DriftLoss
 from braid.drifting.features import ClipFeatures
 from braid.drifting.latent_mae import load_latent_mae
-from braid.drifting.objectives import Draws, DriftObjective, Features, PairedObjective
+from braid.drifting.objectives import (
+    Draws,
+    DriftObjective,
+    Features,
+    PairedObjective,
+    Refinement,
+)
 from braid.drifting.refiner import Refiner, save_refiner
 from braid.drifting.selection import BestOnValidation
 from braid.drifting.vanilla import vanilla
@@ -23,6 +29,7 @@ from braid.pipeline.context import Stage, open_stage
 from braid.pipeline.record import read_json
 from braid.training.device import generator, set_up
 from braid.training.distributed import launched
+from braid.training.loop import TrainResult
 from braid.training.optimisation import Optimisation, optimise
 
 
@@ -36,28 +43,30 @@ def main() -> None:
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
         train, val = (torch.from_numpy(clips.indices(each)) for each in ("train", "val"))
         corruption = Corruption(clips.shape[1], **stage.params.corruption.model_dump())
-        shape, draws = stage.params.refiner.model_dump(), stage.params.drift_batches.model_dump()
+        shape = stage.params.refiner.model_dump()
         refiner = Refiner(clips.shape[0], pseudo.classes, corruption.levels + 1, **shape)
         refiner = refiner.to(device)
         if recipe.compile:
             refiner.compile()
-        base: dict[str, Any] = {
-            "refiner": refiner,
-            "corruption": corruption,
-            "latents": lambda positions: clips.latents(train[positions]),
-            "anchors": lambda positions: clips.anchors(train[positions]),
-            "labels": pseudo.labels[train],
-            "draws": Draws(**draws),
-        }
-        paired = recipe.objective == "paired"
-        objective = PairedObjective(**base) if paired else _drift(stage, base, device)
+        draws = Draws(**stage.params.drift_batches.model_dump())
+        objective = _objective(
+            stage,
+            recipe.objective,
+            device,
+            refiner=refiner,
+            corruption=corruption,
+            latents=lambda positions: clips.latents(train[positions]),
+            anchors=lambda positions: clips.anchors(train[positions]),
+            labels=pseudo.labels[train],
+            draws=draws,
+        )
         best = BestOnValidation(
             clips.latents(val),
             pseudo.labels[val],
             corruption,
             generator(seed, "validation"),
             every=min(recipe.validate_every, recipe.steps),
-            score="mse_missing" if paired else "frechet",
+            score="mse_missing" if recipe.objective == "paired" else "frechet",
             device=device,
         )
         optimisation = Optimisation(**stage.params.refiner_optimisation.model_dump())
@@ -79,27 +88,15 @@ def main() -> None:
 
         refiner.load_state_dict(best.weights)
         save_refiner(stage.out("models/drift"), refiner)
-        decision = Decision(*best.verdict())
-        results = {
-            "steps": recipe.steps,
-            "best_step": best.step,
-            best.decisive: best.score,
-            **{f"{name}_interpolated": value for name, value in best.interpolated.items()},
-            "parameters": sum(each.numel() for each in refiner.parameters()),
-        }
-        stage.write_curve("plots/drift", result.history)
-        stage.write_curve("plots/drift_validation", result.probes["validation"])
-        stage.write_metrics({**results, **decision.figures()})
-        seen = draws["classes"] * draws["generated"] * optimisation.accumulate * process.world_size
+        seen = draws.classes * draws.generated * optimisation.accumulate * process.world_size
         stage.runtime["clips_per_second"] = pace.per_second(seen)
-        manifest = read_json(stage.dep("data/clips") / "manifest.json")
-        data = clips_data(stage.params.clips.source, manifest, train=len(train), val=len(val))
-        model = {"classes": pseudo.classes, **objective.card()}
-        write_card(stage, device, data=data, model=model, results=results, decision=decision)
+        _report(stage, device, objective, best, result, {"train": len(train), "val": len(val)})
 
 
-def _drift(stage: Stage, base: dict[str, Any], device: torch.device) -> DriftObjective:
-    """The drifting objective on the frozen encoder's features and on the latents themselves."""
+def _objective(stage: Stage, kind: str, device: torch.device, **base: Any) -> Refinement:
+    """Regression, or drifting on the frozen encoder's features and on the latents themselves."""
+    if kind == "paired":
+        return PairedObjective(**base)
     phi = stage.params.drift_features
     mae = load_latent_mae(stage.dep("models/latent_mae"))
     encoder = ClipFeatures(mae, phi.families, phi.locations).to(device)
@@ -111,6 +108,29 @@ def _drift(stage: Stage, base: dict[str, Any], device: torch.device) -> DriftObj
     return DriftObjective(
         **base, branches=branches, loss=loss, log_every=stage.params.cadence.log_every
     )
+
+
+def _report(
+    stage: Stage,
+    device: torch.device,
+    objective: Refinement,
+    best: BestOnValidation,
+    result: TrainResult,
+    counts: dict[str, int],  # clips of each split
+) -> None:
+    """Curves, metrics and the experiment card."""
+    stage.write_curve("plots/drift", result.history)
+    stage.write_curve("plots/drift_validation", result.probes["validation"])
+    results = {
+        "classes": len(objective.batches.occupied),
+        "parameters": sum(each.numel() for each in objective.refiner.parameters()),
+        **best.report(),
+    }
+    decision = Decision(*best.verdict())
+    stage.write_metrics({**results, **decision.figures()})
+    manifest = read_json(stage.dep("data/clips") / "manifest.json")
+    data = clips_data(stage.params.clips.source, manifest, **counts)
+    write_card(stage, device, data=data, model=objective.card(), results=results, decision=decision)
 
 
 if __name__ == "__main__":

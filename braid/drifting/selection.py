@@ -74,6 +74,11 @@ class BestOnValidation:
             "val_mse_missing": float(error[~self.corrupted.mask].mean()),
         }
 
+    def report(self) -> dict[str, float | int | None]:
+        """The step and the score of the best, and interpolation's figures beside them."""
+        plain = {f"{name}_interpolated": value for name, value in self.interpolated.items()}
+        return {"best_step": self.step, self.decisive: self.score, **plain}
+
     def verdict(self) -> tuple[bool, str]:
         """Whether the best is worth keeping, and why: it must beat plain interpolation."""
         plain, name = self.interpolated[self.decisive], self.decisive.removeprefix("val_")

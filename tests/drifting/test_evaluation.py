@@ -154,5 +154,8 @@ def test_the_best_weights_are_kept_and_averages_are_what_is_judged() -> None:
     assert (other.score, other.step) == (best.score, 2)
     assert other.verdict() == (False, best.verdict()[1])  # an untrained refiner interpolates
     assert "is not below interpolation's" in best.verdict()[1]
+    report = best.report()
+    assert (report["best_step"], report["val_mse_missing"]) == (2, best.score)
+    assert report["val_mse_missing_interpolated"] == best.interpolated["val_mse_missing"]
     best.score -= 0.1
     assert best.verdict()[0] is True
