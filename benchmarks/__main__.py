@@ -1,6 +1,6 @@
 """Run every benchmark of this folder, one after the other."""
 
-from benchmarks import drift, grid_mlp, kmeans, rasteriser
+from benchmarks import drift, grid_mlp, kmeans, matching, rasteriser, sam3_flops
 
 
 def main() -> None:
@@ -9,6 +9,8 @@ def main() -> None:
     grid_mlp.main()
     kmeans.main()
     drift.main()
+    matching.main()
+    sam3_flops.main()
 
 
 if __name__ == "__main__":

@@ -99,3 +99,31 @@ def test_the_masked_autoencoder_beats_every_trivial_predictor() -> None:
         assert trivial
         assert figures[f"val_mse_{mode}"] < min(trivial)
     assert figures["decision"] == "keep"
+
+
+def test_the_segmentation_teacher_is_worth_distilling() -> None:
+    figures = drifting("sam3")
+    assert figures["miou_teacher"] >= 0.65
+    assert figures["presence_balanced_accuracy_teacher"] >= 0.75
+
+
+def test_the_segmentation_student_is_near_its_teacher_and_listens_to_prompts() -> None:
+    figures = drifting("sam3")
+    assert figures["miou_ratio"] >= 0.8
+    assert figures["prompt_sensitivity"] >= 0.5 * figures["prompt_sensitivity_teacher"]
+    assert figures["status"] == "ok"
+
+
+@pytest.mark.parametrize("prompts", ["agreement_iou", "agreement_iou_withheld"])
+def test_it_is_distillation(prompts: str) -> None:
+    figures = drifting("sam3")
+    for control in ("truth_only", "random_teacher", "untrained"):
+        assert figures[prompts] > figures[f"{prompts}_{control}"]
+
+
+def test_each_phase_lowers_its_loss_on_held_out_prompts() -> None:
+    figures = drifting("sam3_training/distilled")
+    assert figures["features_loss_after"] < figures["features_loss_before"]
+    assert figures["outputs_loss_after"] < figures["outputs_loss_before"]
+    terms = ["mask", "box", "giou", "logit", "presence", "semantic", "fpn", "encoder"]
+    assert all(figures[f"features_{term}_after"] >= 0 for term in terms)

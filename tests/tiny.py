@@ -41,6 +41,32 @@ TINY: dict[str, dict[str, Any]] = {
     "storyboards": {
         "held_out": {"source": "data/clips", "clip": 0, "keyframes": [0, 2, 4], "alpha": 1.0}
     },
+    "sa1b": {"val": 8, "image_size": 56, "cache_mib": 8},
+    "shapes": {"scenes": 40, "photos": 4},
+    "prompts": {
+        "kinds": ["generic", "category", "box", "caption"],
+        "per_image": 6,
+        "withheld": ["red star"],
+    },
+    "sam3_teacher": {"width": 16, "layers": 1, "queries": 5, "steps": 12, "images": 2},
+    "sam3_cache": {"mask_size": 16, "masks": 4, "shard": 16, "images": 4},
+    "sam3_student": {
+        "backbone_options": {"embed_dim": [8, 8, 16, 16], "depth": [1, 1, 1, 1]},
+        "text_width": 16,
+        "queries": 3,
+    },
+    "sam3_phases": {
+        "features": {"epochs": 1, "lr": 2e-3, "warmup": 0.1, "features": True},
+        "outputs": {"epochs": 1, "lr": 1e-3, "warmup": 0.1, "features": False},
+    },
+    "sam3_distill": {"images": 4, "prompts": 2},
+    "sam3_evaluation": {
+        "images": 2,
+        "mask_size": 28,
+        "latency_runs": 2,
+        "pictures": 2,
+        "bins": 5,
+    },
 }
 
 TRAININGS = (
@@ -50,4 +76,6 @@ TRAININGS = (
     "distill_features@bricks-gaussian_all_vae",
     "train_latent_mae",
     "train_drift@drift",
+    "fit_sam3_teacher",
+    "distill_sam3@distilled",
 )

@@ -45,6 +45,21 @@ from braid.pipeline.radiance_sections import (
     Teacher,
     Variant,
 )
+from braid.pipeline.segmentation_sections import (
+    Prompts,
+    Sa1b,
+    Sam3Cache,
+    Sam3Distill,
+    Sam3Evaluation,
+    Sam3Losses,
+    Sam3Matching,
+    Sam3Optimisation,
+    Sam3Phase,
+    Sam3Student,
+    Sam3StudentTraining,
+    Sam3Teacher,
+    Shapes,
+)
 
 
 class Launch(Section):
@@ -58,7 +73,7 @@ class Hardware(Section):
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Count  # CPU threads
-    precision: Literal["float32", "bfloat16"]  # bfloat16: autocast, float32 weights
+    precision: Literal["float32", "bfloat16", "float16"]  # halves: autocast, float32 weights
 
 
 class Cadence(Section):
@@ -108,6 +123,19 @@ class Params(Section):
     representation: Representation
     drift_evaluation: DriftEvaluation
     storyboards: dict[str, Storyboard]
+    sa1b: Sa1b
+    shapes: Shapes
+    prompts: Prompts
+    sam3_teacher: Sam3Teacher
+    sam3_teacher_optimisation: Sam3Optimisation
+    sam3_cache: Sam3Cache
+    sam3_student: Sam3Student
+    sam3_matching: Sam3Matching
+    sam3_losses: Sam3Losses
+    sam3_phases: dict[str, Sam3Phase]
+    sam3_distill: Sam3Distill
+    sam3_students: dict[str, Sam3StudentTraining]
+    sam3_evaluation: Sam3Evaluation
 
     @model_validator(mode="after")
     def _students_are_trained(self) -> Params:

@@ -69,16 +69,18 @@ def make_deterministic() -> None:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The forward pass in ``float32`` (nothing to do) or in ``bfloat16`` with float32 weights.
+    """The forward pass in ``float32`` (nothing to do), ``bfloat16`` or ``float16``.
+
+    The weights are float32 always.
 
     Raises:
         ValueError: another precision.
     """
     if precision == "float32":
         return nullcontext()
-    if precision == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
-    raise ValueError(f"precision is {precision!r}, expected float32 or bfloat16")
+    if precision in ("bfloat16", "float16"):
+        return torch.autocast(device.type, getattr(torch, precision))
+    raise ValueError(f"precision is {precision!r}, expected float32, bfloat16 or float16")
 
 
 def generator(seed: int, *stream: int | str, device: torch.device | str = "cpu") -> torch.Generator:

@@ -12,6 +12,7 @@ from braid.training.device import autocast, seed_global_stream
 from braid.training.distributed import Process
 
 PerTerm = dict[str, list[Tensor]]
+HALF_SCALE = 1024.0  # of losses in float16, whose small gradients would be rounded to 0
 
 
 def parallel(objective: nn.Module, process: Process) -> nn.Module:
@@ -36,19 +37,25 @@ def accumulate(
     """
     terms: dict[str, Tensor] = {}
     per_term: PerTerm = {}
+    scale = HALF_SCALE if precision == "float16" else 1.0
     for draw in draws:
         seed_global_stream(draw)
         with _exchange(model, now=draw is draws[-1]):
             with autocast(draw.device, precision):
                 shares = {name: term / len(draws) for name, term in model(step, draw).items()}
+            scaled = {name: scale * share.float() for name, share in shares.items()}
             if split_over:
-                _add_per_term(per_term, shares, split_over)
-            torch.stack([share.float() for share in shares.values()]).sum().backward()
+                _add_per_term(per_term, scaled, split_over)
+            torch.stack(list(scaled.values())).sum().backward()
         for name, share in shares.items():
             terms[name] = terms.get(name, 0) + share.detach().float()
     joint = distributed.mean(torch.stack(list(terms.values())))
     for gradients in per_term.values():
-        gradients[:] = [distributed.mean(each) for each in gradients]
+        gradients[:] = [distributed.mean(each) / scale for each in gradients]
+    if scale != 1:
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= scale
     return dict(zip(terms, joint, strict=True)), per_term
 
 

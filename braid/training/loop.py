@@ -58,7 +58,7 @@ class LoopSettings:
     ema_decay: float | None = None
     log_every: int = 10  # steps between two rows of the history
     checkpoint_every: int = 200  # steps
-    precision: str = "float32"  # or bfloat16: autocast of the forward pass
+    precision: str = "float32"  # or bfloat16, float16: autocast of the forward pass
     term_gradients: bool = False  # log the gradient norm of each loss term too
 
 

@@ -27,6 +27,7 @@ class Optimisation:
     clip_norm: float
     ema_decay: float
     term_gradients: bool = False  # log the gradient norm of each loss term
+    fused: bool = False  # AdamW in one kernel, which pays where there are hundreds of tensors
     optimizer: str = "adamw"  # muon: for the hidden matrices, adamw for the rest
 
 
@@ -47,7 +48,7 @@ def optimise(
     optimizer = (
         muon(objective, lr=lr, weight_decay=decay, exclude=outer_layers)
         if settings.optimizer == "muon"
-        else adamw(objective, lr=lr, weight_decay=decay)
+        else adamw(objective, lr=lr, weight_decay=decay, fused=settings.fused)
     )
     schedule = warmup_cosine(
         steps=steps, warmup=int(settings.warmup * steps), floor=settings.lr_floor

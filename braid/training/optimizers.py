@@ -51,9 +51,10 @@ def adamw(
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.99),
     eps: float = 1e-8,
+    fused: bool = False,
 ) -> Optimizer:
     """AdamW on all trainable parameters; biases, norms and other 1-D ones do not decay."""
-    part = _adamw(trainable(module), lr, weight_decay, betas, eps)
+    part = _adamw(trainable(module), lr, weight_decay, betas, eps, fused)
     return Optimizer({"adamw": part}, lr)
 
 
@@ -120,7 +121,12 @@ def trainable(module: nn.Module) -> Named:
 
 
 def _adamw(
-    parameters: Named, lr: float, weight_decay: float, betas: tuple[float, float], eps: float
+    parameters: Named,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    fused: bool = False,  # one kernel for all tensors, other roundings
 ) -> torch.optim.AdamW:
     matrices = [each for each in parameters.values() if each.ndim > 1]
     vectors = [each for each in parameters.values() if each.ndim <= 1]
@@ -129,4 +135,4 @@ def _adamw(
         {"params": vectors, "weight_decay": 0.0},
     ]
     used = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(used, lr=lr, betas=betas, eps=eps)
+    return torch.optim.AdamW(used, lr=lr, betas=betas, eps=eps, fused=fused or None)

@@ -199,18 +199,34 @@ def test_one_batch_is_overfitted() -> None:
     assert last < 0.05 * first
 
 
-def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_computes_in_half_and_keeps_float32_weights(precision: str) -> None:
     seen: list[torch.dtype] = []
     objective = Toy()
     objective.net[0].register_forward_hook(lambda *parts: seen.append(parts[2].dtype))
-    settings = LoopSettings(steps=2, precision="bfloat16", log_every=1)
+    settings = LoopSettings(steps=2, precision=precision, log_every=1, term_gradients=True)
     result = train(objective, adamw(objective, lr=0.01), constant, settings, seed=0, device=CPU)
-    assert set(seen) == {torch.bfloat16}
+    assert set(seen) == {getattr(torch, precision)}
     assert {each.dtype for each in objective.parameters()} == {torch.float32}
     reference = Toy()
     full = dataclasses.replace(settings, precision="float32")
     exact = train(reference, adamw(reference, lr=0.01), constant, full, seed=0, device=CPU)
-    assert result.history[0]["fit"] == pytest.approx(exact.history[0]["fit"], rel=0.02)
+    for name in ("fit", "gradient_norm", "gradient_norm_fit"):
+        assert result.history[0][name] == pytest.approx(exact.history[0][name], rel=0.05)
+
+
+def test_small_gradients_survive_float16() -> None:
+    class Faint(Toy):
+        def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+            return {"fit": 1e-7 * super().forward(step, generator)["fit"]}
+
+    norms = []
+    for precision in ("float32", "float16"):
+        objective = Faint()
+        settings = LoopSettings(steps=1, precision=precision, log_every=1)
+        result = train(objective, adamw(objective, lr=0.01), constant, settings, seed=0, device=CPU)
+        norms.append(result.history[0]["gradient_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=0.1)
 
 
 def test_hooks_see_the_number_of_updates_done_and_the_ema_follows_the_weights() -> None:

@@ -51,6 +51,18 @@ def test_muon_takes_the_hidden_linear_weights_and_nothing_else() -> None:
         muon(module, lr=0.1, exclude=["last"])
 
 
+def test_one_kernel_for_all_tensors_makes_the_same_steps() -> None:
+    ends = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        module = Mixed()
+        optimizer = adamw(module, lr=0.01, weight_decay=0.1, fused=fused)
+        assert optimizer.parts["adamw"].defaults["fused"] is (True if fused else None)
+        learn(module, optimizer, 20)
+        ends.append(nn.utils.parameters_to_vector(module.parameters()))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-6)
+
+
 def test_biases_and_norms_do_not_decay() -> None:
     module = Mixed()
     optimizer = muon(module, lr=0.1, weight_decay=0.3, exclude=["first"])

@@ -1,0 +1,36 @@
+"""A tiny student of the tiny teacher, for the tests of the segmentation strand."""
+
+import torch
+
+from braid.segmentation.student import StudentRecipe, build_student, heads_of
+from tests.segmentation.tiny_models import CONTEXT, VOCABULARY, tiny_teacher
+
+QUERIES = 3
+RECIPE = {
+    "vocabulary": VOCABULARY,
+    "context": CONTEXT,
+    "queries": QUERIES,
+    "backbone": "repvit_m0_9",
+    "backbone_options": {"embed_dim": [8, 8, 16, 16], "depth": [1, 1, 1, 1]},
+    "text_layers": 3,
+    "text_width": 16,
+    "checkpointing": False,
+}
+
+
+def tiny_student(seed=0, teacher=None, **changes):
+    """A random student at 56 pixels, in evaluation mode: masks of 14 pixels."""
+    torch.manual_seed(seed)
+    heads = heads_of(teacher or tiny_teacher())
+    return build_student(StudentRecipe(heads=heads, **{**RECIPE, **changes}))
+
+
+def restless(student, seed=3):
+    """The student with batch statistics and layer scales that matter, as after some training."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, each in student.state_dict().items():
+        if name.endswith(("running_var", "layer_scale")) or (".bn." in name and "weight" in name):
+            each.copy_(0.5 + torch.rand(each.shape, generator=generator))
+        elif name.endswith(("running_mean", "box_head.layer3.weight")):
+            each.copy_(0.3 * torch.randn(each.shape, generator=generator))
+    return student
