@@ -31,7 +31,7 @@ from braid.segmentation.teacher_cache import open_answers
 from braid.segmentation.tokens import load_tokenizer, word_tokenizer, words_in
 from braid.segmentation.truth_objective import TruthLoss
 from braid.training.device import set_up
-from braid.training.distributed import Process, launched
+from braid.training.distributed import Process, joined, launched
 from braid.training.optimisation import Optimisation, optimise
 
 JUDGED, JUDGED_AT_ONCE = 256, 32  # held-out prompts
@@ -64,7 +64,8 @@ def main() -> None:
             return FromTeacher(answers, _loss(stage), features=training.features and phase.features)
 
         judged = images.pairs("val", labelled=shown, known=shown)[:JUDGED]
-        rows, figures = _train(stage, student, questions, judged, supervision, device, process)
+        with joined(process, device):
+            rows, figures = _train(stage, student, questions, judged, supervision, device, process)
         save_student(stage.out("models/sam3_student"), student.eval(), tokenizer)
         stage.write_curve("plots/sam3", rows)
         counts = {"images": len(questions.of_image), "prompts": len(train)}

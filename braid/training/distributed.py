@@ -38,8 +38,12 @@ def launched() -> Process:
 
 @contextmanager
 def joined(process: Process, device: torch.device) -> Iterator[None]:
-    """Within, the processes are connected: by nccl on CUDA, by gloo elsewhere."""
-    if process.world_size == 1:
+    """Within, the processes are connected: by nccl on CUDA, by gloo elsewhere.
+
+    A stage that trains more than once joins around all of it: what is connected stays so, for
+    processes that part and meet again may find each other's old addresses.
+    """
+    if process.world_size == 1 or dist.is_initialized():
         yield
         return
     if device.type == "cuda":

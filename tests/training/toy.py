@@ -117,9 +117,10 @@ def train_on_rows(process: Process = ALONE) -> dict[str, object]:
     settings = LoopSettings(steps=3, accumulate=2, log_every=1, term_gradients=True)
     optimizer = adamw(objective, lr=0.01)
     with distributed.joined(process, CPU):
-        result = train(
-            objective, optimizer, constant, settings, seed=0, device=CPU, process=process
-        )
+        with distributed.joined(process, CPU):  # as trainings in phases do: nobody parts between
+            result = train(
+                objective, optimizer, constant, settings, seed=0, device=CPU, process=process
+            )
         if process.world_size > 1:
             torch.distributed.barrier()
     parameters = dict(objective.net.named_parameters())
