@@ -57,20 +57,45 @@ def tiny_sam3(
     grid = image_size // PATCH
     sizes = {"hidden_size": width, "num_attention_heads": 2}
     block = {**sizes, "intermediate_size": 2 * width, "dropout": 0.0}
-    vision = {
-        **sizes,
+    config = Sam3Config(
+        vision_config={
+            "backbone_config": _vision(width, layers, image_size),
+            "fpn_hidden_size": width,
+            "backbone_feature_sizes": [[scale * grid, scale * grid] for scale in (4, 2, 1)],
+        },
+        text_config=_text(width, vocabulary, context),
+        geometry_encoder_config={**block, "num_layers": 1},
+        detr_encoder_config={**block, "num_layers": layers},
+        detr_decoder_config={**block, "num_layers": layers, "num_queries": queries},
+        mask_decoder_config={**sizes, "dropout": 0.0},
+    )
+    model = Sam3Model(config)
+    initialise(model, generator)
+    return model
+
+
+def _vision(width: int, layers: int, image_size: int) -> dict[str, Any]:
+    """The vision transformer: windows of half the grid but in the last layer."""
+    return {
         "model_type": "sam3_vit_model",
+        "hidden_size": width,
+        "num_attention_heads": 2,
         "intermediate_size": 2 * width,
         "num_hidden_layers": layers,
         "image_size": image_size,
         "pretrain_image_size": image_size,
         "patch_size": PATCH,
-        "window_size": max(1, grid // 2),
+        "window_size": max(1, image_size // PATCH // 2),
         "global_attn_indexes": [layers - 1],
     }
-    text = {
-        **sizes,
+
+
+def _text(width: int, vocabulary: int, context: int) -> dict[str, Any]:
+    """The text transformer; tokens 0 and 1 start and end a prompt, as in `tokens`."""
+    return {
         "model_type": "clip_text_model",
+        "hidden_size": width,
+        "num_attention_heads": 2,
         "intermediate_size": 2 * width,
         "num_hidden_layers": 1,
         "vocab_size": vocabulary,
@@ -80,21 +105,6 @@ def tiny_sam3(
         "eos_token_id": 1,
         "pad_token_id": 1,
     }
-    config = Sam3Config(
-        vision_config={
-            "backbone_config": vision,
-            "fpn_hidden_size": width,
-            "backbone_feature_sizes": [[scale * grid, scale * grid] for scale in (4, 2, 1)],
-        },
-        text_config=text,
-        geometry_encoder_config={**block, "num_layers": 1},
-        detr_encoder_config={**block, "num_layers": layers},
-        detr_decoder_config={**block, "num_layers": layers, "num_queries": queries},
-        mask_decoder_config={**sizes, "dropout": 0.0},
-    )
-    model = Sam3Model(config)
-    initialise(model, generator)
-    return model
 
 
 @torch.no_grad()
