@@ -43,6 +43,7 @@ def main() -> None:
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
         train, val = (torch.from_numpy(clips.indices(each)) for each in ("train", "val"))
         corruption = Corruption(clips.shape[1], **stage.params.corruption.model_dump())
+        replaced = corruption.student_replace_prob > 0
         shape = stage.params.refiner.model_dump()
         refiner = Refiner(clips.shape[0], pseudo.classes, corruption.levels + 1, **shape)
         refiner = refiner.to(device)
@@ -56,7 +57,7 @@ def main() -> None:
             refiner=refiner,
             corruption=corruption,
             latents=lambda positions: clips.latents(train[positions]),
-            anchors=lambda positions: clips.anchors(train[positions]),
+            anchors=(lambda positions: clips.anchors(train[positions])) if replaced else None,
             labels=pseudo.labels[train],
             draws=draws,
         )

@@ -6,8 +6,8 @@ corrupting clips 0 to 63 in one call gives the bytes of two calls of 32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,18 @@ class Corrupted(NamedTuple):
     latents: Tensor  # [B, C, T, H, W]
     mask: Tensor  # [B, T] bool, True: keyframe
     confidence: Tensor  # [B, T] float32: 1 kept end, .95 keyframe, .5 replaced by an anchor, 0
+
+
+class ForwardProcess(Protocol):
+    """What corrupts clips or images, each at its own level, as `Corruption` does."""
+
+    @property
+    def levels(self) -> int:
+        """The coarsest level."""
+
+    @property
+    def __call__(self) -> Callable[..., Corrupted]:
+        """Of samples, levels, ids and a generator."""
 
 
 class Corruption:

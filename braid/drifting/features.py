@@ -25,12 +25,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from braid.drifting.latent_mae import LatentMae
 
 EPSILON = 1e-6  # below every square root
 FAMILIES = ("location", "clip", "frame", "patch2", "patch4", "motion", "rms")
@@ -39,12 +38,25 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 Groups = Iterator[tuple[str, Tensor]]  # name, [B, L, D]
 
 
+class Encoder(Protocol):
+    """What ClipFeatures needs of a network: a module with maps."""
+
+    def encode(self, clips: Tensor) -> dict[str, Tensor]:
+        """Maps [B, D, T', H', W'] by name, of clips [B, C, T, H, W]."""
+
+    def freeze(self) -> Self:
+        """This network with weights that take no gradient."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights."""
+
+
 class ClipFeatures(nn.Module):
     """Clips to groups of vectors; gradients pass through to the clips, the MAE stays as it is."""
 
     def __init__(
         self,
-        mae: LatentMae,
+        mae: Encoder,  # a latent MAE, or another network
         families: Sequence[str] = FAMILIES,
         locations: int = 64,  # at most, a group
     ) -> None:

@@ -10,8 +10,10 @@ With L = D - W the unknown values solve
 
     (L_UU + lambda I) X_U = -L_UK X_K + lambda X_start,
 
-so that lambda draws them to the start and not to zero. Nothing is assembled: conjugate gradients
-(Hestenes and Stiefel 1952) with Jacobi's preconditioner apply L to all clips and channels at once.
+so that lambda draws them to the start and not to zero. On grids of few nodes, such as an image's
+patches, the systems of all clips are factorised once for all channels. On others nothing is
+assembled: conjugate gradients (Hestenes and Stiefel 1952) with Jacobi's preconditioner apply L to
+all clips and channels at once.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from torch import Tensor
 
 TOLERANCE = 1e-5  # of the residual, relative to the first one
 ITERATIONS = 500
+DENSE = 256  # nodes of a grid, up to which a factorisation is the faster way
+PIVOT = 1e-6  # added to a unit diagonal, so that float32 can factorise it
 WEAKEST = 16.0  # exponent of an edge; float32 cannot resolve much weaker ones beside others
 
 
@@ -57,11 +61,13 @@ def harmonic(
     first = torch.where(known, values, start)
     graph = Laplacian(first, sigma_feature, sigma_space)
     free = (~known).to(first)
+    residual = -free * graph(first)  # the start's own pull vanishes at the start
+    if known[0].numel() <= DENSE:
+        return first + _factorised(graph, free, lambda_reg, residual)
 
     def system(x: Tensor) -> Tensor:
         return free * (graph(x) + lambda_reg * x)
 
-    residual = -free * graph(first)  # the start's own pull vanishes at the start
     correction = conjugate_gradients(system, residual, graph.degree + lambda_reg)
     return first + correction
 
@@ -96,6 +102,32 @@ class Laplacian:
             result[here] += flow
             result[there] -= flow
         return result
+
+    def matrix(self) -> Tensor:
+        """L, [B, N, N]."""
+        nodes = torch.arange(self.degree[0].numel(), device=self.degree.device)
+        nodes = nodes.view(self.degree.shape[2:])
+        matrix = torch.diag_embed(self.degree.flatten(1))
+        for here, there, weight in self.edges:
+            rows, columns = nodes[here].flatten(), nodes[there].flatten()
+            matrix[:, rows, columns] = matrix[:, columns, rows] = -weight.flatten(1)
+        return matrix
+
+
+def _factorised(
+    graph: Laplacian,
+    free: Tensor,  # [B, 1, *grid] 1 at unknown nodes, else 0
+    lambda_reg: float,
+    right: Tensor,  # [B, C, *grid], 0 at known nodes
+) -> Tensor:
+    """(L_UU + lambda I)^-1 of the right side, 0 at known nodes, by Cholesky's factors."""
+    scale = free * (graph.degree + lambda_reg).clamp_min(torch.finfo(free.dtype).tiny).rsqrt()
+    scale = scale.flatten(1)[..., None]  # [B, N, 1], for a unit diagonal
+    system = scale * graph.matrix() * scale.mT
+    system.diagonal(dim1=1, dim2=2).fill_(1 + PIVOT)
+    factor = torch.linalg.cholesky_ex(system)[0]
+    solution = scale * torch.cholesky_solve(scale * right.flatten(2).mT, factor)
+    return solution.mT.view_as(right)
 
 
 _Index = tuple[EllipsisType | slice, ...]

@@ -4,7 +4,8 @@ The latent MAE of Deng et al. 2026 (arXiv 2602.04770, A.3: a ResNet with GroupNo
 and masked inputs set to zero) carried from images to clips. Convolutions are factorised into space
 and time, (2+1)D as in Tran et al. 2018: a basic block is a 1x3x3 and a 3x1x1 convolution. From the
 second stage on a stage halves height and width, from the third on the frames too, rounding up, so
-that sizes such as 21x60x104 pass; the decoder goes back to the size of each skip.
+that sizes such as 21x60x104 pass; the decoder goes back to the size of each skip. A `planar` one
+is the paper's own, for images: both convolutions of a block are over space.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class LatentMae(nn.Module):
         width: int = 32,  # of the first stage
         blocks: Sequence[int] = (2, 2, 2, 2),  # a stage
         classes: int = 0,  # 0: no head
+        planar: bool = False,  # no convolution over time
     ) -> None:
         """Fresh weights.
 
@@ -44,16 +46,17 @@ class LatentMae(nn.Module):
         if not blocks or min(blocks) < 1:
             raise ValueError(f"blocks is {list(blocks)}, expected one or more for every stage")
         self.channels, self.width = channels, width
-        self.blocks, self.classes = tuple(blocks), classes
+        self.blocks, self.classes, self.planar = tuple(blocks), classes, planar
         widths = [width * 2**stage for stage in range(len(blocks))]
         self.stem = nn.Sequential(_Conv(channels, width, (1, 3, 3)), _norm(width), nn.ReLU())
         self.stages = nn.ModuleList(
-            _stage(widths[max(stage - 1, 0)], widths[stage], count, _stride(stage))
+            _stage(widths[max(stage - 1, 0)], widths[stage], count, _stride(stage, planar), planar)
             for stage, count in enumerate(blocks)
         )
         self.norms = nn.ModuleList(_norm(each) for each in widths)
         self.ups = nn.ModuleList(
-            _Up(below, each) for each, below in zip(widths[-2::-1], widths[:0:-1], strict=True)
+            _Up(below, each, planar)
+            for each, below in zip(widths[-2::-1], widths[:0:-1], strict=True)
         )
         self.out = _Conv(width, channels, (1, 1, 1))
         nn.init.zeros_(self.out.weight)  # the first prediction is the mean of the latents
@@ -161,13 +164,13 @@ def _over_time(clips: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 class _Block(nn.Module):
-    """A basic block (He et al. 2016), its two convolutions over space and over time."""
+    """A basic block (He et al. 2016), its two convolutions over space and over time or space."""
 
-    def __init__(self, inputs: int, outputs: int, stride: tuple[int, int]) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: tuple[int, int], planar: bool) -> None:
         super().__init__()
         time, space = stride
-        self.spatial = _Conv(inputs, outputs, (1, 3, 3), (1, space))
-        self.temporal = _Conv(outputs, outputs, (3, 1, 1), (time, 1))
+        self.conv1 = _Conv(inputs, outputs, (1, 3, 3), (1, space))
+        self.conv2 = _Conv(outputs, outputs, _second(planar), (time, 1))
         self.norm1, self.norm2 = _norm(outputs), _norm(outputs)
         nn.init.zeros_(self.norm2.weight)  # the block starts as its shortcut
         self.time, self.space = time, space
@@ -175,33 +178,33 @@ class _Block(nn.Module):
         self.project = None if same else _Conv(inputs, outputs, (1, 1, 1))
 
     def forward(self, clips: Tensor) -> Tensor:
-        inside = F.relu(self.norm1(self.spatial(clips)))
+        inside = F.relu(self.norm1(self.conv1(clips)))
         shortcut = clips[:, :, :: self.time, :: self.space, :: self.space]
         if self.project is not None:
             shortcut = self.project(shortcut)
-        return F.relu(self.norm2(self.temporal(inside)) + shortcut)
+        return F.relu(self.norm2(self.conv2(inside)) + shortcut)
 
 
 class _Up(nn.Module):
-    """One step of the decoder: enlarge to the skip's size, join, convolve over space and time."""
+    """One step of the decoder: enlarge to the skip's size, join, convolve twice."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, planar: bool) -> None:
         super().__init__()
         self.narrow = _Conv(inputs, outputs, (1, 1, 1))
-        self.spatial = _Conv(2 * outputs, outputs, (1, 3, 3))
-        self.temporal = _Conv(outputs, outputs, (3, 1, 1))
+        self.conv1 = _Conv(2 * outputs, outputs, (1, 3, 3))
+        self.conv2 = _Conv(outputs, outputs, _second(planar))
         self.norm1, self.norm2 = _norm(outputs), _norm(outputs)
 
     def forward(self, below: Tensor, skip: Tensor) -> Tensor:
         enlarged = F.interpolate(self.narrow(below), skip.shape[2:])  # nearest: deterministic
-        inside = F.relu(self.norm1(self.spatial(torch.cat([enlarged, skip], dim=1))))
-        return F.relu(self.norm2(self.temporal(inside)))
+        inside = F.relu(self.norm1(self.conv1(torch.cat([enlarged, skip], dim=1))))
+        return F.relu(self.norm2(self.conv2(inside)))
 
 
 def save_latent_mae(folder: Path, mae: LatentMae) -> None:
     """Write `model.safetensors` and `config.json`."""
-    config = {name: getattr(mae, name) for name in ("channels", "width", "blocks", "classes")}
-    save_model(folder, mae, config)
+    names = ("channels", "width", "blocks", "classes", "planar")
+    save_model(folder, mae, {name: getattr(mae, name) for name in names})
 
 
 def load_latent_mae(folder: Path) -> LatentMae:
@@ -213,14 +216,22 @@ def load_latent_mae(folder: Path) -> LatentMae:
     return load_model(folder, LatentMae, "latent MAE")[1].freeze()
 
 
-def _stage(inputs: int, outputs: int, blocks: int, stride: tuple[int, int]) -> nn.ModuleList:
-    first = _Block(inputs, outputs, stride)
-    return nn.ModuleList([first, *(_Block(outputs, outputs, (1, 1)) for _ in range(blocks - 1))])
+def _stage(
+    inputs: int, outputs: int, blocks: int, stride: tuple[int, int], planar: bool
+) -> nn.ModuleList:
+    first = _Block(inputs, outputs, stride, planar)
+    others = (_Block(outputs, outputs, (1, 1), planar) for _ in range(blocks - 1))
+    return nn.ModuleList([first, *others])
 
 
-def _stride(stage: int) -> tuple[int, int]:
+def _stride(stage: int, planar: bool) -> tuple[int, int]:
     """Of a stage counted from 0, in time and in space."""
-    return (2 if stage >= 2 else 1), (2 if stage >= 1 else 1)
+    return (2 if stage >= 2 and not planar else 1), (2 if stage >= 1 else 1)
+
+
+def _second(planar: bool) -> tuple[int, int, int]:
+    """The kernel of a block's second convolution."""
+    return (1, 3, 3) if planar else (3, 1, 1)
 
 
 def _norm(channels: int) -> nn.GroupNorm:

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from braid.drifting.batches import ClassBatches
-from braid.drifting.corruption import Corrupted, Corruption
+from braid.drifting.corruption import Corrupted, ForwardProcess
 from braid.drifting.drift import DriftLoss, Samples
 from braid.drifting.guidance import draw_alpha, unconditional_weight
 from braid.drifting.queues import ClassQueues, GlobalQueue
-from braid.drifting.refiner import Refiner
 from braid.training.loop import Stateful
 
 Features = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, T, H, W] to groups of [B, L, D]
@@ -61,14 +60,16 @@ class Refinement(nn.Module):
 
     def __init__(
         self,
-        refiner: Refiner,
-        corruption: Corruption,
+        refiner: nn.Module,  # called as `Refiner` is
+        corruption: ForwardProcess,
         latents: Latents,
         labels: Tensor,  # [n] of the training clips
         draws: Draws,
         anchors: Latents | None = None,  # phase-1 outputs for the same clips
+        level_of: Literal["clip", "class"] = "clip",  # what a step draws a level for
     ) -> None:
         super().__init__()
+        self.level_of = level_of
         self.refiner = refiner
         self.corruption = corruption
         self.latents = latents
@@ -99,15 +100,14 @@ class Refinement(nn.Module):
         classes, members = self.draws.classes, self.draws.generated
         batch = self.batches.draw(classes, members, generator)
         truth = self.load(self.latents, batch.members)
+        alike = members if self.level_of == "class" else 1
         level = torch.randint(
-            1, self.corruption.levels + 1, (classes * members,), generator=generator
-        ).to(self.device)
-        anchors = None
-        if self.anchors and self.corruption.student_replace_prob:
-            anchors = self.load(self.anchors, batch.members.flatten())
-        corrupted = self.corruption(
-            truth.flatten(0, 1), level, batch.members.flatten(), generator, anchors
+            1, self.corruption.levels + 1, (classes * members // alike,), generator=generator
         )
+        level = level.repeat_interleave(alike).to(self.device)
+        ids = batch.members.flatten()
+        anchors = {"anchors": self.load(self.anchors, ids)} if self.anchors else {}
+        corrupted = self.corruption(truth.flatten(0, 1), level, ids, generator, **anchors)
         refined = self.refiner(
             corrupted.latents,
             corrupted.mask,

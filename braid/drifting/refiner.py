@@ -85,15 +85,13 @@ class Refiner(nn.Module):
         given = confidence[:, :, None, None, None].expand(*tokens.shape[:-1], 1)
         x = self.embed(torch.cat([tokens, given], dim=-1))
         x = x + _positions(x)
-        wave = torch.arange(FREQUENCIES, device=alpha.device) * (math.pi / 2)
-        angles = alpha.log()[:, None] * wave
         condition = self.class_table(classes) + self.level_table(level)
-        condition = condition + self.alpha(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        condition = condition + self.alpha(guidance_waves(alpha))
         condition = functional.silu(condition)
         for block in self.blocks:
             x = block(x, condition)
         shift, scale = self.modulate(condition)[:, None, None, None].chunk(2, dim=-1)
-        x = self.out(_normalised(x) * (1 + scale) + shift)
+        x = self.out(normalised(x) * (1 + scale) + shift)
         refined = clips + _unpatched(x, self.patch, size)
         if self.clamp:
             refined = torch.where(mask[:, None, :, None, None], clips, refined)
@@ -105,8 +103,8 @@ class _Block(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.space = _Attention(dim, heads)
-        self.time = _Attention(dim, heads)
+        self.space = Attention(dim, heads)
+        self.time = Attention(dim, heads)
         self.mix = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU("tanh"), nn.Linear(4 * dim, dim))
         self.modulate = nn.Linear(dim, 9 * dim)
         nn.init.zeros_(self.modulate.weight)
@@ -117,19 +115,19 @@ class _Block(nn.Module):
         batch, frames, height, width, dim = x.shape
         modulation = self.modulate(condition)[:, None, None, None].chunk(9, dim=-1)
         shift, scale, gate = modulation[:3]
-        rows = (_normalised(x) * (1 + scale) + shift).reshape(batch * frames, -1, dim)
+        rows = (normalised(x) * (1 + scale) + shift).reshape(batch * frames, -1, dim)
         x = x + gate * self.space(rows).reshape(x.shape)
         shift, scale, gate = modulation[3:6]
-        columns = (_normalised(x) * (1 + scale) + shift).permute(0, 2, 3, 1, 4)
+        columns = (normalised(x) * (1 + scale) + shift).permute(0, 2, 3, 1, 4)
         mixed = self.time(columns.reshape(-1, frames, dim))
         mixed = mixed.reshape(batch, height, width, frames, dim).permute(0, 3, 1, 2, 4)
         x = x + gate * mixed
         shift, scale, gate = modulation[6:]
-        mixed = self.mix(_normalised(x) * (1 + scale) + shift)
+        mixed = self.mix(normalised(x) * (1 + scale) + shift)
         return x + gate * mixed
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
     """Multi-head self-attention with normalised queries and keys."""
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -150,7 +148,17 @@ class _Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
 
 
-def _normalised(x: Tensor) -> Tensor:
+def guidance_waves(
+    alpha: Tensor,  # [B] guidance, 1: none
+) -> Tensor:
+    """Sines and cosines of log alpha, [B, 2 FREQUENCIES]."""
+    wave = torch.arange(FREQUENCIES, device=alpha.device) * (math.pi / 2)
+    angles = alpha.log()[:, None] * wave
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def normalised(x: Tensor) -> Tensor:
+    """Layer norm without weights: modulation brings them."""
     return functional.layer_norm(x, x.shape[-1:])
 
 

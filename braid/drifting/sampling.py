@@ -8,7 +8,7 @@ the keyframes of level s, so each step reveals the refiner's own idea of a few m
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from braid.drifting.corruption import Corrupted, Corruption
 from braid.drifting.refiner import Refiner
@@ -18,7 +18,7 @@ CHUNK = 64  # clips at once
 
 @torch.no_grad()
 def refine(
-    refiner: Refiner,
+    refiner: nn.Module,  # called as `Refiner` is
     corrupted: Corrupted,  # of B clips
     classes: Tensor,  # [B]
     level: int,

@@ -113,10 +113,9 @@ class Corruption(Section):
     student_replace_prob: Share  # interior keyframes replaced by phase-1 anchors
 
 
-class Drift(Section):
-    """The drifting loss and how many classes it tells apart."""
+class DriftField(Section):
+    """The drifting loss."""
 
-    K: Count  # pseudo-classes
     temperatures: tuple[Positive, ...] = Field(strict=False, min_length=1)
     attraction: Positive  # 1: balanced; anything else breaks the equilibrium
     floor: NonNegative  # of the affinities' product
@@ -124,6 +123,12 @@ class Drift(Section):
     weighting: Literal["affinity", "logit"]  # where unconditional negatives are weighted
     reduction: Literal["mean", "sum"]  # over the locations of a group
     scale_scope: Literal["batch", "class"]
+
+
+class Drift(DriftField):
+    """The drifting loss and how many classes it tells apart."""
+
+    K: Count  # pseudo-classes
 
 
 class DriftFeatures(Section):

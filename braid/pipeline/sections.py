@@ -19,6 +19,7 @@ from braid.pipeline.drifting_sections import (
     DriftBatches,
     DriftEvaluation,
     DriftFeatures,
+    DriftField,
     LatentMae,
     Masking,
     NetworkOptimisation,
@@ -29,6 +30,15 @@ from braid.pipeline.drifting_sections import (
     Storyboard,
 )
 from braid.pipeline.fields import Count, Section, Whole
+from braid.pipeline.image_sections import (
+    ImageCorruption,
+    ImageEvaluation,
+    ImageFeatures,
+    ImageMae,
+    ImageRefiner,
+    Images,
+    ImageTraining,
+)
 from braid.pipeline.radiance_sections import (
     Bricks,
     Distill,
@@ -123,6 +133,17 @@ class Params(Section):
     representation: Representation
     drift_evaluation: DriftEvaluation
     storyboards: dict[str, Storyboard]
+    images: Images
+    image_mae: ImageMae
+    image_mae_optimisation: NetworkOptimisation
+    image_corruption: ImageCorruption
+    image_drift: DriftField
+    image_features: ImageFeatures
+    image_batches: DriftBatches
+    image_refiner: ImageRefiner
+    image_refiner_optimisation: NetworkOptimisation
+    image_training: ImageTraining
+    image_evaluation: ImageEvaluation
     sa1b: Sa1b
     shapes: Shapes
     prompts: Prompts

@@ -12,6 +12,12 @@ USUAL = {"sigma_feature": 0.8, "sigma_space": 0.7, "lambda_reg": 0.01}
 every_grid = pytest.mark.parametrize("grid", GRIDS)
 
 
+@pytest.fixture(params=[0, module.DENSE], ids=["iterated", "factorised"], autouse=True)
+def way(request, monkeypatch):
+    """Both ways to solve a system."""
+    monkeypatch.setattr(module, "DENSE", request.param)
+
+
 def random(*shape, seed=0):
     return torch.randn(shape, generator=generator(seed))
 

@@ -1,0 +1,172 @@
+"""What batching the loss is worth to a whole training step of the image refiner.
+
+    python -m benchmarks.image_drift
+
+Fake 64x64 images, 8 classes of 4 generated and 8 positive samples, 3 temperatures, and 125 vectors
+of a small network with a ResNet's four maps: mean and std of maps and of windows, rms. A step
+draws, corrupts, refines, encodes, drifts and updates the refiner; the two runs differ in the loss
+alone, `drift` against the loops of `drift_reference`. Their steps are interleaved and the fastest
+of each counts. One CPU thread, or a GPU where there is one.
+
+Expected: a ratio of 4.8 to 5.0 on a CPU, and the same losses. The larger the networks and the more
+positive samples, the less it is, for both runs spend the same on those.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from braid.drifting import drift_reference
+from braid.drifting.drift import DriftLoss, DriftResult
+from braid.drifting.drift_samples import Samples
+from braid.drifting.features import ClipFeatures
+from braid.drifting.image_corruption import KeypatchCorruption
+from braid.drifting.image_features import ImageFeatures
+from braid.drifting.image_refiner import ImageRefiner
+from braid.drifting.objectives import Draws, DriftObjective
+
+SHAPE, CLASSES, VECTORS = (3, 64, 64), 8, 125
+PATCH = 8  # pixels a side
+TEMPERATURES = (0.02, 0.05, 0.2)
+DRAWS = Draws(
+    classes=CLASSES,
+    generated=4,
+    positives=8,
+    negatives=0,
+    unconditional=8,
+    queue=8,
+    queue_unconditional=64,
+    alpha_max=4.0,
+    alpha_power=3.0,
+)
+_REPEATS = 5
+
+
+class SmallNetwork(nn.Module):
+    """A strided convolution a map, of the sizes that a ResNet's stages have: 16, 8, 4, 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (32, 64, 128, 256)
+        self.stages = nn.ModuleList([nn.Conv2d(SHAPE[0], widths[0], 4, 4)])
+        self.stages.extend(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise(widths))
+
+    def encode(
+        self,
+        clips: Tensor,  # [B, 3, 1, H, W]
+    ) -> dict[str, Tensor]:
+        """Maps [B, D, 1, h, w] by name."""
+        inside, maps = clips[:, :, 0], {}
+        for number, stage in enumerate(self.stages):
+            inside = torch.relu(stage(inside))
+            maps[f"layer{number + 1}"] = inside[:, :, None]
+        return maps
+
+    def freeze(self) -> Self:
+        """This network with weights that take no gradient."""
+        return self.requires_grad_(False)
+
+
+class LoopedLoss(DriftLoss):
+    """The reference in the place of the loss that trains."""
+
+    def __call__(
+        self,
+        groups: Mapping[str, Samples],
+        unconditional_weight: Tensor,  # [C]
+        *,
+        statistics: bool = False,
+    ) -> DriftResult:
+        """The same loss, class by class and vector by vector."""
+        losses = {
+            name: drift_reference.drift_loss(each, unconditional_weight, self.temperatures)
+            for name, each in groups.items()
+        }
+        return DriftResult(torch.stack(list(losses.values())).sum(), losses, {})
+
+
+class Training:
+    """A refiner, its objective with one of the losses, and its optimizer."""
+
+    def __init__(self, loss: DriftLoss, device: torch.device) -> None:
+        torch.manual_seed(0)
+        draw = torch.Generator().manual_seed(0)
+        images = 2 * torch.rand(64 * CLASSES, *SHAPE, generator=draw) - 1
+        corruption = KeypatchCorruption(SHAPE[1:], PATCH, known=(32, 16, 0))
+        levels = corruption.levels + 1
+        refiner = ImageRefiner(
+            SHAPE,
+            CLASSES,
+            levels,
+            patch=PATCH,
+            dim=32,
+            depth=1,
+            heads=2,
+            style=64,
+            spread=1.0,
+            keep_anchors_fixed=False,
+        )
+        families = ("clip", "patch2", "patch4", "rms")
+        network = SmallNetwork().to(device)
+        features = ImageFeatures(ClipFeatures(network, families, locations=18))
+        if (found := features.vectors(SHAPE)) != VECTORS:
+            raise AssertionError(f"{found} vectors, expected {VECTORS}")
+        self.objective = DriftObjective(
+            refiner.to(device),
+            corruption,
+            images.__getitem__,
+            torch.arange(len(images)) % CLASSES,
+            DRAWS,
+            branches={"encoder": (1.0, features)},
+            loss=loss,
+            log_every=10**9,
+        )
+        self.optimizer = torch.optim.AdamW(refiner.parameters(), lr=1e-4)
+
+    def step(self, number: int) -> float:
+        """Train one step and return the loss."""
+        terms = self.objective(number, torch.Generator().manual_seed(number))
+        loss = torch.stack(list(terms.values())).sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.detach())  # waits for the device
+
+
+def compare(device: torch.device) -> str:
+    """The table."""
+    losses = {"batched": DriftLoss, "looped": LoopedLoss}
+    ways = {
+        name: Training(each(temperatures=TEMPERATURES), device) for name, each in losses.items()
+    }
+    best, found = dict.fromkeys(ways, math.inf), {}
+    for number in range(1, _REPEATS + 2):  # the first one fills the queues
+        for name, way in ways.items():
+            start = time.perf_counter() if device.type != "cpu" else time.thread_time()
+            found[name] = way.step(number)
+            seconds = time.perf_counter() if device.type != "cpu" else time.thread_time()
+            if number > 1:
+                best[name] = min(best[name], seconds - start)
+    times = "  ".join(f"{name} {1e3 * seconds:6.1f} ms" for name, seconds in best.items())
+    ratio = best["looped"] / best["batched"]
+    return (
+        f"{device.type}: {VECTORS} vectors, a step  {times}  looped / batched {ratio:4.1f}  "
+        f"losses of the last step {found['batched']:.4f} {found['looped']:.4f}"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    print(compare(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+
+
+if __name__ == "__main__":
+    main()

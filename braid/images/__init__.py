@@ -1,0 +1,1 @@
+"""Labelled images: folders of one's own, the built-in digits, noise for timing."""

@@ -1,0 +1,144 @@
+"""Judge refined and generated images by an independent classifier and beside real held-out images.
+
+Writes metrics/drift_image.json, a table of corruption levels, one of guidance, and pictures. Ten
+seconds for the built-in digits.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from braid.drifting.evaluation import flattened
+from braid.drifting.image_corruption import KeypatchCorruption
+from braid.drifting.image_judge import Figures, ImageJudge, complete, known_error, summary
+from braid.drifting.image_pictures import draw_classes, draw_levels, of_each_class
+from braid.drifting.image_refiner import load_image_refiner
+from braid.drifting.sampling import refine
+from braid.images.image_set import ImageSet, open_image_set
+from braid.images.sd_vae import decoder
+from braid.pipeline.context import open_stage
+from braid.pipeline.image_sections import ImageEvaluation
+from braid.pipeline.record import Row
+from braid.training.device import generator, set_up
+
+TIMED = 20  # calls, of which the median counts
+
+Made = tuple[Tensor, Mapping[str, Tensor]]  # known pixels, and images by method
+
+
+def main() -> None:
+    """Run the stage."""
+    with open_stage("evaluate_drift_image") as stage:
+        hardware, seed = stage.params.hardware, stage.params.seed
+        device = set_up(hardware.device, hardware.threads, seed)
+        settings = stage.params.image_evaluation
+        images = open_image_set(stage.dep("data/images"), cache_mib=stage.params.images.cache_mib)
+        judge = _judge(images, settings)
+        truth, classes = judge.test, judge.test_classes
+        refiner = load_image_refiner(stage.dep("models/drift_image")).to(device)
+        own = "clamped" if refiner.keep_anchors_fixed else "unclamped"
+        corruption = KeypatchCorruption(
+            images.shape[1:], refiner.patch, **stage.params.image_corruption.model_dump()
+        )
+        draw, coarsest = generator(seed, "test images"), corruption.levels
+
+        def make(alpha: float) -> dict[int, Made]:
+            """All levels but the one that knows all, by the number of known patches."""
+            return {
+                known: complete(refiner, corruption, truth, classes, level, alpha, draw)
+                for level, known in enumerate(corruption.counts)
+                if level
+            }
+
+        made = make(settings.alpha)
+        levels = {known: _figures(judge, *each) for known, each in made.items()}
+        real = judge.real(generator(seed, "real images"))
+        stage.write_metrics({**summary(levels, real, own), "images": len(truth)})
+        stage.write_curve("plots/drift_image_levels.csv", _table(levels, real))
+        guided = {alpha: make(alpha) for alpha in settings.alphas}
+        sweep = _sweep(judge, guided, own, stage.params.image_batches.alpha_max)
+        stage.write_curve("plots/drift_image_alpha.csv", sweep)
+        first = torch.arange(1)
+        one = corruption(truth[first], torch.full_like(first, coarsest), first, draw)
+        stage.runtime["milliseconds_one_step"] = _milliseconds(
+            lambda: refine(refiner, one, classes[first], coarsest, settings.alpha)
+        )
+
+        decode = decoder(images.input_space, stage.params.images.sd_vae)
+        pictures = stage.out("plots/drift_image_evaluation")
+        pictures.mkdir()
+        shown = of_each_class(classes, settings.samples)
+        names = [images.class_names[each] for each in classes[shown[:, 0]].tolist()]
+        known, (_, by) = list(made.items())[-1]
+        draw_classes(pictures / "classes.png", known, by[own], truth, shown, names, decode)
+        ladder = {
+            known: (where, by["interpolated"], by[own]) for known, (where, by) in made.items()
+        }
+        draw_levels(pictures / "levels.png", ladder, truth, shown[:, 0], names, decode)
+
+
+def _judge(images: ImageSet, settings: ImageEvaluation) -> ImageJudge:
+    """One that knows training images and holds test images against what is made."""
+    train = _some(images.indices("train"), settings.train_images)
+    test = _some(images.indices("test"), settings.test_images)
+    return ImageJudge(
+        images.images(train),
+        images.conditions[train],
+        images.images(test),
+        images.conditions[test],
+        components=settings.components,
+        neighbours=settings.neighbours,
+    )
+
+
+def _some(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """At most `count`, evenly spread: a folder's images are in order of their class."""
+    return indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
+
+
+def _figures(judge: ImageJudge, known: Tensor, made: Mapping[str, Tensor]) -> dict[str, Figures]:
+    """What each method scores."""
+    return {
+        name: {**judge.figures(each), "known_error": known_error(each, judge.test, known)}
+        for name, each in made.items()
+    }
+
+
+def _table(levels: Mapping[int, Mapping[str, Figures]], real: Mapping[str, float]) -> list[Row]:
+    """A row a level."""
+    return [{"known": known, **flattened({**each, "real": real})} for known, each in levels.items()]
+
+
+def _sweep(
+    judge: ImageJudge,
+    guided: Mapping[float, Mapping[int, Made]],  # by alpha
+    own: str,
+    alpha_max: float,  # of the training; what lies above is extrapolated
+) -> list[Row]:
+    """A row a guidance alpha: `<measure>_<known patches>`."""
+    rows: list[Row] = []
+    for alpha, made in guided.items():
+        scored = {str(known): judge.figures(each[own]) for known, (_, each) in made.items()}
+        rows.append({"alpha": alpha, "trained": int(alpha <= alpha_max), **flattened(scored)})
+    return rows
+
+
+def _milliseconds(call: Callable[[], Tensor]) -> float:
+    """Of one call once it is warm."""
+    seconds = []
+    for _ in range(TIMED + 1):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return round(1000 * statistics.median(seconds[1:]), 3)
+
+
+if __name__ == "__main__":
+    main()
