@@ -18,7 +18,7 @@ Defaults are the semantics of the official release; `drift_reference` has the sa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,7 +34,6 @@ __all__ = ["DriftLoss", "DriftResult", "Samples"]
 
 MIN_SCALE = 1e-3  # of S, and of the unit of phi
 MIN_SQUARE = 1e-8  # of lambda^2
-CACHED = 2**18  # affinities, about what a CPU core's cache holds
 
 
 @dataclass(frozen=True)
@@ -100,11 +99,13 @@ class DriftLoss:
         return DriftResult(loss, per_group, log.result() if log else {})
 
     def _drift(
-        self, name: str, group: Layout, log: DriftStatistics | None
+        self, name: str, parts: Iterable[Layout], log: DriftStatistics | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """sum_tau V / lambda [L, C, N, D], the unit of phi [1 or C], the size of the mean []."""
-        locations, _, _, dims = group.own.shape
-        distance = group.distances()
+        # A part's distances at once, while its columns are still in the cache.
+        groups, distances = zip(*((part, part.distances()) for part in parts), strict=True)
+        distance, group = torch.cat(distances), groups[0]
+        locations, dims = len(distance), group.columns.shape[-1]
         total = (distance.sum((0, 2)) * group.weight).sum(1)
         vectors = locations * group.counts
         sums = torch.stack([total, vectors * group.weight.sum(1), vectors])  # [3, C]
@@ -113,7 +114,7 @@ class DriftLoss:
         scale = _ratio(shared[0], shared[1]).clamp(min=MIN_SCALE)
         unit = (scale / math.sqrt(dims)).clamp(min=MIN_SCALE)
 
-        force, squares = self._forces(group, distance.div_(scale[:, None, None]), log)
+        force, squares = self._forces(groups, distance.div_(scale[:, None, None]), log)
         squares = squares / unit.square()  # [T, C]
         if self.scale_scope == "batch":
             squares = distributed.mean(squares.sum(1, keepdim=True))
@@ -129,22 +130,23 @@ class DriftLoss:
 
     def _forces(
         self,
-        group: Layout,
+        parts: Sequence[Layout],
         distance: Tensor,  # [L, C, N, M] in S
         log: DriftStatistics | None,
     ) -> tuple[Tensor, Tensor]:
         """V in features, [L, C, T, N, D], and its sum of squares by class, [T, C]."""
-        locations, classes, _, dims = group.own.shape
-        temperatures = len(self.temperatures)
-        force = distance.new_empty(locations, classes, temperatures, group.rows, dims)
-        norms = force.new_empty(force.shape[:-1])
-        for part in _parts(distance, temperatures):
-            affinity = self.affinity(group, distance[part])
+        locations, classes, rows, _ = distance.shape
+        shape = locations, classes, len(self.temperatures), rows
+        force = distance.new_empty(*shape, parts[0].columns.shape[-1])
+        norms = distance.new_empty(shape)
+        sizes = [len(part.columns) for part in parts]
+        pieces = (each.split(sizes) for each in (distance, force, norms))
+        for part, near, moved, size in zip(parts, *pieces, strict=True):
+            affinity = self.affinity(part, near)
             if log:
-                log.add_rows(distance[part], affinity, group)
-            coefficients = self.coefficients(group, affinity)
-            group.combine(part, coefficients, out=force[part])
-            torch.linalg.vector_norm(force[part], dim=-1, out=norms[part])
+                log.add_rows(near, affinity, part)
+            part.combine(self.coefficients(part, affinity), out=moved)
+            torch.linalg.vector_norm(moved, dim=-1, out=size)
         return force, norms.square().sum((0, 3)).mT
 
     def affinity(
@@ -159,8 +161,8 @@ class DriftLoss:
         weight, pairs = group.weight[:, None, None], group.pairs
         if self.weighting == "logit":
             logits.add_(weight.log())
-            positive = weight[:, 0] > 0
-            pairs = positive.expand(-1, group.rows, -1) if pairs is None else pairs & positive
+            heavy = weight[:, 0] > 0
+            pairs = heavy.expand(-1, distance.shape[2], -1) if pairs is None else pairs & heavy
         if pairs is not None:
             logits.masked_fill_(~pairs[:, None], -math.inf)
         affinity = logits.softmax(-1).mul_(logits.softmax(-2)).clamp_(min=self.floor).sqrt_()
@@ -206,14 +208,6 @@ class _Loss(torch.autograd.Function):
         drift, rate = context.saved_tensors
         gradient = (upstream * rate)[:, None, None, None] * drift.permute(1, 2, 0, 3)
         return gradient.to(context.dtype), None, None, None
-
-
-def _parts(distance: Tensor, temperatures: int) -> Iterator[slice]:
-    """Locations to take at once: as many as the cache of a CPU holds affinities of."""
-    locations = len(distance)
-    each = temperatures * distance[0].numel()
-    step = max(1, CACHED // each) if distance.device.type == "cpu" else locations
-    return (slice(start, start + step) for start in range(0, locations, step))
 
 
 def _ratio(sums: Tensor, sizes: Tensor) -> Tensor:

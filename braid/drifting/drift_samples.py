@@ -1,19 +1,21 @@
 """What a drift is computed from, and its layout for batched products.
 
-The M columns of a class at a location are [unconditional | generated | queued | positives]. A
-group's own ones become one tensor, the unconditional ones another that the classes share; that is
-the only copy made of them. Both lie near the origin, which keeps |x|^2 + |y|^2 - 2 x.y precise;
-padding is zeroed and has weight 0.
+The M columns of a class at a location are [unconditional | generated | queued | positives], the
+unconditional ones the same for each class. They become one tensor, a few locations at a time, so
+that on a CPU it stays in the cache. It lies near the origin, which keeps |x|^2 + |y|^2 - 2 x.y
+precise; padding is zeroed and has weight 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 MIN_SQUARE = 1e-8  # of a distance
+CACHED = 2**22  # numbers, about what a CPU's cache holds
 
 Block = tuple[Tensor, Tensor | None]  # [C, n, L, D] and how many of n exist, [C]; None: all
 
@@ -34,8 +36,10 @@ class Samples:
     negative_count: Tensor | None = None  # [C]
 
     def blocks(self) -> list[Block]:
-        """Those of one class each, in the order of columns."""
+        """In the order of columns, the unconditional ones given to each class."""
+        shared = self.unconditional
         every = (
+            (None if shared is None else shared.expand(len(self.generated), *shared.shape), None),
             (self.generated, self.generated_count),
             (self.negatives, self.negative_count),
             (self.positives, self.positive_count),
@@ -50,8 +54,6 @@ class Samples:
         """
         blocks = self.blocks()
         fits = self.generated.ndim == 4 and self.generated.shape[1] > 0
-        if self.unconditional is not None:
-            fits = fits and self.unconditional.shape[1:] == self.generated.shape[2:]
         for block, count in blocks:
             same = block.ndim == 4 and block.shape[2:] == self.generated.shape[2:]
             counted = count is None or count.shape == (classes,)
@@ -66,19 +68,18 @@ class Samples:
 
 @dataclass(frozen=True)
 class Layout:
-    """A group ready for products, in float32 or float64."""
+    """Locations of a group ready for products, in float32 or float64."""
 
-    own: Tensor  # [L, C, M - U, D] generated, queued, positives
-    shared: Tensor  # [L, U, D] unconditional
+    columns: Tensor  # [L, C, M, D] unconditional, generated, queued, positives
     weight: Tensor  # [C, M] of the columns, 0 for padding
-    rows: int  # N: the columns U to U + N, the generated ones
+    generated: slice  # the columns that are the N rows
     positives: int  # P: the last columns
     exist: Tensor | None  # [C, M] bool: columns that are no padding; None: all
 
     @property
-    def generated(self) -> slice:
-        """The columns that are the rows."""
-        return slice(self.shared.shape[1], self.shared.shape[1] + self.rows)
+    def rows(self) -> Tensor:
+        """The generated vectors, [L, C, N, D]."""
+        return self.columns[:, :, self.generated]
 
     @property
     def pairs(self) -> Tensor | None:
@@ -91,7 +92,7 @@ class Layout:
     def counts(self) -> Tensor:
         """How many rows each class has, [C]."""
         if self.exist is None:
-            return self.weight.new_full(self.weight.shape[:1], self.rows)
+            return self.weight.new_full(self.weight.shape[:1], self.rows.shape[2])
         return self.exist[:, self.generated].sum(1).to(self.weight)
 
     def diagonal(
@@ -103,65 +104,61 @@ class Layout:
 
     def distances(self) -> Tensor:
         """From each generated vector to each column, [L, C, N, M]; 0 for padding."""
-        locations, classes, _, dims = self.own.shape
-        shape = (locations, classes, self.rows, -1)
-        rows = self.own[:, :, : self.rows]
-        norms = torch.linalg.vector_norm(self.own, dim=-1).square_()  # [L, C, M - U]
-        shared_norms = torch.linalg.vector_norm(self.shared, dim=-1).square_()
-        by_location = rows.reshape(locations, -1, dims), self.shared.mT
-        shared = torch.baddbmm(shared_norms[:, None], *by_location, alpha=-2)
-        by_class = rows.flatten(0, 1), self.own.flatten(0, 1).mT
-        own = torch.baddbmm(norms.flatten(0, 1)[:, None], *by_class, alpha=-2)
-        distance = torch.cat([shared.view(shape), own.view(shape)], -1)
-        distance.add_(norms[:, :, : self.rows, None])
+        norms = torch.linalg.vector_norm(self.columns, dim=-1).square_()  # [L, C, M]
+        pair = self.rows.flatten(0, 1), self.columns.flatten(0, 1).mT
+        products = torch.baddbmm(norms.flatten(0, 1)[:, None], *pair, alpha=-2)
+        distance = products.unflatten(0, norms.shape[:2])
+        distance.add_(norms[:, :, self.generated, None])
         self.diagonal(distance).zero_()  # exactly, whatever rounding says
         distance.clamp_(min=MIN_SQUARE).sqrt_()
         return distance if self.pairs is None else distance.mul_(self.pairs)
 
     def combine(
         self,
-        part: slice,  # of the locations
-        coefficients: Tensor,  # [l, C, T, N, M]
-        out: Tensor,  # [l, C, T, N, D]
+        coefficients: Tensor,  # [L, C, T, N, M]
+        out: Tensor,  # [L, C, T, N, D]
     ) -> None:
         """Sums of the columns' vectors, of all temperatures at once."""
-        shared, own = self.shared[part], self.own[part].flatten(0, 1)
-        split, dims = shared.shape[1:]
-        of_class = coefficients[..., split:].flatten(0, 1).flatten(1, 2)
-        torch.bmm(of_class, own, out=out.view(len(own), -1, dims))
-        if split:
-            of_all = coefficients[..., :split].flatten(1, 3)
-            out.view(len(shared), -1, dims).baddbmm_(of_all, shared)
+        torch.bmm(
+            coefficients.flatten(0, 1).flatten(1, 2),
+            self.columns.flatten(0, 1),
+            out=out.flatten(0, 1).flatten(1, 2),
+        )
 
 
 def lay_out(
     samples: Samples,
     unconditional_weight: Tensor,  # [C]
-) -> Layout:
-    """Columns, their weights, and what is padding."""
-    classes, rows, locations, dims = samples.generated.shape
+) -> Iterator[Layout]:
+    """A few locations after another: their columns, weights, and what is padding."""
     blocks = samples.blocks()
     sizes = [block.shape[1] for block, _ in blocks]
     ragged = any(count is not None for _, count in blocks)
     exist = torch.cat([_exist(*each) for each in blocks], 1) if ragged else None
-    centre = _mean(blocks[0][0], None if exist is None else exist[:, :rows])
-
-    own = centre.new_empty(locations, classes, sum(sizes), dims)
-    for (block, _), slot in zip(blocks, own.split(sizes, 2), strict=True):
-        torch.sub(block.permute(2, 0, 1, 3), centre[:, None, None], out=slot)
-    weight = centre.new_ones(own.shape[1:3])
-    if exist is not None:
-        own.masked_fill_(~exist[:, :, None], 0)
-        weight *= exist
     count = 0 if samples.unconditional is None else len(samples.unconditional)
-    shared = centre.new_empty(locations, count, dims)
-    if samples.unconditional is not None:
-        torch.sub(samples.unconditional.detach().transpose(0, 1), centre[:, None], out=shared)
-    first = (classes, count)
-    weight = torch.cat([unconditional_weight.detach()[:, None].expand(first).to(weight), weight], 1)
+    generated = slice(count, count + samples.generated.shape[1])
+    centre = _mean(samples.generated.detach(), None if exist is None else exist[:, generated])
+    weight = centre.new_ones(len(samples.generated), sum(sizes))
+    weight[:, :count] = unconditional_weight.detach()[:, None]
     if exist is not None:
-        exist = torch.cat([exist.new_ones(first), exist], 1)
-    return Layout(own, shared, weight, rows, sizes[-1], exist)
+        weight *= exist
+    for part in _parts(centre, weight.numel()):
+        columns = centre.new_empty(len(centre[part]), *weight.shape, centre.shape[1])
+        for (block, _), slot in zip(blocks, columns.split(sizes, 2), strict=True):
+            torch.sub(block[:, :, part].permute(2, 0, 1, 3), centre[part, None, None], out=slot)
+        if exist is not None:
+            columns.masked_fill_(~exist[:, :, None], 0)
+        yield Layout(columns, weight, generated, sizes[-1], exist)
+
+
+def _parts(
+    centre: Tensor,  # [L, D]
+    columns: int,  # of all classes
+) -> Iterator[slice]:
+    """Locations to take at once: as many as the cache of a CPU holds columns of."""
+    locations, dims = centre.shape
+    step = max(1, CACHED // (columns * dims)) if centre.device.type == "cpu" else locations
+    return (slice(start, start + step) for start in range(0, locations, step))
 
 
 def _exist(block: Tensor, count: Tensor | None) -> Tensor:

@@ -66,7 +66,7 @@ def test_in_single_precision_a_sample_is_at_no_distance_from_itself():
 
 def test_many_locations_are_taken_in_parts(monkeypatch):
     whole = differentiate(DriftLoss(), example(locations=7))
-    monkeypatch.setattr("braid.drifting.drift.CACHED", 2 * 3 * 3 * 5 * 20)
+    monkeypatch.setattr("braid.drifting.drift_samples.CACHED", 2 * 3 * 20 * 16)
     torch.testing.assert_close(differentiate(DriftLoss(), example(locations=7)), whole)
 
 
@@ -152,7 +152,7 @@ def test_without_the_mask_samples_that_are_the_data_stay():
 
 
 def affinities(loss: DriftLoss, weight: Tensor) -> Tensor:
-    group = lay_out(example(), weight)
+    (group,) = lay_out(example(), weight)
     return loss.affinity(group, group.distances() / 5)
 
 
