@@ -10,9 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from braid.drifting.evaluation import flattened
@@ -86,8 +84,8 @@ def main() -> None:
 
 def _judge(images: ImageSet, settings: ImageEvaluation) -> ImageJudge:
     """One that knows training images and holds test images against what is made."""
-    train = _some(images.indices("train"), settings.train_images)
-    test = _some(images.indices("test"), settings.test_images)
+    train = images.indices("train", settings.train_images)
+    test = images.indices("test", settings.test_images)
     return ImageJudge(
         images.images(train),
         images.conditions[train],
@@ -96,11 +94,6 @@ def _judge(images: ImageSet, settings: ImageEvaluation) -> ImageJudge:
         components=settings.components,
         neighbours=settings.neighbours,
     )
-
-
-def _some(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """At most `count`, evenly spread: a folder's images are in order of their class."""
-    return indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
 
 
 def _figures(judge: ImageJudge, known: Tensor, made: Mapping[str, Tensor]) -> dict[str, Figures]:

@@ -11,8 +11,8 @@ from braid.clips.kmeans import kmeans
 from braid.clips.occupancy import inertia_report, occupancy_report, occupancy_table
 from braid.clips.quantizer import PseudoClasses, Quantizer, save_pseudo_classes, save_quantizer
 from braid.clips.shards import open_clips
-from braid.clips.splits import SPLITS
 from braid.pipeline.context import open_stage
+from braid.splits import SPLITS
 from braid.training.device import generator, set_up
 
 

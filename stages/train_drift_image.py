@@ -7,9 +7,7 @@ what is learned is the distribution of central crops.
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from braid.drifting.drift import DriftLoss
 from braid.drifting.image_corruption import KeypatchCorruption
@@ -94,9 +92,7 @@ def _branches(stage: Stage, device: torch.device) -> dict[str, tuple[float, Feat
 def _probe(stage: Stage, images: ImageSet, corruption: KeypatchCorruption) -> ImageProbe:
     """Validation images, judged in the space of the leading components of training images."""
     settings, judging = stage.params.image_training, stage.params.image_evaluation
-    train, val = (
-        _some(images.indices(each), settings.validation_images) for each in ("train", "val")
-    )
+    train, val = (images.indices(each, settings.validation_images) for each in ("train", "val"))
     return ImageProbe(
         images.images(val),
         images.conditions[val],
@@ -106,11 +102,6 @@ def _probe(stage: Stage, images: ImageSet, corruption: KeypatchCorruption) -> Im
         neighbours=judging.neighbours,
         every=min(settings.validate_every, settings.steps),
     )
-
-
-def _some(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """At most `count`, evenly spread: a folder's images are in order of their class."""
-    return indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
 
 
 def _report(
@@ -134,10 +125,7 @@ def _report(
     decision = Decision(*probe.verdict(figures))
     stage.write_metrics({**results, **decision.figures()})
     data = {"source": stage.params.images.source, **counts}
-    model = objective.card()
-    if "encoder" in objective.branches:
-        model["encoder"] = f"{stage.params.image_features.encoder}, frozen"
-    write_card(stage, device, data=data, model=model, results=results, decision=decision)
+    write_card(stage, device, data=data, model=objective.card(), results=results, decision=decision)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main() -> None:
     with open_stage("train_image_mae") as stage:
         process, hardware, seed = launched(), stage.params.hardware, stage.params.seed
         device = set_up(hardware.device, hardware.threads, seed, process.local_rank)
-        params, pace = stage.params.image_mae, Pace()
+        settings, pace = stage.params.image_mae, Pace()
         images = open_image_set(stage.dep("data/images"), cache_mib=stage.params.images.cache_mib)
         train, val = (torch.from_numpy(images.indices(each)) for each in ("train", "val"))
 
@@ -37,16 +37,16 @@ def main() -> None:
         def whole(chosen: Tensor) -> Tensor:
             return images.images(chosen)[:, :, None]
 
-        masking = Masking("patch", params.mask_ratio, params.mask_ratio)
-        labels, classes = images.conditions, images.classes if params.head_weight else 0
-        mae = LatentMae(images.shape[0], params.width, params.blocks, classes, planar=True)
-        schedule = params.model_dump(exclude={"width", "blocks", "mask_ratio"})
+        masking = Masking("patch", settings.mask_ratio, settings.mask_ratio)
+        labels, classes = images.conditions, images.classes if settings.head_weight else 0
+        mae = LatentMae(images.shape[0], settings.width, settings.blocks, classes, planar=True)
+        schedule = settings.model_dump(exclude={"width", "blocks", "mask_ratio"})
         objective = MaeObjective(mae.to(device), masking, cropped, train, labels, **schedule)
         optimisation = Optimisation(**stage.params.image_mae_optimisation.model_dump())
         result = optimise(
             objective,
             optimisation,
-            steps=params.steps,
+            steps=settings.steps,
             precision=hardware.precision,
             **stage.params.cadence.model_dump(),
             outer_layers=objective.outer_layers,
@@ -62,11 +62,11 @@ def main() -> None:
         report = mae_report(mae.freeze(), masking, whole, val, labels, seed, MODES, average)
         status, reason = mae_verdict(report)
         decision = Decision(status == "passed", reason)
-        results = {**report, "steps": params.steps, "status": status}
+        results = {**report, "steps": settings.steps, "status": status}
         save_latent_mae(stage.out("models/image_mae"), mae)
         stage.write_curve("plots/image_mae/train.csv", result.history)
         stage.write_metrics({**results, **decision.figures()})
-        seen = params.batch * optimisation.accumulate * process.world_size
+        seen = settings.batch * optimisation.accumulate * process.world_size
         stage.runtime["images_per_second"] = pace.per_second(seen)
         data = {"source": stage.params.images.source, "train": len(train), "val": len(val)}
         model = {"encoder": "trained here, frozen afterwards", "sampling": "uniform over images"}

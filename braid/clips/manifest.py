@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from braid.clips.shards import INDEX, MANIFEST
-from braid.clips.splits import SPLITS, split_of
 from braid.clips.survey import Survey
 from braid.clips.tar_shards import KINDS, Place
+from braid.splits import SPLITS, split_of
 
 
 def write_manifest(

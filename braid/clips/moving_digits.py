@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate, pad
 
 from braid.clips.motions import MOTIONS, pose_table
-from braid.clips.splits import SPLITS, split_of
+from braid.splits import SPLITS, split_of
 
 INKS = {
     "red": (0.90, 0.20, 0.15),

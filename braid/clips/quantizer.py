@@ -26,7 +26,7 @@ from torch import Tensor
 
 from braid.clips.conditions import BLOCKS, ConditionEncoder, Pooling
 from braid.clips.kmeans import KMeans, nearest
-from braid.clips.splits import SPLITS
+from braid.splits import SPLITS
 
 
 def merge_small_classes(

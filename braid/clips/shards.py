@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from braid.clips.members import DTYPES, Layout, read_embedding, read_latent, read_prompt
-from braid.clips.splits import SPLITS
 from braid.clips.tar_shards import KINDS
+from braid.splits import SPLITS
 
 MANIFEST, INDEX = "manifest.json", "index.npz"
 _AGAIN = "run `dvc repro -f prepare_clips` again"

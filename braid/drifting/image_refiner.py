@@ -169,4 +169,4 @@ def load_image_refiner(folder: Path) -> ImageRefiner:
     Raises:
         ValueError: a file is missing or broken; the message names the folder.
     """
-    return load_model(folder, ImageRefiner, "image refiner")[1].eval()
+    return load_model(folder, ImageRefiner, "refiner of images")[1].eval()

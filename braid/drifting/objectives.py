@@ -101,9 +101,8 @@ class Refinement(nn.Module):
         batch = self.batches.draw(classes, members, generator)
         truth = self.load(self.latents, batch.members)
         alike = members if self.level_of == "class" else 1
-        level = torch.randint(
-            1, self.corruption.levels + 1, (classes * members // alike,), generator=generator
-        )
+        count, end = classes * members // alike, self.corruption.levels + 1
+        level = torch.randint(1, end, (count,), generator=generator)
         level = level.repeat_interleave(alike).to(self.device)
         ids = batch.members.flatten()
         anchors = {"anchors": self.load(self.anchors, ids)} if self.anchors else {}
@@ -203,15 +202,13 @@ class DriftObjective(Refinement):
         """Where positives and negatives come from, and how many vectors phi has in each branch."""
         sample = self.load(self.latents, torch.zeros(1, dtype=torch.long))
         groups = {name: features(sample) for name, (_, features) in self.branches.items()}
-        phi = [
-            f"{name}: {sum(v.shape[1] for v in each.values())} vectors in {len(each)} groups"
-            for name, each in groups.items()
-        ]
+        counts = {name: sum(v.shape[1] for v in each.values()) for name, each in groups.items()}
+        phi = [f"{name}: {counts[name]} vectors in {len(groups[name])} groups" for name in groups]
         return {
             **super().card(),
             "positives": "queues of real latents by class, without replacement",
             "negatives": "this step's clips, then queued ones, then weighted unconditional ones",
-            "encoder": "latent MAE, frozen" if "encoder" in self.branches else "none",
+            "encoder": "frozen" if "encoder" in self.branches else "none",
             "phi": "; ".join(phi),
         }
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from braid.images.listing import Listing, split_of
+from braid.images.listing import Listing
+from braid.splits import split_of
 
 _CHUNK = 256  # fake images in memory at a time
 
@@ -17,15 +17,12 @@ _CHUNK = 256  # fake images in memory at a time
 def digits(val_share: float, test_share: float) -> tuple[Listing, Tensor]:
     """The 1,797 digits of scikit-learn and their pixels, [n, 1, 8, 8], grey level x as x / 8 - 1.
 
-    The last ones are for test, at a quarter 450; of those before, a hash of the name says which
-    are for validation. Shares are of all digits.
+    Their order says who wrote them, and the last quarter is of other writers than the rest. Split
+    by their names, every writer is in training and test alike.
     """
     found = load_digits()
-    count = len(found.target)
-    names = [f"digit-{place:04d}" for place in range(count)]
-    before = count - math.ceil(test_share * count)
-    within = val_share / (1 - test_share)
-    splits = [split_of(name, within, 0.0) for name in names[:before]] + ["test"] * (count - before)
+    names = [f"digit-{place:04d}" for place in range(len(found.target))]
+    splits = [split_of(name, val_share, test_share) for name in names]
     label_names = [str(name) for name in found.target_names]
     pixels = torch.from_numpy(found.images).unsqueeze(1) / 8 - 1
     return Listing(names, found.target.tolist(), label_names, splits), pixels

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from braid.images.image_files import inside, open_picture
-from braid.images.listing import NO_LABEL, Fault, Listing, split_of
+from braid.images.listing import NO_LABEL, Fault, Listing
+from braid.splits import split_of
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from braid.images.image_files import FileImages
-from braid.images.listing import SPLITS
+from braid.splits import SPLITS
 
 MANIFEST, INDEX = "manifest.json", "index.npz"
 _AGAIN = "run `dvc repro -f prepare_images` again"
@@ -75,9 +75,14 @@ class ImageSet:
         """The number of conditions."""
         return len(self.class_names)
 
-    def indices(self, split: str) -> NDArray[np.int64]:
-        """The images of ``train``, ``val`` or ``test``, ascending."""
-        return np.flatnonzero(self._splits == SPLITS.index(split))
+    def indices(self, split: str, at_most: int | None = None) -> NDArray[np.int64]:
+        """The images of ``train``, ``val`` or ``test``, ascending.
+
+        If those are too many: some, evenly spread, for a folder's images are in order of class.
+        """
+        found = np.flatnonzero(self._splits == SPLITS.index(split))
+        count = len(found) if at_most is None else min(at_most, len(found))
+        return found[np.linspace(0, len(found) - 1, count).astype(int)]
 
     def images(self, indices: Indices, generator: torch.Generator | None = None) -> Tensor:
         """Images in the order asked for, [B, C, H, W] float32: pixels in [-1, 1], or latents.

@@ -18,7 +18,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from braid.images.image_set import INDEX, MANIFEST, ImageSet, shard_name
-from braid.images.listing import NO_LABEL, SPLITS, Listing
+from braid.images.listing import NO_LABEL, Listing
+from braid.splits import SPLITS
 
 PER_SHARD = 8192  # images
 

@@ -22,7 +22,7 @@ from braid.clips.moving_digits import (
     write_script,
 )
 from braid.clips.space_time_transform import decode, encode
-from braid.clips.splits import SPLITS, split_of
+from braid.splits import SPLITS, split_of
 
 SHARES = (0.125, 0.25)
 KEYS = [f"{n:09d}" for n in range(120)]

@@ -11,8 +11,8 @@ import torch
 
 from braid.clips.manifest import write_manifest
 from braid.clips.shards import Clips, open_clips
-from braid.clips.splits import SPLITS, split_of
 from braid.clips.survey import survey_shards
+from braid.splits import SPLITS, split_of
 from tests.clips.shard_files import (
     SHAPE,
     TEXT,

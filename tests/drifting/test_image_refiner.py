@@ -91,7 +91,7 @@ def test_a_stored_refiner_computes_the_same(tmp_path: Path) -> None:
     save_image_refiner(tmp_path / "refiner", refiner)
     assert torch.equal(load_image_refiner(tmp_path / "refiner")(*inputs()), refiner(*inputs()))
     (tmp_path / "refiner/model.safetensors").write_bytes(b"broken")
-    with pytest.raises(ValueError, match=r"refiner: expected config\.json .* of a image refiner"):
+    with pytest.raises(ValueError, match=r"expected config\.json .* of a refiner of images"):
         load_image_refiner(tmp_path / "refiner")
 
 

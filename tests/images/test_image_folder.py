@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from braid.images.image_folder import survey_folder
-from braid.images.listing import Listing, split_of
+from braid.images.listing import Listing
+from braid.splits import split_of
 from tests.images.picture_folder import CLASSES, write_folder, write_picture
 
 

@@ -60,6 +60,8 @@ def test_what_a_set_says_of_itself(stored: Path) -> None:
     assert images.labels.tolist() == images.conditions.tolist() == LISTING.labels
     assert images.labels.dtype == images.conditions.dtype == torch.long
     assert images.indices("val").tolist() == [1, 6, 11, 16, 21]
+    assert images.indices("val", 3).tolist() == [1, 11, 21]
+    assert images.indices("val", 9).tolist() == [1, 6, 11, 16, 21]
     assert sum(len(images.indices(split)) for split in ("train", "val", "test")) == 25
     report = figures(images, 3)
     assert report == {

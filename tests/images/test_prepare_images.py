@@ -62,8 +62,8 @@ def test_digits(repo: Path) -> None:
     images = prepared(repo)
     assert (images.shape, images.classes, len(images)) == ((1, 8, 8), 10, 1797)
     assert figures(repo) == {
-        **{"images": 1797, "train": 1212, "val": 135, "test": 450, "classes": 10},
-        **{"smallest_class": 115, "faults": 0, "channels": 1, "height": 8, "width": 8},
+        **{"images": 1797, "train": 1213, "val": 138, "test": 446, "classes": 10},
+        **{"smallest_class": 110, "faults": 0, "channels": 1, "height": 8, "width": 8},
     }
     first = {path.name: path.read_bytes() for path in (repo / "data/images").iterdir()}
     run(repo, STAGE)
@@ -72,8 +72,8 @@ def test_digits(repo: Path) -> None:
 
 def test_shares_of_digits(repo: Path) -> None:
     prepared(repo, val_share=0.2, test_share=0.4)
-    assert figures(repo)["test"] == 719
-    assert 320 < figures(repo)["val"] < 400
+    assert 660 < figures(repo)["test"] < 780
+    assert 310 < figures(repo)["val"] < 410
 
 
 def test_pseudo_classes(repo: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_class_of_broken_images_alone(repo: Path, root: Path) -> None:
         ({"source": "/none"}, "images.source: /none: no such folder; expected one, digits or fake"),
         ({"source": "/none", "sd_vae": "/no", "input_space": "latent"}, "images.sd_vae: /no: no"),
         ({"crop": "left"}, "images.crop: Input should be 'centre' or 'random_resized'"),
-        ({"conditions": "kmeans", "K": 1300}, "images.K is 1300, expected 1 to 1212, the number"),
+        ({"conditions": "kmeans", "K": 1300}, "images.K is 1300, expected 1 to 1213, the number"),
         ({"source": "fake", "fake_images": 3}, "images.val_share and images.test_share leave"),
         ({"source": "fake", "fake_images": 20, "K": 30}, ": no train image, expected at least"),
     ],

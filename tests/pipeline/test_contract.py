@@ -186,7 +186,7 @@ def test_the_closure_follows_every_way_of_importing(
         closure(tmp_path / "room/a.py")
 
 
-ROOMS = ("pipeline", "training", "radiance", "drifting", "clips", "segmentation")
+ROOMS = ("pipeline", "training", "radiance", "drifting", "clips", "images", "segmentation")
 
 
 @pytest.mark.parametrize("room", ROOMS)
