@@ -1,6 +1,15 @@
 """Run every benchmark of this folder, one after the other."""
 
-from benchmarks import drift, grid_mlp, kmeans, matching, rasteriser, sam3_flops
+from benchmarks import (
+    drift,
+    grid_mlp,
+    harmonic,
+    image_drift,
+    kmeans,
+    matching,
+    rasteriser,
+    sam3_flops,
+)
 
 
 def main() -> None:
@@ -9,6 +18,8 @@ def main() -> None:
     grid_mlp.main()
     kmeans.main()
     drift.main()
+    harmonic.main()
+    image_drift.main()
     matching.main()
     sam3_flops.main()
 

@@ -1,6 +1,6 @@
 """Judge refined and generated images by an independent classifier and beside real held-out images.
 
-Writes metrics/drift_image.json, a table of corruption levels, one of guidance, and pictures. Ten
+Writes metrics/drift_image.json, a table of corruption levels, one of guidance, and pictures. Three
 seconds for the built-in digits.
 """
 

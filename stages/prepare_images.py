@@ -1,7 +1,7 @@
 """Index the images: the built-in digits, noise for timing, or the user's own folder of classes.
 
 Writes data/images: manifest.json, index.npz, and shards of pixels or latents unless the images
-stay in the user's folder. Two seconds for the digits.
+stay in the user's folder. A second for the digits.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train the masked autoencoder of images, in whose features the drift is computed.
 
-Writes models/image_mae and the run's experiment card. Fifteen seconds for the built-in digits.
+Writes models/image_mae and the run's experiment card. Ten seconds for the built-in digits.
 """
 
 import torch
