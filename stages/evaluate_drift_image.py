@@ -17,11 +17,11 @@ from braid.drifting.evaluation import flattened
 from braid.drifting.image_corruption import KeypatchCorruption
 from braid.drifting.image_judge import Figures, ImageJudge, complete, known_error, summary
 from braid.drifting.image_pictures import draw_classes, draw_levels, of_each_class
-from braid.drifting.image_refiner import load_image_refiner
+from braid.drifting.image_refiner import ImageRefiner, load_image_refiner
 from braid.drifting.sampling import refine
 from braid.images.image_set import ImageSet, open_image_set
 from braid.images.sd_vae import decoder
-from braid.pipeline.context import open_stage
+from braid.pipeline.context import Stage, open_stage
 from braid.pipeline.image_sections import ImageEvaluation
 from braid.pipeline.record import Row
 from braid.training.device import generator, set_up
@@ -40,11 +40,9 @@ def main() -> None:
         images = open_image_set(stage.dep("data/images"), cache_mib=stage.params.images.cache_mib)
         judge = _judge(images, settings)
         truth, classes = judge.test, judge.test_classes
-        refiner = load_image_refiner(stage.dep("models/drift_image")).to(device)
+        refiner, corruption = _refiner(stage, images)
+        refiner = refiner.to(device)
         own = "clamped" if refiner.keep_anchors_fixed else "unclamped"
-        corruption = KeypatchCorruption(
-            images.shape[1:], refiner.patch, **stage.params.image_corruption.model_dump()
-        )
         draw, coarsest = generator(seed, "test images"), corruption.levels
 
         def make(alpha: float) -> dict[int, Made]:
@@ -80,6 +78,23 @@ def main() -> None:
             known: (where, by["interpolated"], by[own]) for known, (where, by) in made.items()
         }
         draw_levels(pictures / "levels.png", ladder, truth, shown[:, 0], names, decode)
+
+
+def _refiner(stage: Stage, images: ImageSet) -> tuple[ImageRefiner, KeypatchCorruption]:
+    """The refiner, and the corruption that it was trained for."""
+    folder = stage.dep("models/drift_image")
+    refiner = load_image_refiner(folder)
+    corruption = KeypatchCorruption(
+        images.shape[1:], refiner.patch, **stage.params.image_corruption.model_dump()
+    )
+    found = [refiner.config[name] for name in ("shape", "classes", "levels")]
+    expected = [list(images.shape), images.classes, corruption.levels + 1]
+    if found != expected:
+        raise ValueError(
+            f"{folder}: refines images {found[0]} of {found[1]} classes at {found[2]} levels, "
+            f"expected {expected[0]}, {expected[1]} and {expected[2]}"
+        )
+    return refiner, corruption
 
 
 def _judge(images: ImageSet, settings: ImageEvaluation) -> ImageJudge:

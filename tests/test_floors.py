@@ -101,6 +101,51 @@ def test_the_masked_autoencoder_beats_every_trivial_predictor() -> None:
     assert figures["decision"] == "keep"
 
 
+def test_images_made_of_noise_pass_every_measure_together() -> None:
+    """A generator of one image a class would score 1.00 in accuracy and .64 in coverage."""
+    images = drifting("drift_image")
+    assert images["accuracy_generated"] >= 0.95
+    assert images["frechet_generated"] <= 1.0
+    assert images["recall"] >= 0.4
+    assert images["coverage"] >= 0.8
+    assert 0.4 <= images["variance_ratio"] <= 1.3
+    assert images["memorisation_ratio"] >= 0.8
+    assert images["status"] == "ok"
+
+
+def test_images_completed_from_a_quarter_are_nearly_real() -> None:
+    images = drifting("drift_image")
+    assert images["accuracy_refined"] >= 0.95 * images["accuracy_real"]
+    assert images["accuracy_refined"] >= 2 * images["accuracy_interpolated"]
+    assert images["frechet_refined"] <= 0.1 * images["frechet_interpolated"]
+    assert images["status_refined"] == "ok"
+
+
+def test_drifting_alone_forgets_what_is_known() -> None:
+    images = drifting("drift_image")
+    assert images["known_error_clamped"] == 0
+    assert images["known_error_unclamped"] > 0.01
+
+
+def test_the_keys_of_the_image_pivot_are_there() -> None:
+    expected = (
+        "accuracy_real accuracy_interpolated accuracy_refined accuracy_generated "
+        "frechet_interpolated frechet_refined frechet_generated frechet_real precision recall "
+        "density coverage variance_ratio memorisation_ratio status"
+    )
+    assert set(expected.split()) <= set(drifting("drift_image"))
+    assert drifting("runtime/drift_image")["milliseconds_one_step"] > 0
+
+
+def test_the_masked_autoencoder_of_images_beats_every_trivial_predictor() -> None:
+    figures = drifting("image_mae")
+    trivial = [figures[key] for key in figures if key.startswith("val_mse_patch_")]
+    assert len(trivial) == 4
+    assert figures["val_mse_patch"] < min(trivial)
+    assert figures["head_accuracy"] > 5 * figures["head_chance"]
+    assert figures["decision"] == "keep"
+
+
 # Whether so small a teacher or student learns presence is a matter of luck: the floors of this
 # strand stand where other seeds and other CPUs end too, well below the committed figures.
 

@@ -41,6 +41,20 @@ TINY: dict[str, dict[str, Any]] = {
     "storyboards": {
         "held_out": {"source": "data/clips", "clip": 0, "keyframes": [0, 2, 4], "alpha": 1.0}
     },
+    "image_mae": {"width": 8, "blocks": [1, 1], "steps": 12, "batch": 8},
+    "image_features": {"families": ["clip", "location"], "locations": 2, "encoder_weight": 1.0},
+    "image_batches": {
+        "classes": 3,
+        "generated": 4,
+        "positives": 6,
+        "negatives": 2,
+        "unconditional": 2,
+        "queue": 8,
+        "queue_unconditional": 8,
+    },
+    "image_refiner": {"dim": 8, "style": 16},
+    "image_training": {"steps": 12, "validate_every": 4, "validation_images": 40},
+    "image_evaluation": {"train_images": 200, "test_images": 100, "components": 8, "samples": 2},
     "sa1b": {"val": 8, "image_size": 56, "cache_mib": 8},
     "shapes": {"scenes": 40, "photos": 4},
     "prompts": {
@@ -76,6 +90,8 @@ TRAININGS = (
     "distill_features@bricks-gaussian_all_vae",
     "train_latent_mae",
     "train_drift@drift",
+    "train_image_mae",
+    "train_drift_image",
     "fit_sam3_teacher",
     "distill_sam3@distilled",
 )

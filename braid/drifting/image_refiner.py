@@ -69,15 +69,8 @@ class ImageRefiner(nn.Module):
         height, width = patch_grid(shape[1:], patch)
         self.patch, self.keep_anchors_fixed = patch, keep_anchors_fixed
         self.config = {
-            "shape": list(shape),
-            "classes": classes,
-            "levels": levels,
-            "patch": patch,
-            "dim": dim,
-            "depth": depth,
-            "heads": heads,
-            "style": style,
-            "spread": spread,
+            **{"shape": list(shape), "classes": classes, "levels": levels, "patch": patch},
+            **{"dim": dim, "depth": depth, "heads": heads, "style": style, "spread": spread},
             "keep_anchors_fixed": keep_anchors_fixed,
         }
         pixels = shape[0] * patch**2

@@ -54,9 +54,19 @@ class RandomConvolutions(nn.Module):
 
 
 class PcaSpace:
-    """The leading principal components of real clips."""
+    """The leading principal components of real clips or images.
 
-    def __init__(self, clips: Tensor, components: int) -> None:  # [n, C, T, H, W]
+    Raises:
+        ValueError: more components than clips, or than a clip has values.
+    """
+
+    def __init__(self, clips: Tensor, components: int) -> None:  # [n, C, ...]
+        most = min(len(clips), clips[0].numel())
+        if components > most:
+            raise ValueError(
+                f"components is {components}, expected at most {most}: "
+                f"{len(clips)} samples of {clips[0].numel()} values"
+            )
         self._pca = PCA(components, svd_solver="randomized", random_state=0)
         self._pca.fit(clips.flatten(1).numpy())
 

@@ -17,7 +17,7 @@ class UndeclaredParam(RuntimeError):
     """A stage asked for a params section that dvc.yaml does not declare for it."""
 
 
-class _Yaml12Loader(yaml.SafeLoader):
+class _Yaml12Loader(yaml.CSafeLoader):
     """PyYAML reads YAML 1.1, DVC writes 1.2: there `1e-05` is a float and `on` is a string.
 
     `50_000` is an integer in both of DVC's readers, though not in the standard.
@@ -39,11 +39,11 @@ for _tag, (_pattern, _first) in _CORE_SCHEMA.items():
 _Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
 
 
-def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+def _int(loader: yaml.CSafeLoader, node: yaml.ScalarNode) -> int:
     return int(loader.construct_scalar(node))
 
 
-def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+def _float(loader: yaml.CSafeLoader, node: yaml.ScalarNode) -> float:
     return float(re.sub(r"\.(?=inf|nan)", "", loader.construct_scalar(node).lower()))
 
 
