@@ -72,6 +72,12 @@ class ImageFeatures(Section):
     encoder_weight: NonNegative  # 0: the encoder is not run
     vanilla_weight: NonNegative
 
+    @model_validator(mode="after")
+    def _something_drifts(self) -> ImageFeatures:
+        if not self.encoder_weight + self.vanilla_weight:
+            raise ValueError("encoder_weight and vanilla_weight are both 0")
+        return self
+
 
 class ImageRefiner(Section):
     """The one-step refiner over patch tokens."""

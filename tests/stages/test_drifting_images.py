@@ -17,6 +17,7 @@ from tests.tiny import TINY
 
 CHAIN = ("prepare_images", "train_image_mae", "train_drift_image", "evaluate_drift_image")
 SECTIONS = [name for name in TINY if name.startswith("image_")]
+NO_WEIGHT = {"encoder_weight": 0, "vanilla_weight": 0}
 SHORT = {"image_mae": {"steps": 4}, "image_training": {"steps": 4}}
 
 
@@ -227,6 +228,7 @@ def test_a_refiner_is_compiled_where_its_params_say_so(
         ("train_drift_image", "image_refiner", {"patch": 3}, "image_refiner.patch is 3"),
         ("train_drift_image", "image_refiner", {"heads": 3}, "image_refiner.dim is 8"),
         ("train_drift_image", "image_features", {"families": ["motion"]}, "['motion'], expected"),
+        ("train_drift_image", "image_features", NO_WEIGHT, "encoder_weight and vanilla_weight are"),
         ("train_drift_image", "image_batches", {"positives": 9}, "expected at most queue: 8"),
         ("train_drift_image", "image_evaluation", {"components": 65}, "expected at most"),
         ("evaluate_drift_image", "image_evaluation", {"components": 65}, "expected at most"),
