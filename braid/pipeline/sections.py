@@ -21,27 +21,26 @@ from braid.pipeline.drifting_sections import (
     DriftFeatures,
     LatentMae,
     Masking,
-    NetworkOptimisation,
     Quantizer,
     Refiner,
     RefinerTraining,
     Representation,
     Storyboard,
 )
-from braid.pipeline.fields import Count, Section, Whole
+from braid.pipeline.fields import Count, NetworkOptimisation, Section, Whole
 from braid.pipeline.radiance_sections import (
     Bricks,
     Distill,
     Evaluation,
     Features,
     FeatureVae,
-    Optimisation,
     Rays,
     Renders,
     Response,
     ResponseLossParams,
     SceneSource,
     Student,
+    StudentOptimisation,
     Teacher,
     Variant,
 )
@@ -53,7 +52,6 @@ from braid.pipeline.segmentation_sections import (
     Sam3Evaluation,
     Sam3Losses,
     Sam3Matching,
-    Sam3Optimisation,
     Sam3Phase,
     Sam3Student,
     Sam3StudentTraining,
@@ -99,7 +97,7 @@ class Params(Section):
     student: Student
     rays: Rays
     response_loss: ResponseLossParams
-    optimisation: Optimisation
+    optimisation: StudentOptimisation
     response: Response
     distill: Distill
     variants: dict[str, Variant]
@@ -127,7 +125,7 @@ class Params(Section):
     shapes: Shapes
     prompts: Prompts
     sam3_teacher: Sam3Teacher
-    sam3_teacher_optimisation: Sam3Optimisation
+    sam3_teacher_optimisation: NetworkOptimisation
     sam3_cache: Sam3Cache
     sam3_student: Sam3Student
     sam3_matching: Sam3Matching
