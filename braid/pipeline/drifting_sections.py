@@ -80,19 +80,6 @@ class Masking(Section):
     tube_ratio: Annotated[float, Field(gt=0, lt=1)]
 
 
-class NetworkOptimisation(Section):
-    """How a network of this strand is optimised."""
-
-    optimizer: Literal["adamw", "muon"]
-    lr: Positive
-    lr_floor: Share  # of lr, at the end of the cosine
-    warmup: Share  # of the steps
-    weight_decay: NonNegative
-    accumulate: Count  # batches a step
-    clip_norm: Positive
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
-
-
 class Corruption(Section):
     """Keyframes, interpolation and noise."""
 

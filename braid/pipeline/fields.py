@@ -1,8 +1,9 @@
-"""What the sections of params.yaml are made of: a strict base model and the ranges of numbers."""
+"""What the sections of params.yaml are made of: a strict base model, the ranges of numbers,
+and how anything is optimised."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,3 +19,21 @@ class Section(BaseModel):
     """A frozen section that refuses unknown keys and wrong types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Optimisation(Section):
+    """Gradient steps under a cosine with a warm-up, and the moving average that is kept."""
+
+    lr: Positive
+    lr_floor: Share  # of lr, at the end of the cosine
+    warmup: Share  # of the steps
+    weight_decay: NonNegative
+    accumulate: Count  # batches a step
+    clip_norm: Positive
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+
+
+class NetworkOptimisation(Optimisation):
+    """How a network is optimised that has hidden matrices."""
+
+    optimizer: Literal["adamw", "muon"]  # muon: for the hidden matrices, adamw for the rest

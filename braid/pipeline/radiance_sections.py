@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from braid.pipeline.fields import Count, NonNegative, Positive, Section, Share, Steps, Whole
+from braid.pipeline.fields import (
+    Count,
+    NonNegative,
+    Optimisation,
+    Positive,
+    Section,
+    Share,
+    Steps,
+    Whole,
+)
 
 FeatureGroup = Literal[
     "position", "sh", "sh_dc", "sh_rest", "opacity", "scale", "covariance", "count", "std"
@@ -119,16 +128,9 @@ class ResponseLossParams(Section):
     depth: NonNegative
 
 
-class Optimisation(Section):
+class StudentOptimisation(Optimisation):
     """How students are optimised, in Stage 1B and Stage 2."""
 
-    lr: Positive
-    lr_floor: Share  # of lr, at the end of the cosine
-    warmup: Share  # of the steps
-    weight_decay: NonNegative
-    accumulate: Count  # batches a step
-    clip_norm: Positive
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
     term_gradients: bool  # log the gradient norm of each loss term
 
 

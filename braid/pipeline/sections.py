@@ -22,14 +22,13 @@ from braid.pipeline.drifting_sections import (
     DriftField,
     LatentMae,
     Masking,
-    NetworkOptimisation,
     Quantizer,
     Refiner,
     RefinerTraining,
     Representation,
     Storyboard,
 )
-from braid.pipeline.fields import Count, Section, Whole
+from braid.pipeline.fields import Count, NetworkOptimisation, Section, Whole
 from braid.pipeline.image_sections import (
     ImageCorruption,
     ImageEvaluation,
@@ -45,13 +44,13 @@ from braid.pipeline.radiance_sections import (
     Evaluation,
     Features,
     FeatureVae,
-    Optimisation,
     Rays,
     Renders,
     Response,
     ResponseLossParams,
     SceneSource,
     Student,
+    StudentOptimisation,
     Teacher,
     Variant,
 )
@@ -63,7 +62,6 @@ from braid.pipeline.segmentation_sections import (
     Sam3Evaluation,
     Sam3Losses,
     Sam3Matching,
-    Sam3Optimisation,
     Sam3Phase,
     Sam3Student,
     Sam3StudentTraining,
@@ -109,7 +107,7 @@ class Params(Section):
     student: Student
     rays: Rays
     response_loss: ResponseLossParams
-    optimisation: Optimisation
+    optimisation: StudentOptimisation
     response: Response
     distill: Distill
     variants: dict[str, Variant]
@@ -148,7 +146,7 @@ class Params(Section):
     shapes: Shapes
     prompts: Prompts
     sam3_teacher: Sam3Teacher
-    sam3_teacher_optimisation: Sam3Optimisation
+    sam3_teacher_optimisation: NetworkOptimisation
     sam3_cache: Sam3Cache
     sam3_student: Sam3Student
     sam3_matching: Sam3Matching

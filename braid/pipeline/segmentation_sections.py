@@ -59,19 +59,6 @@ class Sam3Teacher(Section):
     prompts: Count  # an image
 
 
-class Sam3Optimisation(Section):
-    """How the tiny teacher is optimised."""
-
-    optimizer: Literal["adamw", "muon"]
-    lr: Positive
-    lr_floor: Share  # of lr, at the end of the cosine
-    warmup: Share  # of the steps
-    weight_decay: NonNegative
-    accumulate: Count  # batches a step
-    clip_norm: Positive
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
-
-
 class Sam3Cache(Section):
     """What is kept of the teacher's answers."""
 

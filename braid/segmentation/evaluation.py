@@ -26,7 +26,7 @@ from braid.segmentation.agreement import (
 )
 from braid.segmentation.calibration import Scored, joined_scores, score_masks
 from braid.segmentation.prompted import Pair, PromptedImages, images_of
-from braid.segmentation.sam3 import Prediction, PromptInputs, predict
+from braid.segmentation.sam3 import Prediction, predict
 from braid.segmentation.sensitivity import prompt_sensitivity
 from braid.segmentation.teacher_answers import Texts, encode_texts
 from braid.training.device import autocast
@@ -49,15 +49,7 @@ class Respondent:
         """What answers the pairs when it is called; all that it takes is at hand by then."""
         images, owner = images_of(pairs)
         prompts = [prompted.prompt(pair) for pair in pairs]
-        rows = self.texts.rows([prompt.text for prompt in prompts])
-        inputs = PromptInputs(
-            owner,
-            torch.zeros_like(self.texts.attention[rows]),  # not read beside the features
-            self.texts.attention[rows],
-            boxes=torch.tensor([prompt.box or (0.0, 0.0, 0.0, 0.0) for prompt in prompts]),
-            boxed=torch.tensor([prompt.box is not None for prompt in prompts]),
-            text=self.texts.features[rows],
-        ).to(self.device)
+        inputs = self.texts.inputs(prompts, owner).to(self.device)
         pixels = prompted.pixels(images).to(self.device)
 
         @torch.no_grad()

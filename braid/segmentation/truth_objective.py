@@ -3,7 +3,7 @@
 A detection loss over sets (Carion et al. 2020, section 3.1) with the terms of SAM3 (Carion et al.
 2025, appendix on training): matched queries learn box and mask, every query learns whether it is
 matched, provided that the object is there at all; that is for the presence logit to say. Masks
-have Dice (Milletari et al. 2016) and binary cross-entropy; the truth of a mask is the share of
+have Dice and binary cross-entropy; the truth of a mask is the share of
 each cell that is covered, so that edges are learnt as they are.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from braid.segmentation.boxes import giou
+from braid.segmentation.masks import dice
 from braid.segmentation.sam3 import Layer, Prediction
 from braid.segmentation.truth_matching import MatchingWeights, Pairs, match_truth
 
@@ -60,7 +61,7 @@ class TruthLoss:
     spare: float = 0.3  # of an unmatched query's score, beside 1 of a matched one
     dice: float = 8.0
     bce: float = 8.0
-    presence: float = 6.0
+    presence: float = 3.0
     semantic: float = 4.0
     matching: MatchingWeights = MATCHING
 
@@ -86,9 +87,9 @@ class TruthLoss:
         covered = truth.semantic[known].float().flatten(1)
         return {
             **terms,
-            "dice": self.dice * _mean(dice(given, true)),
+            "dice": self.dice * _mean(dice(given.sigmoid(), true)),
             "bce": self.bce * _mean(_bce(given, true)),
-            "semantic": self.semantic * _mean(dice(area, covered) + _bce(area, covered)),
+            "semantic": self.semantic * _mean(dice(area.sigmoid(), covered) + _bce(area, covered)),
         }
 
     def _match(self, layer: Layer, masks: Tensor | None, truth: Known) -> Pairs:
@@ -113,16 +114,6 @@ class TruthLoss:
             "score": self.score * (weights * scores).sum() / weights.sum().clamp_min(1),
             "presence": self.presence * _mean(asked),
         }
-
-
-def dice(
-    logits: Tensor,  # [K, N]
-    truth: Tensor,  # [K, N] in [0, 1]
-) -> Tensor:
-    """1 - Dice of each row, [K]; squared in the denominator, so that 0 is reached."""
-    chance = logits.sigmoid()
-    both = (chance * truth).sum(1)
-    return 1 - (2 * both + 1) / (chance.square().sum(1) + truth.square().sum(1) + 1)
 
 
 def _bce(logits: Tensor, truth: Tensor) -> Tensor:
