@@ -9,9 +9,9 @@ system of unknown nodes densely, once for all channels, and goes on to the next.
 `braid.drifting.harmonic` are timed; it takes the first on these grids. Runs are interleaved and
 the fastest of each counts.
 
-Expected: a ratio of 25 to 35 at 4 x 4, where calls cost more than arithmetic; of 1.3 to 2 at 8 x 8
-and more, where both must do the same products on one thread. Iterating costs 3 to 10 times the
-factorisation at 4 x 4 and with many channels, and about as much at 16 x 16 with 16.
+Expected: a ratio of 25 to 35 at 4 x 4, where calls cost more than arithmetic; of 1.3 to 2.6 at
+8 x 8 and more, where both must do the same products on one thread. Iterating costs 3 to 10 times
+the factorisation at 4 x 4 and with many channels, and 1 to 2 times at 16 x 16 with 16.
 """
 
 from __future__ import annotations
