@@ -1,6 +1,6 @@
 """Train the tiny SAM3 teacher on the built-in images, or take the user's own checkpoint.
 
-Writes models/sam3_teacher: the model and its tokenizer, or where they are. A minute and a quarter
+Writes models/sam3_teacher: the model and its tokenizer, or where they are. A minute and a half
 for the built-in images; a checkpoint is verified and judged, not copied.
 """
 

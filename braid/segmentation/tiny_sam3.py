@@ -5,8 +5,8 @@ every width, depth and grid shrunk. Only the initial weights differ from the lib
 normal(0, .02) is meant for loading a checkpoint over it and leaves so small a network at a
 standstill. Here
 
-- a layer's weights have the scale of its fan-in (LeCun et al. 1998), residual branches less, but
-  not those that bring in the prompt: otherwise some runs pass without a word being learnt;
+- a layer's weights have the scale of its fan-in (LeCun et al. 1998), residual branches less;
+- what is read in the prompt counts more than that: if not, some runs end before any word matters;
 - patches know where they are by sines, which a large model has the time to learn;
 - the queries' reference boxes stand all over the image, and each query attends to what lies in
   its own: without that, some hundred steps pass before the first object is told from another.
@@ -26,8 +26,9 @@ PATCH = 14  # pixels a side, as in SAM3: the finest features and the masks have 
 
 # What the initial weights are multiplied by, beside 1 / sqrt(fan-in).
 LAST_OF_BRANCH = (".o_proj", ".out_proj", ".fc2")
-FROM_TEXT = (".text_cross_attn.o_proj", ".prompt_cross_attn.o_proj")
-RESIDUAL = 0.3  # what attention and perceptrons add to their input, but attention to the prompt
+TO_PROMPT = (".text_cross_attn.o_proj", ".prompt_cross_attn.o_proj")
+RESIDUAL = 0.3  # what attention and perceptrons add to their input
+PROMPT = 1.4  # what attention to the prompt adds
 PATCHES = 3.0  # beside the sines, which are of size 0.7
 TEXT_POSITIONS = 0.1  # beside the words
 CORRECTIONS = 0.1  # of the reference boxes
@@ -114,7 +115,7 @@ def initialise(model: Any, generator: torch.Generator) -> None:
     """Give a `Sam3Model` weights from which it learns, every one from the generator."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            scale = RESIDUAL if name.endswith(LAST_OF_BRANCH) and not _from_text(name) else 1.0
+            scale = _scale(name)
             nn.init.normal_(
                 module.weight, std=scale / math.sqrt(_fan_in(module)), generator=generator
             )
@@ -149,10 +150,12 @@ def look_inside(bias: Any) -> None:
     bias.layer2.weight[:, :2] = -STEEPEST / 2.0 ** torch.arange(heads)[:, None]
 
 
-def _from_text(name: str) -> bool:
-    """Whether a layer is the last one of an attention to the prompt."""
-    fused = name.startswith("detr_encoder.") and name.endswith(".cross_attn.o_proj")
-    return fused or name.endswith(FROM_TEXT)
+def _scale(name: str) -> float:
+    """Of a layer's initial weights, beside 1 / sqrt(fan-in)."""
+    fusion = name.startswith("detr_encoder.") and name.endswith(".cross_attn.o_proj")
+    if fusion or name.endswith(TO_PROMPT):
+        return PROMPT
+    return RESIDUAL if name.endswith(LAST_OF_BRANCH) else 1.0
 
 
 def _fan_in(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> float:
