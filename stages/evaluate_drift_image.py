@@ -15,7 +15,7 @@ from torch import Tensor
 
 from braid.drifting.evaluation import flattened
 from braid.drifting.image_corruption import KeypatchCorruption
-from braid.drifting.image_judge import Figures, ImageJudge, complete, known_error, summary
+from braid.drifting.image_judge import Figures, ImageJudge, complete, errors, summary
 from braid.drifting.image_pictures import draw_classes, draw_levels, of_each_class
 from braid.drifting.image_refiner import ImageRefiner, load_image_refiner
 from braid.drifting.sampling import refine
@@ -114,7 +114,7 @@ def _judge(images: ImageSet, settings: ImageEvaluation) -> ImageJudge:
 def _figures(judge: ImageJudge, known: Tensor, made: Mapping[str, Tensor]) -> dict[str, Figures]:
     """What each method scores."""
     return {
-        name: {**judge.figures(each), "known_error": known_error(each, judge.test, known)}
+        name: {**judge.figures(each), **errors(each, judge.test, known)}
         for name, each in made.items()
     }
 

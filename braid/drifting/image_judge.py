@@ -47,6 +47,7 @@ MEASURES = (
     "variance_ratio",
     "memorisation_ratio",
 )
+ERRORS = ("known_error", "mse_missing", "mse_all")  # of pairs
 METHODS = ("corrupted", "interpolated", "unclamped", "clamped")
 PIXELS = 256  # values of an image that the classifier sees as they are
 CLASSIFIER_COMPONENTS = 128  # what it sees of larger images
@@ -146,14 +147,16 @@ def nearest(
     return float(torch.cat([torch.cdist(part, targets).amin(1) for part in parts]).mean())
 
 
-def known_error(
+def errors(
     images: Tensor,  # [n, C, H, W]
     truth: Tensor,  # [n, C, H, W]
     known: Tensor,  # [n, 1, H, W] bool, pixels of known patches
-) -> float | None:
-    """Mean squared error of known pixels; None where nothing is known."""
-    error = (images - truth).square()[known.expand_as(truth)]
-    return float(error.mean()) if len(error) else None
+) -> Figures:
+    """Mean squared error of known pixels, of missing ones, of all; None of no pixel."""
+    square, where = (images - truth).square(), known.expand_as(truth)
+    parts = (square[where], square[~where], square)
+    means = (float(part.mean()) if part.numel() else None for part in parts)
+    return dict(zip(ERRORS, means, strict=True))
 
 
 def image_status(figures: Mapping[str, Any], accuracy_real: float) -> str:
@@ -222,7 +225,7 @@ def summary(
         as methods; measures of generation, where none is known, bare but for accuracy and
         frechet. All of a level is null, with a reason, where `image_corruption.known` lacks it.
     """
-    nothing: Figures = dict.fromkeys((*MEASURES, "known_error"))
+    nothing: Figures = dict.fromkeys((*MEASURES, *ERRORS))
     fewest = min((known for known in levels if known), default=None)
     methods = levels[fewest] if fewest else dict.fromkeys(METHODS, nothing)
     generated = levels[0][refined] if 0 in levels else nothing

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from braid.drifting.image_corruption import KeypatchCorruption
 from braid.drifting.image_judge import (
+    ERRORS,
     MEASURES,
     METHODS,
     ImageJudge,
     complete,
+    errors,
     image_status,
-    known_error,
     nearest,
     summary,
 )
@@ -187,9 +188,13 @@ def test_known_patches_are_measured_clamped_and_not_whatever_the_refiner_does(ke
     assert known.shape == truth.shape
     assert (known.sum((1, 2, 3)) == 4).all()
     for name in ("corrupted", "interpolated", "clamped"):
-        assert known_error(made[name], truth, known) == 0, name
+        assert errors(made[name], truth, known)["known_error"] == 0, name
     off = (made["unclamped"] - truth)[known]
-    assert known_error(made["unclamped"], truth, known) == pytest.approx(float(off.square().mean()))
+    found = errors(made["unclamped"], truth, known)
+    assert found["known_error"] == pytest.approx(float(off.square().mean()))
+    missed = (made["unclamped"] - truth)[~known].square().mean()
+    assert found["mse_missing"] == pytest.approx(float(missed))
+    assert found["mse_all"] == pytest.approx(float((off.square().mean() + 3 * missed) / 4))
     assert torch.equal(made["clamped"], torch.where(known, truth, made["unclamped"]))
     noise = (made["corrupted"] - made["interpolated"])[~known]
     assert float(noise.std()) == pytest.approx(0.5, rel=0.15)
@@ -202,7 +207,9 @@ def test_nothing_known_has_no_error() -> None:
     corruption = KeypatchCorruption((4, 4), 2, known=[1, 0])
     truth, classes = draw(8, 2)
     known, made = complete(refiner(False), corruption, truth, classes, 2, 1.0, generator(0))
-    assert known_error(made["unclamped"], truth, known) is None
+    found = errors(made["unclamped"], truth, known)
+    assert found["known_error"] is None
+    assert found["mse_missing"] == found["mse_all"]
     assert not made["interpolated"].any()
     assert torch.equal(made["clamped"], made["unclamped"])
 
@@ -210,7 +217,7 @@ def test_nothing_known_has_no_error() -> None:
 def figures_of(level: float) -> dict[str, dict[str, float | None]]:
     """By method; every figure tells its level and its method apart."""
     return {
-        name: dict.fromkeys((*MEASURES, "known_error"), level + 0.01 * turn)
+        name: dict.fromkeys((*MEASURES, *ERRORS), level + 0.01 * turn)
         for turn, name in enumerate(METHODS)
     }
 
