@@ -146,13 +146,14 @@ def test_the_masked_autoencoder_of_images_beats_every_trivial_predictor() -> Non
     assert figures["decision"] == "keep"
 
 
-# Whether so small a teacher or student learns presence is a matter of luck: the floors of this
-# strand stand where other seeds and other CPUs end too, well below the committed figures.
+# So small a teacher and student end elsewhere on another CPU, as with another seed: the floors of
+# this strand stand where those end too, below the committed figures.
 
 
 def test_the_segmentation_teacher_is_worth_distilling() -> None:
     figures = drifting("sam3")
-    assert figures["miou_teacher"] >= 0.5
+    assert figures["miou_teacher"] >= 0.55
+    assert figures["presence_balanced_accuracy_teacher"] >= 0.65
     assert figures["miou_teacher"] > 5 * figures["miou_random_teacher"]
 
 
