@@ -10,8 +10,8 @@ the same shared scales. Runs of the two are interleaved and the fastest of each 
 Expected, on a machine that does nothing else:
 
     generated, positive    one thread    two threads
-    32, 64                 2.4 to 2.8    4.2 to 4.8
-    4, 32                  10 to 10.5    about 19
+    32, 64                 2.6 to 2.8    4.8 to 5.2
+    4, 32                  9.2 to 9.6    15 to 17
 
 At 4 and 32 calls cost more than arithmetic. At 32 and 64 both must do the same 11 GFLOP of
 products, which are two thirds of the batched time: on one thread no more than 4.5 is to be had
