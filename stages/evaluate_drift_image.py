@@ -38,6 +38,7 @@ def main() -> None:
         device = set_up(hardware.device, hardware.threads, seed)
         settings = stage.params.image_evaluation
         images = open_image_set(stage.dep("data/images"), cache_mib=stage.params.images.cache_mib)
+        decode = decoder(images.input_space, stage.params.images.sd_vae)
         judge = _judge(images, settings)
         truth, classes = judge.test, judge.test_classes
         refiner, corruption = _refiner(stage, images)
@@ -67,7 +68,6 @@ def main() -> None:
             lambda: refine(refiner, one, classes[first], coarsest, settings.alpha)
         )
 
-        decode = decoder(images.input_space, stage.params.images.sd_vae)
         pictures = stage.out("plots/drift_image_evaluation")
         pictures.mkdir()
         shown = of_each_class(classes, settings.samples)

@@ -1,8 +1,8 @@
 """Train a refiner of images by drifting: from some of their patches, or from noise alone.
 
 Writes models/drift_image, measures of the validation split outside the loss along the way, and the
-run's experiment card. A good minute for the built-in digits. Images are cropped centrally:
-what is learned is the distribution of central crops.
+run's experiment card. A good minute for the built-in digits. Pixels of a folder are cropped
+centrally, latents are of the crops that they were encoded from.
 """
 
 from collections.abc import Mapping

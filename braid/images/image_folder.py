@@ -1,7 +1,8 @@
 """Survey a folder of images in the ImageFolder layout: root/class/any/names.jpg.
 
-Classes are the folders in the root, in alphabetical order; an image in the root itself has no
-label. Images stay where they are. Each is decoded once, so that no training meets a broken one.
+Classes are the folders in the root that hold images, in alphabetical order; an image in the root
+itself has no label. Images stay where they are. Each is decoded once, so that no training meets a
+broken one.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def survey_folder(root: Path, *, outside: Path, val_share: float, test_share: fl
     faults = [Fault(name, why) for name, why in zip(found, reasons, strict=True) if why]
     if not names:
         raise ValueError(f"images.source: {root}: no image that can be read ({len(faults)} faults)")
-    classes = [each.name for each in sorted(root.iterdir()) if each.is_dir()]
+    classes = sorted({name.split("/")[0] for name in found if "/" in name})
     numbers = {name: number for number, name in enumerate(classes)}
     labels = [numbers[name.split("/")[0]] if "/" in name else NO_LABEL for name in names]
     splits = [split_of(name, val_share, test_share) for name in names]

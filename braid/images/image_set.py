@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -63,7 +64,8 @@ class ImageSet:
         self._crops = manifest["crop"] == "random_resized" and manifest["root"] is not None
         self._source = source
         size = source.dtype.itemsize * int(np.prod(self.shape))
-        self._cache = torch.empty(min(len(self), cache_bytes // size), *self.shape).to(source.dtype)
+        kept = min(len(self), cache_bytes // size)
+        self._cache = torch.empty(kept, *self.shape, dtype=source.dtype)
         self._slots = np.full(len(self), -1)
         self._cached = 0
 
@@ -179,7 +181,7 @@ def open_image_set(folder: Path, *, cache_mib: int = 0) -> ImageSet:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         with np.load(folder / INDEX, allow_pickle=False) as arrays:
             index = Index(**arrays)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, EOFError, BadZipFile, ValueError, TypeError) as error:
         raise ValueError(f"{folder}: no set of images ({error}); {_AGAIN}") from None
     source: _Source
     if manifest["root"] is None:

@@ -199,6 +199,12 @@ def test_damaged_folders(stored: Path, tmp_path: Path) -> None:
     images.images([0, 24])
     with pytest.raises(ValueError, match=r"images-00001\.safetensors: .*dvc repro"):
         images.images([10])
+    whole = (stored / module.INDEX).read_bytes()
+    for spoilt in (b"", whole[:100]):
+        (stored / module.INDEX).write_bytes(spoilt)
+        with pytest.raises(ValueError, match="no set of images"):
+            open_image_set(stored)
+    (stored / module.INDEX).write_bytes(whole)
     (stored / module.MANIFEST).write_text("{")
     with pytest.raises(ValueError, match="no set of images"):
         open_image_set(stored)

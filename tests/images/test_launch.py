@@ -67,6 +67,8 @@ def test_every_override_is_of_a_param_and_valid(recipe: str, tmp_path: Path) -> 
     params = params_of(recipe, tmp_path)
     assert params.images.source == PLACES["IMAGENET"]
     assert params.images.sd_vae == PLACES["SD_VAE"]
+    assert (params.image_mae.head_weight, params.image_mae_optimisation.lr) == (0.1, 0.004)
+    assert params.image_refiner.style == params.image_refiner.dim == 768
 
 
 @pytest.mark.parametrize(("recipe", "processes"), PROCESSES.items())
