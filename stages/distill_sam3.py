@@ -1,6 +1,6 @@
 """Train a student on the teacher's answers, or on the truth alone, in the phases of params.yaml.
 
-Writes models/sam3_student/<student>. A minute and a half for the built-in images.
+Writes models/sam3_student/<student>. A minute for the built-in images.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,7 @@ from braid.segmentation.prompted import Pair, PromptedImages, open_prompted
 from braid.segmentation.questions import Epochs, Questions
 from braid.segmentation.student import StudentRecipe, build_student, heads_of, save_student
 from braid.segmentation.teacher import load_teacher
+from braid.segmentation.teacher_answers import context
 from braid.segmentation.teacher_cache import open_answers
 from braid.segmentation.tokens import load_tokenizer, word_tokenizer, words_in
 from braid.segmentation.truth_objective import TruthLoss
@@ -34,7 +35,7 @@ from braid.training.device import set_up
 from braid.training.distributed import Process, joined, launched
 from braid.training.optimisation import Optimisation, optimise
 
-JUDGED, JUDGED_AT_ONCE = 256, 32  # held-out prompts
+JUDGED = 256  # held-out prompts
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
         # The truth is shown for labelled prompts alone; a teacher answers any.
         shown = None if training.supervision == "teacher" else True
         train = images.pairs("train", labelled=shown, known=shown)
-        teacher = load_teacher(stage.dep("models/sam3_teacher"))
+        teacher = load_teacher(stage.dep("models/sam3_teacher"), drop_text=True)
         answers = open_answers(stage.dep("data/teacher_cache"), images, teacher, device)
         _check_features(stage, answers.kept.levels)
         student, tokenizer, inherited = _student(stage, images, teacher, answers)
@@ -83,6 +84,7 @@ def _train(
 ) -> tuple[list[dict[str, float | str]], dict[str, float]]:
     """All phases, one after the other; the curve, and the loss of held-out prompts around each."""
     recipe, seed = stage.params.sam3_distill, stage.params.seed
+    precision, at_once = stage.params.hardware.precision, recipe.images * recipe.prompts
     rows: list[dict[str, float | str]] = []
     figures: dict[str, float] = {}
     for name, phase in stage.params.sam3_phases.items():
@@ -91,12 +93,12 @@ def _train(
         epochs = Epochs(images, **shares, seed=seed, phase=name, process=process)
         told = supervision(phase)
         objective = Distillation(student, questions, told, epochs, recipe.prompts)
-        pace, before = Pace(), objective.judged(judged, JUDGED_AT_ONCE)
+        pace, before = Pace(), objective.judged(judged, at_once, precision)
         result = optimise(
             objective,
             _optimisation(recipe, phase),
             steps=phase.epochs * epochs.steps,
-            precision=stage.params.hardware.precision,
+            precision=precision,
             **stage.params.cadence.model_dump(),
             seed=seed,
             device=device,
@@ -105,7 +107,7 @@ def _train(
             hooks={"pace": pace},
             on_log=stage.logger(),
         )
-        after = objective.judged(judged, JUDGED_AT_ONCE)
+        after = objective.judged(judged, at_once, precision)
         done = sum(int(value) for key, value in figures.items() if key.endswith("_steps"))
         rows += [{**row, "step": done + row["step"], "phase": name} for row in result.history]
         figures |= {f"{name}_steps": phase.epochs * epochs.steps}
@@ -134,12 +136,12 @@ def _student(
     folder = settings.tokenizer
     # A student's tokens are its own: they need not be those of the teacher.
     words = words_in(prompt.text for prompts in images.prompts for prompt in prompts)
-    context = teacher.config.text_config.max_position_embeddings
-    tokenizer = load_tokenizer(Path(folder)) if folder else word_tokenizer(words, length=context)
+    length = context(teacher)
+    tokenizer = load_tokenizer(Path(folder)) if folder else word_tokenizer(words, length=length)
     recipe = StudentRecipe(
         heads=heads_of(teacher),
         vocabulary=len(tokenizer),
-        context=context,
+        context=length,
         **settings.model_dump(exclude={"tokenizer", "backbone_weights"}),
     )
     student = build_student(recipe, settings.backbone_weights)

@@ -48,6 +48,7 @@ def main() -> None:
         refiner = Refiner(clips.shape[0], pseudo.classes, corruption.levels + 1, **shape)
         refiner = refiner.to(device)
         if recipe.compile:
+            torch.use_deterministic_algorithms(True, warn_only=True)  # of the compiler too
             refiner.compile()
         draws = Draws(**stage.params.drift_batches.model_dump())
         objective = _objective(

@@ -40,6 +40,7 @@ def main() -> None:
         refiner = ImageRefiner(images.shape, images.classes, corruption.levels + 1, **shape)
         refiner = refiner.to(device)
         if stage.params.image_refiner.compile:
+            torch.use_deterministic_algorithms(True, warn_only=True)  # of the compiler too
             refiner.compile()
         draws = Draws(**stage.params.image_batches.model_dump())
         objective = DriftObjective(

@@ -155,7 +155,7 @@ class Sam3Evaluation(Section):
 
     student: str  # of `sam3_students`
     truth_only: str  # of `sam3_students`: the control
-    images: Count  # a batch, with all their prompts
+    images: Annotated[int, Field(ge=2)]  # a batch, with all their prompts; chance needs another
     mask_size: Count  # pixels a side at which masks are compared
     score: Share  # a query above it counts as found
     bins: Count  # of the calibration error

@@ -27,6 +27,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from braid.segmentation.boundary import boundary_iou, paired_mask_iou
+from braid.segmentation.boxes import box_iou
 from braid.segmentation.masks import resized
 from braid.segmentation.prompted import Truth
 from braid.segmentation.sam3 import Prediction
@@ -111,18 +112,6 @@ def mask_iou(left: Answers, right: Answers) -> Tensor:
     return common / union.clamp_min(1)
 
 
-def paired_box_iou(
-    left: Tensor,  # [P, 4] xyxy
-    right: Tensor,  # [P, 4] xyxy
-) -> Tensor:
-    """IoU of each box with its partner, [P]."""
-    low = torch.maximum(left[:, :2], right[:, :2])
-    high = torch.minimum(left[:, 2:], right[:, 2:])
-    common = (high - low).clamp_min(0).prod(dim=1)
-    areas = [(each[:, 2:] - each[:, :2]).clamp_min(0).prod(dim=1) for each in (left, right)]
-    return common / (areas[0] + areas[1] - common).clamp_min(torch.finfo(common.dtype).tiny)
-
-
 class Pairs(NamedTuple):
     """P matched pairs of masks."""
 
@@ -174,7 +163,7 @@ def compare(answers: Answers, reference: Answers) -> dict[str, Tensor]:
     return {
         "iou": total(pairs.prompt, pairs.iou),
         "boundary": total(pairs.prompt, boundary_iou(left, right)),
-        "box": total(pairs.prompt, paired_box_iou(*boxes)),
+        "box": total(pairs.prompt, box_iou(*boxes)),
         "answers": found.sum(dim=1),
         "references": references.sum(dim=1),
         "semantic": paired_mask_iou(answers.semantic, reference.semantic) * positive,
@@ -226,6 +215,6 @@ def presence_figures(table: Table) -> Figures:
     }
 
 
-def ratio(part: float, whole: float) -> float | None:
-    """`part / whole`, or None where there is nothing to divide by."""
-    return part / whole if whole else None
+def ratio(part: float | None, whole: float | None) -> float | None:
+    """`part / whole`, or None where one is missing or there is nothing to divide by."""
+    return None if part is None or not whole else part / whole

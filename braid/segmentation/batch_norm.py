@@ -16,20 +16,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def freeze_batch_norm(model: nn.Module, *, affine: bool = False) -> int:
+def freeze_batch_norm(model: nn.Module) -> int:
     """Normalise by the statistics as they are, in training too, whatever `model.train()` says.
 
-    Args:
-        model: anything that holds batch normalisation.
-        affine: hold scale and shift still as well, not only the statistics.
-
-    Returns:
-        How many layers it holds.
+    Scale and shift still learn. Gives how many layers that concerns.
     """
     for norm in _norms(model):
         norm.register_forward_pre_hook(_as_in_evaluation)
-        if affine:
-            norm.requires_grad_(False)
     return len(_norms(model))
 
 

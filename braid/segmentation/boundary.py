@@ -7,6 +7,9 @@ diagonal. The distance is the chessboard's, and the border of the image is a con
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import and_
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,10 +26,11 @@ def inner_band(
     width: int,  # pixels
 ) -> Tensor:
     """The pixels of each mask that are within `width` of its outside, [N, h, w] bool."""
-    near = functional.pad((~masks).float(), [width] * 4, value=1.0)[:, None]
-    for window in ((2 * width + 1, 1), (1, 2 * width + 1)):  # a square is down, then across
-        near = functional.max_pool2d(near, window, stride=1)
-    return masks & (near[:, 0] > 0)
+    deep = functional.pad(masks, [width] * 4)  # what is left when the window has been inside
+    for axis in (-2, -1):  # a square is down, then across
+        size = masks.shape[axis]
+        deep = reduce(and_, (deep.narrow(axis, start, size) for start in range(2 * width + 1)))
+    return masks & ~deep
 
 
 def paired_mask_iou(

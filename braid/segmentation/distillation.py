@@ -14,7 +14,7 @@ from braid.segmentation.prompted import Pair, PromptedImages
 from braid.segmentation.questions import Asked, Epochs, Questions, on_cpu
 from braid.segmentation.sam3 import Prediction, predict
 from braid.segmentation.truth_objective import TruthLoss
-from braid.training.device import generator
+from braid.training.device import autocast, generator
 
 Terms = dict[str, Tensor]
 
@@ -94,14 +94,16 @@ class Distillation(nn.Module):
         return self.supervision(answer, asked.pairs)
 
     @torch.no_grad()
-    def judged(self, pairs: Sequence[Pair], batch: int) -> dict[str, float]:
+    def judged(self, pairs: Sequence[Pair], batch: int, precision: str) -> dict[str, float]:
         """The mean of each term over given prompts, without dropout and batch statistics."""
         training = self.student.training
         self.student.eval()
         sums: dict[str, float] = {}
         for start in range(0, len(pairs), batch):
             part = pairs[start : start + batch]
-            for name, term in self.terms(self.questions.ask(part)).items():
+            with autocast(self.questions.device, precision):
+                terms = self.terms(self.questions.ask(part))
+            for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(term) * len(part) / len(pairs)
         self.student.train(training)
         return {"loss": sum(sums.values()), **sums}

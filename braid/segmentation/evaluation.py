@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from braid.segmentation.agreement import (
 )
 from braid.segmentation.calibration import Scored, joined_scores, score_masks
 from braid.segmentation.prompted import Pair, PromptedImages, images_of
+from braid.segmentation.prompts import Prompt
 from braid.segmentation.sam3 import Prediction, predict
 from braid.segmentation.sensitivity import prompt_sensitivity
 from braid.segmentation.teacher_answers import Texts, encode_texts
@@ -34,6 +35,20 @@ from braid.training.device import autocast
 TEACHER, RANDOM_TEACHER, TRUTH = "teacher", "random_teacher", "truth"
 
 Call = Callable[[], Prediction]
+
+
+class Question(NamedTuple):
+    """Prompts of some images, before any model's tokenizer."""
+
+    prompts: list[Prompt]
+    owner: Tensor  # [B] row of each prompt's image
+    pixels: Tensor  # [I, 3, S, S] on the CPU
+
+
+def question(prompted: PromptedImages, pairs: Sequence[Pair]) -> Question:
+    """What is put to every model alike; images are decoded once."""
+    images, owner = images_of(pairs)
+    return Question([prompted.prompt(pair) for pair in pairs], owner, prompted.pixels(images))
 
 
 @dataclass(frozen=True)
@@ -45,12 +60,10 @@ class Respondent:
     device: torch.device
     precision: str = "float32"  # of the forward pass
 
-    def asked(self, prompted: PromptedImages, pairs: Sequence[Pair]) -> Call:
-        """What answers the pairs when it is called; all that it takes is at hand by then."""
-        images, owner = images_of(pairs)
-        prompts = [prompted.prompt(pair) for pair in pairs]
-        inputs = self.texts.inputs(prompts, owner).to(self.device)
-        pixels = prompted.pixels(images).to(self.device)
+    def asked(self, question: Question) -> Call:
+        """What answers when it is called; all that it takes is on the device by then."""
+        inputs = self.texts.inputs(question.prompts, question.owner).to(self.device)
+        pixels = question.pixels.to(self.device)
 
         @torch.no_grad()
         def call() -> Prediction:
@@ -101,9 +114,9 @@ class Panel:
     def answers(self, pairs: Sequence[Pair]) -> tuple[Answers, dict[str, Answers]]:
         """The truth, and every model's answers, in the order of the pairs."""
         truth = true_answers(self.prompted.truth(pairs, self.size).to(self.device))
-        made = {}
+        made, asked = {}, question(self.prompted, pairs)
         for name, each in self.respondents.items():
-            prediction = each.asked(self.prompted, pairs)().to(self.device)
+            prediction = each.asked(asked)().to(self.device)
             made[name] = answers_of(prediction, score=self.score, size=self.size)
         return truth, made
 
@@ -111,16 +124,19 @@ class Panel:
         self,
         pairs: Sequence[Pair],  # those of an image follow one another
         *,
-        images: int,  # a batch
+        images: int,  # a batch, 2 or more
         generator: torch.Generator,  # on the CPU
     ) -> dict[str, Judged]:
         """Every model and the two beside them; rows of the tables in the order of the pairs.
 
         Raises:
-            ValueError: there are no pairs.
+            ValueError: fewer than two images have prompts, or are to be in a batch.
         """
-        if not pairs:
-            raise ValueError("no held-out image has a prompt, expected something to judge by")
+        held = len(images_of(pairs)[0])
+        if min(held, images) < 2:  # the random teacher answers for another image
+            raise ValueError(
+                f"{held} held-out images have prompts and a batch has {images}: expected 2 or more"
+            )
         parts: dict[str, list[Judged]] = {}
         for batch in batches(pairs, images):
             truth, given = self.answers(batch)
@@ -148,11 +164,13 @@ def _joined(parts: Sequence[Judged]) -> Judged:
 
 
 def batches(pairs: Sequence[Pair], images: int) -> list[list[Pair]]:
-    """The prompts of `images` images at a time."""
+    """The prompts of `images` images at a time; an image left alone joins those before it."""
     every, owner = images_of(pairs)
-    made: list[list[Pair]] = [[] for _ in range(-(-len(every) // images))]
+    count = -(-len(every) // images)
+    alone = count > 1 < images and len(every) % images == 1
+    made: list[list[Pair]] = [[] for _ in range(count - alone)]
     for pair, place in zip(pairs, owner.tolist(), strict=True):
-        made[place // images].append(pair)
+        made[min(place // images, len(made) - 1)].append(pair)
     return made
 
 
@@ -160,6 +178,6 @@ def other_images(
     owner: Tensor,  # [B]
     generator: torch.Generator,
 ) -> Tensor:
-    """For each prompt a random one of another image, where the batch has one, [B]."""
+    """For each prompt a random one of another image, of which the batch has one or more, [B]."""
     draw = torch.rand(len(owner), len(owner), generator=generator)
     return draw.masked_fill(owner[:, None] == owner, -1.0).argmax(dim=1)

@@ -8,23 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from braid.segmentation.evaluation import Respondent
-from braid.segmentation.prompted import Pair, PromptedImages
+from braid.segmentation.evaluation import Question, Respondent
 
 WARM_UP = 2  # calls that are not counted: caches, kernels, lazy allocations
 
 
 def latencies(
     respondents: Mapping[str, Respondent],
-    prompted: PromptedImages,
-    pairs: Sequence[Pair],
+    question: Question,
     runs: int,
 ) -> dict[str, float]:
-    """Of each model's answers to the pairs; images are encoded, texts have been before."""
+    """Of each model's answer; images are encoded, texts have been before."""
     return {
         f"{key}_{name}": value
         for name, each in respondents.items()
-        for key, value in latency(each.asked(prompted, pairs), runs, each.device).items()
+        for key, value in latency(each.asked(question), runs, each.device).items()
     }
 
 

@@ -1,7 +1,7 @@
 """Images with their prompts: what a batch for training, caching or evaluation is made of.
 
     prompted = open_prompted(Path("data/sa1b"), cache_mib=128)
-    pairs = prompted.pairs("train", kinds=["category"])[:16]
+    pairs = prompted.pairs("train", known=True)[:16]
     images, owner = images_of(pairs)
     predict(model, prompted.pixels(images), prompted.inputs(pairs, owner, tokenizer, length=8))
     prompted.truth(pairs, size=32)
@@ -11,7 +11,7 @@ A pair is the index of an image and the index of a prompt among those of the ima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,18 +84,15 @@ class PromptedImages:
         self,
         split: str,
         *,
-        kinds: Collection[str] | None = None,  # None: any
         labelled: bool | None = None,
         known: bool | None = None,
     ) -> list[Pair]:
-        """The prompts of a split, of some kinds, labelled or not, of known truth or not."""
+        """The prompts of a split, labelled or not, of known truth or not."""
         return [
             (int(image), place)
             for image in self.images.indices(split)
             for place, prompt in enumerate(self.prompts[image])
-            if (kinds is None or prompt.kind in kinds)
-            and labelled in (None, prompt.labelled)
-            and known in (None, prompt.answers is not None)
+            if labelled in (None, prompt.labelled) and known in (None, prompt.answers is not None)
         ]
 
     def prompt(self, pair: Pair) -> Prompt:

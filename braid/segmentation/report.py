@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from braid.segmentation.agreement import Figures, Table, mask_figures, presence_figures
+from braid.segmentation.agreement import Figures, Table, mask_figures, presence_figures, ratio
 from braid.segmentation.calibration import reliability
 from braid.segmentation.evaluation import RANDOM_TEACHER, TEACHER, TRUTH, Judged
 
@@ -105,11 +105,6 @@ def mean(values: Tensor) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def quotient(part: float | None, whole: float | None) -> float | None:
-    """`part / whole`, or None where one is missing or there is nothing to divide by."""
-    return None if part is None or not whole else part / whole
-
-
 def flattened(models: Mapping[str, Figures]) -> Figures:
     """All of the student's figures, and of the others `<figure>_<model>` for those of `COMPARED`.
 
@@ -120,7 +115,7 @@ def flattened(models: Mapping[str, Figures]) -> Figures:
         some = {name: models[model][name] for name in COMPARED if name in models[model]}
         flat |= {f"{name}_{model}": value for name, value in some.items()}
     own, quantised = models[STUDENT]["miou"], models[INT8]["miou"]
-    flat["miou_ratio"] = quotient(own, models[TEACHER]["miou"])
+    flat["miou_ratio"] = ratio(own, models[TEACHER]["miou"])
     flat["miou_drop_int8"] = None if own is None or quantised is None else own - quantised
     return flat
 
@@ -149,7 +144,7 @@ def verdict(models: Mapping[str, Figures]) -> str:
         return value is not None and than is not None and value <= than
 
     def below(share: float, figure: str) -> bool:
-        reached = quotient(own[figure], teacher[figure])
+        reached = ratio(own[figure], teacher[figure])
         return reached is not None and reached < share
 
     if own["matched_iou"] is None:

@@ -183,12 +183,10 @@ def xyxy(boxes: Tensor) -> Tensor:
 
 def _of_owners(vision: Any, owner: Tensor) -> Any:
     """The vision features of each prompt's image."""
+    positions = vision.fpn_position_encoding  # the same for every image
     return type(vision)(
         fpn_hidden_states=tuple(each[owner] for each in vision.fpn_hidden_states),
-        fpn_position_encoding=tuple(
-            each.expand(len(vision.fpn_hidden_states[0]), -1, -1, -1)[owner]
-            for each in vision.fpn_position_encoding
-        ),
+        fpn_position_encoding=tuple(each[:1].expand(len(owner), -1, -1, -1) for each in positions),
     )
 
 

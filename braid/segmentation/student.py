@@ -88,13 +88,13 @@ def save_student(folder: Path, student: Any, tokenizer: Any) -> None:
     save_tokenizer(folder / "tokenizer", tokenizer)
 
 
-def load_student(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_student(folder: Path) -> Any:
     """Read a student, in evaluation mode; its tokenizer lies in `folder`/tokenizer.
 
     Raises:
         ValueError: a file is missing or broken; the message names the folder.
     """
-    return load_model(folder, _rebuild, "student")[1].to(dtype)
+    return load_model(folder, _rebuild, "student")[1].float()
 
 
 def _rebuild(**recipe: Any) -> Any:

@@ -39,6 +39,18 @@ class Pyramid(nn.Module):
         return [output(level) for output, level in zip(self.output, inner, strict=True)]
 
 
+class ChannelScale(nn.Conv2d):
+    """A depthwise convolution with a 1 x 1 kernel as what it is: a scale and a shift of channels.
+
+    On one CPU thread torch's own takes channel after channel.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [I, C, h, w] to the same shape."""
+        scaled = features * self.weight.view(-1, 1, 1)
+        return scaled if self.bias is None else scaled + self.bias.view(-1, 1, 1)
+
+
 class StudentVision(nn.Module):
     """What stands in a `Sam3Model` where `Sam3VisionModel` was."""
 
@@ -108,7 +120,15 @@ def make_backbone(name: str, options: Mapping[str, Any]) -> tuple[Any, list[int]
             f"sam3_student.backbone {name!r} has {layout} features at strides {strides}, "
             f"expected NCHW features at strides {list(STRIDES)}"
         )
+    for module in backbone.modules():
+        if type(module) is nn.Conv2d and _is_channel_scale(module):
+            module.__class__ = ChannelScale  # the same weights by the same names
     return backbone, [strides.index(stride) for stride in STRIDES]
+
+
+def _is_channel_scale(layer: nn.Conv2d) -> bool:
+    depthwise = layer.groups == layer.in_channels == layer.out_channels
+    return depthwise and layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0)
 
 
 def normalisation(backbone: str) -> tuple[Tensor, Tensor]:

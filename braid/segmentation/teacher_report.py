@@ -18,8 +18,9 @@ from braid.segmentation.agreement import (
     presence_figures,
     true_answers,
 )
-from braid.segmentation.evaluation import Respondent, batches
+from braid.segmentation.evaluation import Respondent, batches, question
 from braid.segmentation.prompted import Pair, PromptedImages
+from braid.segmentation.sam3 import xyxy
 
 TEACHER, WHOLE_IMAGE, FILLED_BOX = "", "_whole_image", "_filled_box"  # suffixes of figures
 EVERYWHERE = (0.5, 0.5, 1.0, 1.0)  # cxcywh
@@ -42,7 +43,7 @@ def teacher_report(
     """
     tables: dict[str, list[Table]] = {TEACHER: [], WHOLE_IMAGE: [], FILLED_BOX: []}
     for batch in batches(pairs, images):
-        prediction = teacher.asked(prompted, batch)().to(torch.device("cpu"))
+        prediction = teacher.asked(question(prompted, batch))().to(torch.device("cpu"))
         size = prediction.masks.shape[-1]
         truth = true_answers(prompted.truth(batch, size))
         boxes = [prompted.prompt(pair).box or EVERYWHERE for pair in batch]
@@ -99,14 +100,15 @@ def filled(
     size: int,  # cells a side
 ) -> Answers:
     """The answer that all of a box is the object, which is there."""
-    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    corners = xyxy(boxes)
+    low, high = corners[:, :2], corners[:, 2:]
     centre = (torch.arange(size) + 0.5) / size
     inside = (centre >= low[..., None]) & (centre < high[..., None])  # [B, 2, size]
     masks = inside[:, 1, :, None] & inside[:, 0, None]
     sure = torch.ones(len(boxes), 1)
     return Answers(
         masks=masks[:, None],
-        boxes=torch.cat([low, high], 1)[:, None],
+        boxes=corners[:, None],
         scores=sure,
         found=sure.bool(),
         present=sure[:, 0].bool(),

@@ -5,6 +5,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 
 def set_up(name: str, threads: int, seed: int, local_rank: int = 0) -> torch.device:
@@ -46,13 +47,16 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def set_threads(count: int) -> None:
-    """Give PyTorch ``count`` CPU threads.
+    """Give PyTorch, and the linear algebra of NumPy and SciPy, ``count`` CPU threads.
+
+    How many there are decides how sums are split, and so their last digits.
 
     Raises:
         ValueError: ``count`` is not positive.
     """
     if count <= 0:
         raise ValueError(f"threads is {count}, expected 1 or more")
+    threadpool_limits(count)  # of the libraries that are loaded by now
     torch.set_num_threads(count)
 
 
@@ -63,7 +67,7 @@ def make_deterministic() -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False  # it would choose kernels by the clock
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # for eager code, without loading the compiler
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_flush_denormal(True)  # denormals would make the CPU many times slower, at random
 

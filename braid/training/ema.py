@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from braid.training.optimizers import trainable
 
@@ -18,14 +19,15 @@ class Ema:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.average = {name: each.detach().clone() for name, each in trainable(module).items()}
+        followed = trainable(module)
+        self.parameters = list(followed.values())
+        self.average = {name: each.detach().clone() for name, each in followed.items()}
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Move the averages towards the parameters after update ``step``."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, parameter in trainable(module).items():
-            self.average[name].lerp_(parameter, 1 - decay)
+        get_ema_multi_avg_fn(decay)(list(self.average.values()), self.parameters, step)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:

@@ -114,7 +114,7 @@ def train(
         terms, per_term = gradients.accumulate(model, step, draws, settings.precision, split_over)
         norm = gradients.norm([each.grad for each in parameters if each.grad is not None])
         figures = _figures(terms, norm, per_term)
-        _stop_unless_finite(step, figures)
+        _stop_unless_finite(step, figures, settings.precision)
 
         # Clip and update.
         if settings.clip_norm is not None:
@@ -122,7 +122,7 @@ def train(
         optimizer.set_lr_multiplier(schedule(step))
         optimizer.step()
         if ema:
-            ema.update(objective, step)
+            ema.update(step)
 
         # Log, probe, save.
         if logged:
@@ -197,12 +197,13 @@ def _figures(terms: Mapping[str, Tensor], norm: Tensor, per_term: PerTerm) -> Ro
     return dict(zip(names, values.tolist(), strict=True))
 
 
-def _stop_unless_finite(step: int, figures: Row) -> None:
+def _stop_unless_finite(step: int, figures: Row, precision: str) -> None:
     """Name the first term that is not finite, rather than the loss that it spoiled."""
+    narrow = "; float16 overflows where bfloat16 does not" if precision == "float16" else ""
     for name in sorted(figures, key=lambda name: name == "loss"):
         if not math.isfinite(figures[name]):
             raise FloatingPointError(
-                f"step {step}: {name} is {figures[name]}; the last checkpoint is kept"
+                f"step {step}: {name} is {figures[name]}; the last checkpoint is kept{narrow}"
             )
 
 

@@ -44,11 +44,15 @@ def optimise(
     **loop: Any,  # of `train`: seed, device, process, checkpoint, stateful, hooks, on_log
 ) -> TrainResult:
     """Train the objective in place; its parameters end as their moving average."""
-    lr, decay = settings.lr * lr_scale, settings.weight_decay
+    rates: dict[str, Any] = {
+        "lr": settings.lr * lr_scale,
+        "weight_decay": settings.weight_decay,
+        "fused": settings.fused,
+    }
     optimizer = (
-        muon(objective, lr=lr, weight_decay=decay, exclude=outer_layers)
+        muon(objective, **rates, exclude=outer_layers)
         if settings.optimizer == "muon"
-        else adamw(objective, lr=lr, weight_decay=decay, fused=settings.fused)
+        else adamw(objective, **rates)
     )
     schedule = warmup_cosine(
         steps=steps, warmup=int(settings.warmup * steps), floor=settings.lr_floor

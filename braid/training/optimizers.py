@@ -66,6 +66,7 @@ def muon(
     momentum: float = 0.95,
     betas: tuple[float, float] = (0.9, 0.99),
     eps: float = 1e-8,
+    fused: bool = False,
     exclude: Sequence[str] = (),
 ) -> Optimizer:
     """Muon on the hidden matrices (see `hidden_matrices`), AdamW on all other parameters.
@@ -88,7 +89,7 @@ def muon(
             adjust_lr_fn="match_rms_adamw",
         )
     if rest:
-        parts["adamw"] = _adamw(rest, lr, weight_decay, betas, eps)
+        parts["adamw"] = _adamw(rest, lr, weight_decay, betas, eps, fused)
     return Optimizer(parts, lr)
 
 

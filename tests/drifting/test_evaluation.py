@@ -144,7 +144,7 @@ def test_the_best_weights_are_kept_and_averages_are_what_is_judged() -> None:
     with torch.no_grad():
         objective.refiner.out.bias += 5  # worse, but the average does not know it yet
     assert best(4, objective, ema) == first
-    ema.update(objective, 10)
+    ema.update(10)
     assert best(6, objective, ema)["val_mse_missing"] > first["val_mse_missing"]
     assert best.step == 2
     assert best.weights["out.bias"].abs().max() == 0

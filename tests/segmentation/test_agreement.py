@@ -15,11 +15,11 @@ from braid.segmentation.agreement import (
     joined,
     mask_figures,
     mask_iou,
-    paired_box_iou,
     presence_figures,
     true_answers,
 )
 from braid.segmentation.boundary import band_width, boundary_iou, inner_band
+from braid.segmentation.boxes import box_iou
 from braid.segmentation.prompted import Truth
 from braid.segmentation.sam3 import Prediction
 from braid.segmentation.sensitivity import prompt_sensitivity
@@ -141,7 +141,7 @@ def test_boxes_overlap_as_rectangles():
         [[0.0, 0.0, 0.5, 0.5], [0, 0, 1, 1], [0, 0, 0.2, 0.2], [0.5, 0.5, 0.4, 0.4]]
     )
     right = torch.tensor([[0.25, 0.0, 0.75, 0.5], [0, 0, 1, 1], [0.5, 0.5, 1, 1], [0, 0, 1, 1]])
-    assert paired_box_iou(left, right).tolist() == pytest.approx([1 / 3, 1, 0, 0])
+    assert box_iou(left, right).tolist() == pytest.approx([1 / 3, 1, 0, 0])
 
 
 def test_the_band_is_what_repeated_erosion_takes_away():

@@ -171,7 +171,7 @@ def test_micro_steps_take_the_images_of_their_place() -> None:
 
 def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:
     objective = Distillation(tiny_teacher(0), questions(), from_teacher(), epochs(), prompts=2)
-    judged = objective.judged(PAIRS, 5)
+    judged = objective.judged(PAIRS, 5, "float32")
     assert set(judged) > {"loss", "mask", "fpn"}
     # The logit term pushes nothing either: every query of the teacher is taken as it is.
     assert judged["loss"] == pytest.approx(0, abs=1e-4)
@@ -197,7 +197,14 @@ def test_a_batch_is_overfitted(supervision: str) -> None:
 def test_judging_leaves_the_mode_and_no_gradient() -> None:
     student = tiny_teacher(1).train()
     objective = Distillation(student, questions(), from_teacher(), epochs(), prompts=1)
-    whole, parts = objective.judged(PAIRS[:6], 6), objective.judged(PAIRS[:6], 3)
+    whole, parts = (objective.judged(PAIRS[:6], each, "float32") for each in (6, 3))
     assert student.training
     assert whole["semantic"] == pytest.approx(parts["semantic"], rel=1e-4)
     assert all(each.grad is None for each in student.parameters())
+
+
+def test_judging_takes_the_precision_of_training() -> None:
+    objective = Distillation(tiny_teacher(1), questions(), from_teacher(), epochs(), prompts=1)
+    fine, coarse = (objective.judged(PAIRS[:4], 4, each) for each in ("float32", "bfloat16"))
+    assert fine["semantic"] != coarse["semantic"]
+    assert fine["semantic"] == pytest.approx(coarse["semantic"], rel=0.1)

@@ -68,8 +68,6 @@ def test_pairs_are_those_of_a_split_that_pass_the_filters(prompted):
     assert prompted.pairs("val", labelled=True) == [(3, 1)]
     assert prompted.pairs("train", known=True) == [pair for pair in train if pair != (0, 4)]
     assert prompted.pairs("train", known=False) == [(0, 4)]
-    assert prompted.pairs("train", kinds=["category", "box"]) == [(0, 1), (0, 2), (0, 3), (1, 0)]
-    assert prompted.pairs("train", kinds=["category"], labelled=True) == [(0, 2), (1, 0)]
     assert prompted.prompt((3, 0)) == PROMPTS[3][0]
 
 

@@ -14,6 +14,7 @@ from braid.segmentation.evaluation import (
     Respondent,
     batches,
     other_images,
+    question,
     respondent,
 )
 from braid.segmentation.latency import latencies, latency, percentiles
@@ -76,7 +77,7 @@ def judged(images=2):
 def test_a_model_is_asked_as_predict_asks_it():
     model, held = tiny_teacher(3), texts(3)
     pairs = [PAIRS[3], PAIRS[1], PAIRS[5]]
-    made = Respondent(model, held, CPU).asked(Prompted(), pairs)()
+    made = Respondent(model, held, CPU).asked(question(Prompted(), pairs))()
     for row, (image, place) in enumerate(pairs):
         boxes = torch.tensor([[0.4, 0.5, 0.3, 0.3]]) if place == 1 else None
         boxed = torch.ones(1).bool() if place == 1 else None
@@ -105,7 +106,7 @@ def test_texts_are_encoded_once_as_the_model_reads_them():
 
 def test_figures_do_not_depend_on_how_prompts_are_batched():
     labelled = torch.tensor([place != 2 for _, place in PAIRS])
-    one, all_at_once = (report(judged(images), labelled, 5) for images in (1, 5))
+    one, all_at_once = (report(judged(images), labelled, 5) for images in (2, 5))
     for name in (TEACHER, "student", TRUTH):
         assert set(one[name]) == set(all_at_once[name])
         for figure, value in one[name].items():
@@ -121,7 +122,7 @@ def test_every_figure_is_that_of_the_prompts_taken_together():
     truth = true_answers(Prompted().truth(PAIRS, SIZE))
     held = models()
     made, teacher = (
-        answers_of(held[name].asked(Prompted(), PAIRS)(), score=0.2, size=SIZE)
+        answers_of(held[name].asked(question(Prompted(), PAIRS))(), score=0.2, size=SIZE)
         for name in ("student", TEACHER)
     )
     assert found["miou"] == pytest.approx(mask_figures(compare(made, truth))["matched_iou"])
@@ -155,14 +156,20 @@ def test_the_random_teacher_answers_for_other_images():
 
 def test_nothing_to_judge_by_is_an_error():
     panel = Panel(Prompted(), models(), score=0.2, size=SIZE, device=CPU)
-    with pytest.raises(ValueError, match="no held-out image has a prompt"):
-        panel.judge([], images=2, generator=generator())
+    one = [pair for pair in PAIRS if pair[0] == PAIRS[0][0]]
+    for pairs, images in (([], 2), (one, 2), (PAIRS, 1)):  # chance is taken from another image
+        with pytest.raises(ValueError, match=f"a batch has {images}: expected 2 or more"):
+            panel.judge(pairs, images=images, generator=generator())
 
 
 def test_batches_hold_all_prompts_of_some_images():
     made = batches(PAIRS, 2)
-    assert [len(images_of(each)[0]) for each in made] == [2, 2, 1]
+    assert [len(images_of(each)[0]) for each in made] == [2, 3]  # none is left alone
     assert [pair for each in made for pair in each] == PAIRS
+    for images, sizes in ((1, [1] * 5), (3, [3, 2]), (4, [5]), (9, [5])):
+        assert [len(images_of(each)[0]) for each in batches(PAIRS, images)] == sizes
+    assert batches(PAIRS[:1], 2) == [PAIRS[:1]]
+    assert batches([], 2) == []
 
 
 GOOD = {"agreement_iou": 0.8, "prompt_sensitivity": 0.6, "miou": 0.7}
@@ -217,7 +224,7 @@ def test_latency_counts_calls_after_a_warm_up():
     found = latency(lambda: calls.append(0), 5, CPU)
     assert set(found) == {"p50_ms", "p95_ms"}
     assert len(calls) == 7
-    named = latencies(models(), Prompted(), PAIRS[:1], 2)
+    named = latencies(models(), question(Prompted(), PAIRS[:1]), 2)
     assert set(named) == {f"{key}_{name}" for key in found for name in models()}
     assert percentiles([k / 1000 for k in range(101)]) == pytest.approx(
         {"p50_ms": 50, "p95_ms": 95}

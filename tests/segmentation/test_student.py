@@ -207,7 +207,7 @@ def test_equal_students_give_equal_bytes(saved, tmp_path):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.15)])
 def test_it_loads_and_answers_in_half_precision(saved, dtype, tolerance):
     student, folder = saved
-    half = load_student(folder, dtype)
+    half = load_student(folder).to(dtype)
     assert {each.dtype for each in half.parameters()} == {dtype}
     answer, exact = answers(half), answers(student)  # of images in float32
     assert answer.masks.dtype == dtype

@@ -1,11 +1,14 @@
 """The student's eyes: normalisation, pyramid, backbones of timm and their weights."""
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional as F
 
 from braid.segmentation.student_vision import (
+    ChannelScale,
     Pyramid,
     StudentVision,
     load_backbone,
@@ -41,6 +44,22 @@ def test_a_backbone_keeps_the_normalisation_that_timm_gives_it():
     gain, offset = normalisation("vit_tiny_patch16_224")  # .5 and .5, as the teacher's
     torch.testing.assert_close(gain, torch.ones(3, 1, 1))
     torch.testing.assert_close(offset, torch.zeros(3, 1, 1))
+
+
+def test_scales_of_channels_are_timms_convolutions_by_another_way():
+    backbone, _ = make_backbone("repvit_m0_9", OPTIONS)
+    plain = timm.create_model("repvit_m0_9", features_only=True, **OPTIONS)
+    plain.load_state_dict(backbone.state_dict())
+    scales = [each for each in backbone.modules() if isinstance(each, ChannelScale)]
+    assert scales
+    assert all(each.weight.shape[1:] == (1, 1, 1) for each in scales)
+    ours, timms = (each.eval()(some_images()) for each in (backbone, plain))
+    torch.testing.assert_close(ours, timms)
+    layer = nn.Conv2d(6, 6, 1, groups=6)
+    x = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(0))
+    expected = layer(x)
+    layer.__class__ = ChannelScale
+    torch.testing.assert_close(layer(x), expected)
 
 
 def test_the_pyramid_adds_what_coarser_levels_saw():

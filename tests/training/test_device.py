@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
 from braid.training.device import autocast, generator, pick_device, set_threads, set_up
 
@@ -34,6 +35,18 @@ def test_devices_that_are_absent_and_unknown_settings_are_named() -> None:
     expected = "expected float32, bfloat16 or float16"
     with pytest.raises(ValueError, match=f"precision is 'half', {expected}"):
         autocast(torch.device("cpu"), "half")
+
+
+def test_linear_algebra_has_the_threads_it_is_given() -> None:
+    threads = torch.get_num_threads()
+    try:
+        for count in (2, 1):
+            set_threads(count)
+            pools = [each for each in threadpool_info() if each["user_api"] == "blas"]
+            assert pools
+            assert {each["num_threads"] for each in pools} == {count}
+    finally:
+        set_threads(threads)
 
 
 def test_set_up_is_deterministic_and_flushes_denormals() -> None:

@@ -17,7 +17,7 @@ def test_the_average_follows_its_closed_form() -> None:
     expected = 2.0
     for step, value in enumerate([5.0, -1.0, 4.0, 0.5, 7.0]):
         set_to(module, value)
-        ema.update(module, step)
+        ema.update(step)
         decay = min(0.3, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * value
     assert ema.average["weight"].item() == pytest.approx(expected, rel=1e-6)
@@ -27,7 +27,7 @@ def test_a_constant_is_its_own_average_to_the_bit() -> None:
     module = nn.Linear(5, 5)
     ema = Ema(module, decay=0.99)
     for step in range(20):
-        ema.update(module, step)
+        ema.update(step)
     assert torch.equal(ema.average["weight"], module.weight)
 
 

@@ -187,6 +187,13 @@ def test_a_non_finite_step_is_named_and_the_last_good_checkpoint_stays(
     assert all(bool(each.isfinite().all()) for each in objective.parameters())
 
 
+def test_an_overflow_of_float16_says_what_does_not_overflow() -> None:
+    settings = LoopSettings(steps=8, precision="float16")
+    objective = Diverging(6, "spread")
+    with pytest.raises(FloatingPointError, match="float16 overflows where bfloat16 does not"):
+        train(objective, adamw(objective, lr=0.01), constant, settings, seed=0, device=CPU)
+
+
 def test_one_batch_is_overfitted() -> None:
     class OneBatch(Toy):
         def draw(self, step: int, generator: torch.Generator) -> Tensor:

@@ -57,7 +57,10 @@ def test_one_kernel_for_all_tensors_makes_the_same_steps() -> None:
         torch.manual_seed(0)
         module = Mixed()
         optimizer = adamw(module, lr=0.01, weight_decay=0.1, fused=fused)
-        assert optimizer.parts["adamw"].defaults["fused"] is (True if fused else None)
+        both = (optimizer, muon(module, lr=0.01, fused=fused))
+        assert all(
+            each.parts["adamw"].defaults["fused"] is (True if fused else None) for each in both
+        )
         learn(module, optimizer, 20)
         ends.append(nn.utils.parameters_to_vector(module.parameters()))
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-6)
