@@ -10,8 +10,8 @@ the same shared scales. Runs of the two are interleaved and the fastest of each 
 Expected, on a machine that does nothing else:
 
     generated, positive    one thread    two threads
-    32, 64                 2.6 to 2.8    4.8 to 5.2
-    4, 32                  9.2 to 9.6    15 to 17
+    32, 64                 2.7 to 2.9    5.0 to 5.2
+    4, 32                  9.6 to 10.2   16 to 18
 
 At 4 and 32 calls cost more than arithmetic. At 32 and 64 both must do the same 11 GFLOP of
 products, which are two thirds of the batched time: on one thread no more than 4.5 is to be had
