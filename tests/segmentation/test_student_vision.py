@@ -1,7 +1,6 @@
 """The student's eyes: normalisation, pyramid, backbones of timm and their weights."""
 
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -15,9 +14,11 @@ from braid.segmentation.student_vision import (
     make_backbone,
     normalisation,
 )
+from braid.torchvision_ops import mend_torchvision
 from tests.segmentation.tiny_models import some_images, tiny_teacher
 from tests.segmentation.tiny_students import RECIPE, tiny_student
 
+mend_torchvision()  # timm needs it
 IMAGENET = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 OPTIONS = RECIPE["backbone_options"]
 
@@ -47,6 +48,8 @@ def test_a_backbone_keeps_the_normalisation_that_timm_gives_it():
 
 
 def test_scales_of_channels_are_timms_convolutions_by_another_way():
+    import timm
+
     backbone, _ = make_backbone("repvit_m0_9", OPTIONS)
     plain = timm.create_model("repvit_m0_9", features_only=True, **OPTIONS)
     plain.load_state_dict(backbone.state_dict())
