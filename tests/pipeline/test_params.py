@@ -63,6 +63,7 @@ def test_scalars_follow_yaml_1_2(tmp_path: Path, text: str, value: object) -> No
         ("student", "cells", "16", "student.cells"),
         ("student", "hiden", 32, "student.hiden"),
         ("evaluation", "chunk", 0, "evaluation.chunk"),
+        ("sam3_evaluation", "images", 1, "sam3_evaluation.images"),
     ],
 )
 def test_an_impossible_param_is_named_in_one_line(
