@@ -26,8 +26,8 @@ import time
 import torch
 from torch import Tensor
 
-from braid.drifting import drift_reference
-from braid.drifting.drift import DriftLoss, Samples
+from braid.drifting.loss import reference as drift_reference
+from braid.drifting.loss.drift import DriftLoss, Samples
 
 CLASSES, UNCONDITIONAL = 8, 16
 TEMPERATURES = (0.02, 0.05, 0.2)

@@ -23,7 +23,7 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from braid.pipeline.params import load_yaml
+from braid.stage.params import load_yaml
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("stages", "braid", "data/teacher", "data/scenes", "data/features", "models/feature_vae")

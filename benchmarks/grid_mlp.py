@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from braid.radiance.kilonerf import KiloNeRF
-from braid.radiance.tiny_mlp import Architecture, encode
+from braid.radiance.student.grid_mlp import Architecture, encode
+from braid.radiance.student.kilonerf import KiloNeRF
 
 POINTS, CHUNK, ROUNDS = 200_000, 4096, 9
 LOW, HIGH = [-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]

@@ -6,8 +6,8 @@
 channels of: digits (2 x 2 patches), latents of 64 and of 256 pixels (2 x 2 of 4 channels), RGB
 images of 64 pixels (8 x 8). `image by image` assembles the Laplacian of one image, solves its
 system of unknown nodes densely, once for all channels, and goes on to the next. Both ways of
-`braid.drifting.harmonic` are timed; it takes the first on these grids. Runs are interleaved and
-the fastest of each counts.
+`braid.drifting.interpolation.harmonic` are timed; it takes the first on these grids. Runs are
+interleaved and the fastest of each counts.
 
 Expected: a ratio of 25 to 35 at 4 x 4, where calls cost more than arithmetic; of 1.3 to 2.6 at
 8 x 8 and more, where both must do the same products on one thread. Iterating costs 3 to 10 times
@@ -22,8 +22,8 @@ import time
 import torch
 from torch import Tensor
 
-from braid.drifting import harmonic as module
-from braid.drifting.harmonic import DENSE, Laplacian, harmonic, inverse_distance
+from braid.drifting.interpolation import harmonic as module
+from braid.drifting.interpolation.harmonic import DENSE, Laplacian, harmonic, inverse_distance
 
 BATCH = 64
 GRIDS = {"digits": (4, 4), "latents of 64": (4, 16), "RGB of 64": (8, 192), "latents": (16, 16)}

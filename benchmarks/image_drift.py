@@ -23,14 +23,14 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from braid.drifting import drift_reference
-from braid.drifting.drift import DriftLoss, DriftResult
-from braid.drifting.drift_samples import Samples
-from braid.drifting.features import ClipFeatures
-from braid.drifting.image_corruption import KeypatchCorruption
-from braid.drifting.image_features import ImageFeatures
-from braid.drifting.image_refiner import ImageRefiner
-from braid.drifting.objectives import Draws, DriftObjective
+from braid.drifting.image.corruption import KeypatchCorruption
+from braid.drifting.image.features import ImageFeatures
+from braid.drifting.image.refiner import ImageRefiner
+from braid.drifting.loss import reference as drift_reference
+from braid.drifting.loss.drift import DriftLoss, DriftResult
+from braid.drifting.loss.samples import Samples
+from braid.drifting.training.objectives import Draws, DriftObjective
+from braid.drifting.video.features import ClipFeatures
 
 SHAPE, CLASSES, VECTORS = (3, 64, 64), 8, 125
 PATCH = 8  # pixels a side

@@ -18,7 +18,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
-from braid.clips.kmeans import kmeans, nearest
+from braid.pseudo_classes.kmeans import kmeans, nearest
 
 _REPEATS = 2
 _ITERATIONS = 20  # of scikit-learn's; ours are 17 in the projection and 3 in full

@@ -27,9 +27,9 @@ from dataclasses import astuple, dataclass, replace
 import torch
 from torch import Tensor
 
-from braid.segmentation.masks import shares
-from braid.segmentation.matching import Matcher, assign
-from braid.segmentation.sam3 import Prediction
+from braid.segmentation.distillation.matching import Matcher, assign
+from braid.segmentation.sam3.masks import shares
+from braid.segmentation.sam3.sam3 import Prediction
 
 THINGS = 40  # in a scene; the teacher has 5 queries for each, the student 5 for two
 STUDENT_PX, TEACHER_PX, CACHED_PX = 252, 288, 64

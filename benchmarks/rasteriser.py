@@ -14,9 +14,9 @@ from dataclasses import fields
 
 import torch
 
-from braid.radiance.gaussians import Gaussians
-from braid.radiance.rays import Cameras
-from braid.radiance.splat import render
+from braid.radiance.gaussians.gaussians import Gaussians
+from braid.radiance.gaussians.splat import render
+from braid.radiance.scenes.cameras import Cameras
 
 _REPEATS = 20
 _RADIUS = 0.7

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from braid.segmentation.sam3 import PromptInputs, predict
-from braid.segmentation.student import StudentRecipe, build_student, heads_of
-from braid.torchvision_ops import mend_torchvision
+from braid.common.torchvision import mend_torchvision
+from braid.segmentation.sam3.sam3 import PromptInputs, predict
+from braid.segmentation.student.student import StudentRecipe, build_student, heads_of
 
 EPOCHS, TRAIN, VAL = 15, 32_558, 1_000
 IMAGE_SIZE, TOKENS = 1008, 32

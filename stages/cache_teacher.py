@@ -4,12 +4,12 @@ Writes data/teacher_cache; a stage that was killed goes on with the shards that 
 Some ten seconds for the built-in images.
 """
 
-from braid.pipeline.context import open_stage
-from braid.segmentation.prompted import open_prompted
-from braid.segmentation.teacher import load_teacher, located, remove_text_tower
-from braid.segmentation.teacher_answers import Kept, OnlineTeacher, encode_texts
-from braid.segmentation.teacher_cache import open_cache, write_cache
-from braid.segmentation.tokens import load_tokenizer
+from braid.segmentation.data.prompted import open_prompted
+from braid.segmentation.sam3.tokens import load_tokenizer
+from braid.segmentation.teacher.answers import Kept, OnlineTeacher, encode_texts
+from braid.segmentation.teacher.cache import open_cache, write_cache
+from braid.segmentation.teacher.teacher import load_teacher, located, remove_text_tower
+from braid.stage.context import open_stage
 from braid.training.device import set_up
 
 

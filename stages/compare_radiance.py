@@ -7,11 +7,10 @@ predictors among them) and two pictures a scene. Seconds.
 from pathlib import Path
 from typing import Any
 
-from braid.pipeline.context import Stage, open_stage
-from braid.pipeline.record import read_json
-from braid.radiance.comparison import summary_rows, tradeoff
-from braid.radiance.figures import image_table, tradeoff_chart
-from braid.radiance.renders import load_images
+from braid.radiance.evaluation.figures import image_table, summary_rows, tradeoff, tradeoff_chart
+from braid.radiance.scenes.renders import load_images
+from braid.stage.context import Stage, open_stage
+from braid.stage.records import read_json
 
 
 def main() -> None:

@@ -4,17 +4,21 @@ A variant says which feature groups, and whether the frozen VAE decoder is in th
 has none: it is Stage 1B trained for as many steps. Writes models/student/<scene>/<variant>.
 """
 
-from braid.pipeline.context import Stage, open_stage
-from braid.radiance.distillation import FeatureLoss, Projector
-from braid.radiance.feature_table import StoredFeatures, load_features
-from braid.radiance.feature_vae import load_vae
-from braid.radiance.objectives import AlignmentProbe, FeatureObjective, ResponseObjective
-from braid.radiance.renders import load_renders
-from braid.radiance.response import ResponseLoss
-from braid.radiance.student import Student, load_student, save_student
+from braid.radiance.distillation.feature_loss import FeatureLoss, Projector
+from braid.radiance.distillation.objectives import (
+    AlignmentProbe,
+    FeatureObjective,
+    ResponseLoss,
+    ResponseObjective,
+)
+from braid.radiance.features.table import StoredFeatures, load_features
+from braid.radiance.features.vae import load_vae
+from braid.radiance.scenes.renders import load_renders
+from braid.radiance.student.student import Student, load_student, save_student
+from braid.stage.context import Stage, open_stage
 from braid.training.device import set_up
 from braid.training.distributed import launched
-from braid.training.optimisation import Optimisation, Snapshot, optimise
+from braid.training.trainer import Optimisation, Snapshot, optimise
 
 
 def main() -> None:

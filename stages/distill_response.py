@@ -4,15 +4,15 @@ Reads data/teacher/<scene> (train and random poses), writes models/student/<scen
 minute for the built-in scene.
 """
 
-from braid.pipeline.context import open_stage
-from braid.radiance.objectives import ResponseObjective
-from braid.radiance.renders import load_renders
-from braid.radiance.response import ResponseLoss
-from braid.radiance.space import load_space
-from braid.radiance.student import build_student, save_student
-from braid.training.device import generator, set_up
+from braid.common.rng import generator
+from braid.radiance.distillation.objectives import ResponseLoss, ResponseObjective
+from braid.radiance.scenes.occupancy import load_space
+from braid.radiance.scenes.renders import load_renders
+from braid.radiance.student.student import build_student, save_student
+from braid.stage.context import open_stage
+from braid.training.device import set_up
 from braid.training.distributed import launched
-from braid.training.optimisation import Optimisation, Snapshot, optimise
+from braid.training.trainer import Optimisation, Snapshot, optimise
 
 
 def main() -> None:

@@ -9,31 +9,36 @@ from typing import Any
 
 import torch
 
-from braid.pipeline.card import Pace
-from braid.pipeline.context import Stage, open_stage
-from braid.pipeline.segmentation_sections import Sam3Distill, Sam3Phase
-from braid.segmentation.batch_norm import freeze_batch_norm
-from braid.segmentation.distillation import (
+from braid.segmentation.config import Sam3Distill, Sam3Phase
+from braid.segmentation.data.prompted import Pair, PromptedImages, open_prompted
+from braid.segmentation.distillation.distillation import (
     Distillation,
     FromTeacher,
     FromTruth,
     Supervision,
     measure_batch_norm,
 )
-from braid.segmentation.head_transfer import initialise_heads
-from braid.segmentation.losses import DistillationLoss
-from braid.segmentation.matching import Matcher
-from braid.segmentation.prompted import Pair, PromptedImages, open_prompted
-from braid.segmentation.questions import Epochs, Questions
-from braid.segmentation.student import StudentRecipe, build_student, heads_of, save_student
-from braid.segmentation.teacher import load_teacher
-from braid.segmentation.teacher_answers import context
-from braid.segmentation.teacher_cache import open_answers
-from braid.segmentation.tokens import load_tokenizer, word_tokenizer, words_in
-from braid.segmentation.truth_objective import TruthLoss
+from braid.segmentation.distillation.losses import DistillationLoss
+from braid.segmentation.distillation.matching import Matcher
+from braid.segmentation.sam3.tokens import load_tokenizer, word_tokenizer, words_in
+from braid.segmentation.student.student import (
+    StudentRecipe,
+    build_student,
+    freeze_batch_norm,
+    heads_of,
+    initialise_heads,
+    save_student,
+)
+from braid.segmentation.supervised.batches import Epochs, Questions
+from braid.segmentation.supervised.loss import TruthLoss
+from braid.segmentation.teacher.answers import context
+from braid.segmentation.teacher.cache import open_answers
+from braid.segmentation.teacher.teacher import load_teacher
+from braid.stage.card import Pace
+from braid.stage.context import Stage, open_stage
 from braid.training.device import set_up
 from braid.training.distributed import Process, joined, launched
-from braid.training.optimisation import Optimisation, optimise
+from braid.training.trainer import Optimisation, optimise
 
 JUDGED = 256  # held-out prompts
 

@@ -6,19 +6,26 @@ Twenty seconds for the built-in clips.
 
 import torch
 
-from braid.clips.decoding import TIME_STRIDE, decoder
-from braid.clips.quantizer import load_pseudo_classes
-from braid.clips.shards import open_clips
-from braid.drifting.comparison import clips_of_many_classes, compare, interpolation_table
-from braid.drifting.corruption import Corruption
-from braid.drifting.evaluation import Judge, drift_status, flattened
-from braid.drifting.interpolation import METHODS
-from braid.drifting.pictures import animation, strip, tradeoff
-from braid.drifting.refiner import load_refiner
-from braid.drifting.spaces import PcaSpace, RandomConvolutions
-from braid.pipeline.context import open_stage
-from braid.pipeline.record import Row
-from braid.training.device import generator, set_up
+from braid.clips.decoding.decoding import TIME_STRIDE, decoder
+from braid.clips.shards.shards import open_clips
+from braid.common.rng import generator
+from braid.drifting.evaluation.evaluation import (
+    Judge,
+    clips_of_many_classes,
+    compare,
+    drift_status,
+    flattened,
+    interpolation_table,
+)
+from braid.drifting.evaluation.pictures import animation, strip, tradeoff
+from braid.drifting.interpolation.interpolation import METHODS
+from braid.drifting.video.corruption import Corruption
+from braid.drifting.video.refiner import load_refiner
+from braid.metrics.spaces import PcaSpace, RandomConvolutions
+from braid.pseudo_classes.quantizer import load_pseudo_classes
+from braid.stage.context import open_stage
+from braid.stage.records import Row
+from braid.training.device import set_up
 
 
 def main() -> None:

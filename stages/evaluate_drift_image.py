@@ -13,18 +13,19 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from braid.drifting.evaluation import flattened
-from braid.drifting.image_corruption import KeypatchCorruption
-from braid.drifting.image_judge import Figures, ImageJudge, complete, errors, summary
-from braid.drifting.image_pictures import draw_classes, draw_levels, of_each_class
-from braid.drifting.image_refiner import ImageRefiner, load_image_refiner
-from braid.drifting.sampling import refine
-from braid.images.image_set import ImageSet, open_image_set
-from braid.images.sd_vae import decoder
-from braid.pipeline.context import Stage, open_stage
-from braid.pipeline.image_sections import ImageEvaluation
-from braid.pipeline.record import Row
-from braid.training.device import generator, set_up
+from braid.common.rng import generator
+from braid.drifting.config import ImageEvaluation
+from braid.drifting.evaluation.evaluation import flattened
+from braid.drifting.evaluation.images import Figures, ImageJudge, complete, errors, summary
+from braid.drifting.evaluation.pictures import draw_classes, draw_levels, of_each_class
+from braid.drifting.image.corruption import KeypatchCorruption
+from braid.drifting.image.refiner import ImageRefiner, load_image_refiner
+from braid.drifting.video.sampling import refine
+from braid.images.data.image_set import ImageSet, open_image_set
+from braid.images.latents.sd_vae import decoder
+from braid.stage.context import Stage, open_stage
+from braid.stage.records import Row
+from braid.training.device import set_up
 
 TIMED = 20  # calls, of which the median counts
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from braid.pipeline.context import Stage, open_stage
-from braid.pipeline.record import read_json
-from braid.radiance.blender import Views, load_views
-from braid.radiance.boundary import mask_state
-from braid.radiance.figures import image_table
-from braid.radiance.hardware import measure_frames
-from braid.radiance.image_metrics import CONVENTIONS, Lpips, evaluate
-from braid.radiance.renders import load_renders, save_images
-from braid.radiance.student import Student, load_student
+from braid.radiance.distillation.feature_loss import mask_state
+from braid.radiance.evaluation.figures import image_table
+from braid.radiance.evaluation.hardware import measure_frames
+from braid.radiance.evaluation.image_metrics import CONVENTIONS, Lpips, evaluate
+from braid.radiance.scenes.blender import Views, load_views
+from braid.radiance.scenes.renders import load_renders, save_images
+from braid.radiance.student.student import Student, load_student
+from braid.stage.context import Stage, open_stage
+from braid.stage.records import read_json
 from braid.training.device import set_up
 
 

@@ -8,19 +8,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from braid.clips.album import draw_album
-from braid.clips.clip_pictures import Shown, strip
-from braid.clips.decoding import decoder
-from braid.clips.kmeans import kmeans
-from braid.clips.quantizer import load_pseudo_classes, load_quantizer
-from braid.clips.representation import Space, judge, standardised
-from braid.clips.samples import Encode, Sample, read_sample
-from braid.clips.shards import Clips, open_clips
-from braid.drifting.features import ClipFeatures
-from braid.drifting.latent_mae import LatentMae, load_latent_mae
-from braid.pipeline.context import open_stage
-from braid.pipeline.record import write_json
-from braid.training.device import generator, seed_global_stream, set_up
+from braid.clips.decoding.decoding import decoder
+from braid.clips.shards.shards import Clips, open_clips
+from braid.common.rng import generator, seed_global_stream
+from braid.drifting.mae.latent_mae import LatentMae, load_latent_mae
+from braid.drifting.video.features import ClipFeatures
+from braid.pseudo_classes.kmeans import kmeans
+from braid.pseudo_classes.quantizer import load_pseudo_classes, load_quantizer
+from braid.representation.evaluation import Space, judge, standardised
+from braid.representation.pictures import Shown, draw_album, strip
+from braid.representation.samples import Encode, Sample, read_sample
+from braid.stage.context import open_stage
+from braid.stage.records import write_json
+from braid.training.device import set_up
 
 
 def main() -> None:

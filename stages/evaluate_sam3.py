@@ -9,15 +9,19 @@ from dataclasses import replace
 
 import torch
 
-from braid.pipeline.context import Stage, open_stage
-from braid.pipeline.record import read_json
-from braid.segmentation.calibration import reliability
-from braid.segmentation.compression import MEGABYTE, fused, megabytes, quantised
-from braid.segmentation.evaluation import TEACHER, Panel, Respondent, question, respondent
-from braid.segmentation.gallery import answers_picture, choose, shown
-from braid.segmentation.latency import latencies
-from braid.segmentation.prompted import PromptedImages, open_prompted
-from braid.segmentation.report import (
+from braid.common.rng import generator, seed_global_stream
+from braid.segmentation.data.prompted import PromptedImages, open_prompted
+from braid.segmentation.evaluation.agreement import reliability
+from braid.segmentation.evaluation.cost import MEGABYTE, fused, latencies, megabytes, quantised
+from braid.segmentation.evaluation.evaluation import (
+    TEACHER,
+    Panel,
+    Respondent,
+    question,
+    respondent,
+)
+from braid.segmentation.evaluation.pictures import answers_picture, choose, shown
+from braid.segmentation.evaluation.report import (
     INT8,
     STUDENT,
     TRUTH_ONLY,
@@ -27,11 +31,13 @@ from braid.segmentation.report import (
     report,
     verdict,
 )
-from braid.segmentation.student import build_student, load_student
-from braid.segmentation.teacher import load_teacher
-from braid.segmentation.teacher_cache import open_cache
-from braid.segmentation.tokens import load_tokenizer
-from braid.training.device import generator, seed_global_stream, set_up
+from braid.segmentation.sam3.tokens import load_tokenizer
+from braid.segmentation.student.student import build_student, load_student
+from braid.segmentation.teacher.cache import open_cache
+from braid.segmentation.teacher.teacher import load_teacher
+from braid.stage.context import Stage, open_stage
+from braid.stage.records import read_json
+from braid.training.device import set_up
 
 
 def main() -> None:

@@ -3,14 +3,18 @@
 Writes data/features/<scene>.npz with its schema and the standardisation. Seconds.
 """
 
-from braid.pipeline.context import open_stage
-from braid.radiance.aggregation import aggregate
-from braid.radiance.blender import load_views
-from braid.radiance.cells import points_grid
-from braid.radiance.feature_table import StoredFeatures, save_features
-from braid.radiance.gaussians import load_ply
-from braid.radiance.standardisation import fit_standardisation, training_cells
-from braid.radiance.survey import contributions
+from braid.radiance.features.aggregation import aggregate
+from braid.radiance.features.table import (
+    StoredFeatures,
+    fit_standardisation,
+    save_features,
+    training_cells,
+)
+from braid.radiance.gaussians.field import contributions
+from braid.radiance.gaussians.gaussians import load_ply
+from braid.radiance.scenes.blender import load_views
+from braid.radiance.scenes.cells import points_grid
+from braid.stage.context import open_stage
 from braid.training.device import set_up
 
 

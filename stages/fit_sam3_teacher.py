@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 
-from braid.pipeline.context import Stage, open_stage
-from braid.segmentation.evaluation import respondent
-from braid.segmentation.prompted import PromptedImages, open_prompted
-from braid.segmentation.questions import Questions
-from braid.segmentation.teacher import load_teacher, write_source
-from braid.segmentation.teacher_fit import TruthObjective
-from braid.segmentation.teacher_report import teacher_report, teacher_verdict
-from braid.segmentation.tiny_sam3 import tiny_sam3
-from braid.segmentation.tokens import load_tokenizer, save_tokenizer, word_tokenizer, words_in
-from braid.segmentation.truth_objective import TruthLoss
-from braid.training.device import generator, set_up
+from braid.common.rng import generator
+from braid.segmentation.data.prompted import PromptedImages, open_prompted
+from braid.segmentation.evaluation.evaluation import respondent
+from braid.segmentation.evaluation.teacher_report import teacher_report, teacher_verdict
+from braid.segmentation.sam3.tiny_sam3 import tiny_sam3
+from braid.segmentation.sam3.tokens import load_tokenizer, save_tokenizer, word_tokenizer, words_in
+from braid.segmentation.supervised.batches import Questions
+from braid.segmentation.supervised.loss import TruthLoss
+from braid.segmentation.supervised.teacher_fit import TruthObjective
+from braid.segmentation.teacher.teacher import load_teacher, write_source
+from braid.stage.context import Stage, open_stage
+from braid.training.device import set_up
 from braid.training.distributed import Process, launched
-from braid.training.optimisation import Optimisation, optimise
+from braid.training.trainer import Optimisation, optimise
 
 FOUND = 0.3  # the score of a found query: no param, or other ways to judge would fit anew
 MOST_TOKENS = 77  # of a text, as in CLIP

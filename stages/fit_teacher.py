@@ -3,10 +3,10 @@
 Writes models/teacher/<scene>/point_cloud.ply (3DGS layout). Half a minute for the built-in scene.
 """
 
-from braid.pipeline.context import open_stage
-from braid.radiance.blender import load_views
-from braid.radiance.fitting import Fit, FitSettings, fit
-from braid.radiance.gaussians import load_ply, save_ply
+from braid.radiance.fitting.fitting import Fit, FitSettings, fit
+from braid.radiance.gaussians.gaussians import load_ply, save_ply
+from braid.radiance.scenes.blender import load_views
+from braid.stage.context import open_stage
 from braid.training.device import set_up
 
 COLUMNS = ("step", "loss", "psnr", "count")  # of the curve, which a user's own .ply leaves empty

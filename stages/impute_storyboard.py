@@ -9,16 +9,22 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from braid.clips.decoding import TIME_STRIDE, decoder
-from braid.clips.quantizer import load_quantizer
-from braid.clips.shards import Clips, open_clips
-from braid.drifting.corruption import Corruption
-from braid.drifting.pictures import animation, strip
-from braid.drifting.refiner import load_refiner
-from braid.drifting.sampling import refine
-from braid.drifting.storyboard import given_frames, interpolated, level_of, load_storyboard
-from braid.pipeline.context import open_stage
-from braid.training.device import generator, set_up
+from braid.clips.decoding.decoding import TIME_STRIDE, decoder
+from braid.clips.shards.shards import Clips, open_clips
+from braid.common.rng import generator
+from braid.drifting.evaluation.pictures import animation, strip
+from braid.drifting.video.corruption import Corruption
+from braid.drifting.video.refiner import load_refiner
+from braid.drifting.video.sampling import (
+    given_frames,
+    interpolated,
+    level_of,
+    load_storyboard,
+    refine,
+)
+from braid.pseudo_classes.quantizer import load_quantizer
+from braid.stage.context import open_stage
+from braid.training.device import set_up
 
 
 def main() -> None:

@@ -5,11 +5,10 @@ Writes data/clips: manifest.json, index.npz, and the shards if they are built in
 
 from pathlib import Path
 
-from braid.clips.built_in import LAYOUT, write_digit_shards
-from braid.clips.manifest import write_manifest
-from braid.clips.space_time_transform import NAME
-from braid.clips.survey import find_shards, survey_shards
-from braid.pipeline.context import open_stage
+from braid.clips.decoding.transform import NAME
+from braid.clips.preparation.moving_digits import LAYOUT, write_digit_shards
+from braid.clips.preparation.scan import find_shards, survey_shards, write_manifest
+from braid.stage.context import open_stage
 from braid.training.device import make_deterministic, set_threads
 
 

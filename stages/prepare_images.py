@@ -10,22 +10,23 @@ from pathlib import Path
 
 import torch
 
-from braid.images.built_in import digits, fake
-from braid.images.image_folder import survey_folder
-from braid.images.image_set import ImageSet, open_image_set
-from braid.images.listing import Listing
-from braid.images.manifest import (
+from braid.common.rng import generator
+from braid.drifting.config import Images
+from braid.images.data.image_set import ImageSet, Listing, open_image_set
+from braid.images.latents.sd_vae import CHANNELS, STRIDE, encoded, load_sd_vae
+from braid.images.preparation.preparation import (
+    digits,
+    fake,
     figures,
+    pseudo_classes,
     require_conditions,
     set_conditions,
+    survey_folder,
     write_linked,
     write_stored,
 )
-from braid.images.pseudo_classes import pseudo_classes
-from braid.images.sd_vae import CHANNELS, STRIDE, encoded, load_sd_vae
-from braid.pipeline.context import open_stage
-from braid.pipeline.image_sections import Images
-from braid.training.device import autocast, generator, set_up
+from braid.stage.context import open_stage
+from braid.training.device import autocast, set_up
 
 
 def main() -> None:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from braid.pipeline.context import Stage, open_stage
-from braid.segmentation.built_in import write_built_in
-from braid.segmentation.prompts import Asking, Prompt, ask, write_prompts
-from braid.segmentation.sa1b import Images, open_images
-from braid.segmentation.survey import survey, write_manifest
+from braid.segmentation.data.prompts import Asking, Prompt, ask, write_prompts
+from braid.segmentation.data.sa1b import Images, open_images
+from braid.segmentation.preparation.built_in import write_built_in
+from braid.segmentation.preparation.scan import survey, write_manifest
+from braid.stage.context import Stage, open_stage
 
 
 def main() -> None:

@@ -3,9 +3,9 @@
 Reads the scene's `source` and writes data/scenes/<scene>. Seconds.
 """
 
-from braid.pipeline.context import open_stage
-from braid.radiance.blender import Views, load_views, resize, save_views
-from braid.radiance.bricks import make_bricks
+from braid.radiance.scenes.blender import Views, load_views, resize, save_views
+from braid.radiance.scenes.bricks import make_bricks
+from braid.stage.context import open_stage
 
 SPLITS = ("train", "val", "test")
 

@@ -6,14 +6,21 @@ clip once. Seconds for the built-in clips.
 
 import torch
 
-from braid.clips.conditions import ConditionEncoder, Pooling
-from braid.clips.kmeans import kmeans
-from braid.clips.occupancy import inertia_report, occupancy_report, occupancy_table
-from braid.clips.quantizer import PseudoClasses, Quantizer, save_pseudo_classes, save_quantizer
-from braid.clips.shards import open_clips
-from braid.pipeline.context import open_stage
-from braid.splits import SPLITS
-from braid.training.device import generator, set_up
+from braid.clips.shards.shards import open_clips
+from braid.common.rng import generator
+from braid.common.splits import SPLITS
+from braid.pseudo_classes.kmeans import kmeans
+from braid.pseudo_classes.occupancy import inertia_report, occupancy_report, occupancy_table
+from braid.pseudo_classes.quantizer import (
+    ConditionEncoder,
+    Pooling,
+    PseudoClasses,
+    Quantizer,
+    save_pseudo_classes,
+    save_quantizer,
+)
+from braid.stage.context import open_stage
+from braid.training.device import set_up
 
 
 def main() -> None:

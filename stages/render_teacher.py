@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 
-from braid.pipeline.context import Stage, open_stage
-from braid.pipeline.record import read_json
-from braid.radiance.blender import Views, load_views
-from braid.radiance.gaussians import Gaussians, load_ply
-from braid.radiance.hardware import measure_frames
-from braid.radiance.image_metrics import CONVENTIONS, Lpips, evaluate
-from braid.radiance.poses import random_poses
-from braid.radiance.renders import Renders, save_renders
-from braid.radiance.space import save_space
-from braid.radiance.splat import render
-from braid.radiance.survey import render_all, survey
+from braid.radiance.evaluation.hardware import measure_frames
+from braid.radiance.evaluation.image_metrics import CONVENTIONS, Lpips, evaluate
+from braid.radiance.gaussians.field import render_all, survey
+from braid.radiance.gaussians.gaussians import Gaussians, load_ply
+from braid.radiance.gaussians.splat import render
+from braid.radiance.scenes.blender import Views, load_views
+from braid.radiance.scenes.cameras import random_poses
+from braid.radiance.scenes.occupancy import save_space
+from braid.radiance.scenes.renders import Renders, save_renders
+from braid.stage.context import Stage, open_stage
+from braid.stage.records import read_json
 from braid.training.device import set_up
 
 

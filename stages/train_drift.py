@@ -8,29 +8,28 @@ from typing import Any
 
 import torch
 
-from braid.clips.quantizer import load_pseudo_classes
-from braid.clips.shards import open_clips
-from braid.drifting.corruption import Corruption
-from braid.drifting.drift import DriftLoss
-from braid.drifting.features import ClipFeatures
-from braid.drifting.latent_mae import load_latent_mae
-from braid.drifting.objectives import (
+from braid.clips.shards.shards import open_clips
+from braid.common.rng import generator
+from braid.drifting.loss.drift import DriftLoss
+from braid.drifting.mae.latent_mae import load_latent_mae
+from braid.drifting.training.objectives import (
     Draws,
     DriftObjective,
     Features,
     PairedObjective,
     Refinement,
 )
-from braid.drifting.refiner import Refiner, save_refiner
-from braid.drifting.selection import BestOnValidation
-from braid.drifting.vanilla import vanilla
-from braid.pipeline.card import Decision, Pace, clips_data, write_card
-from braid.pipeline.context import Stage, open_stage
-from braid.pipeline.record import read_json
-from braid.training.device import generator, set_up
+from braid.drifting.training.selection import BestOnValidation
+from braid.drifting.video.corruption import Corruption
+from braid.drifting.video.features import ClipFeatures, vanilla
+from braid.drifting.video.refiner import Refiner, save_refiner
+from braid.pseudo_classes.quantizer import load_pseudo_classes
+from braid.stage.card import Decision, Pace, clips_data, write_card
+from braid.stage.context import Stage, open_stage
+from braid.stage.records import read_json
+from braid.training.device import set_up
 from braid.training.distributed import launched
-from braid.training.loop import TrainResult
-from braid.training.optimisation import Optimisation, optimise
+from braid.training.trainer import Optimisation, TrainResult, optimise
 
 
 def main() -> None:

@@ -9,21 +9,21 @@ from collections.abc import Mapping
 
 import torch
 
-from braid.drifting.drift import DriftLoss
-from braid.drifting.image_corruption import KeypatchCorruption
-from braid.drifting.image_features import image_features
-from braid.drifting.image_probe import ImageProbe
-from braid.drifting.image_refiner import ImageRefiner, save_image_refiner
-from braid.drifting.objectives import Draws, DriftObjective, Features
-from braid.drifting.spaces import PcaSpace
-from braid.drifting.vanilla import vanilla
-from braid.images.image_set import ImageSet, open_image_set
-from braid.pipeline.card import Decision, Pace, write_card
-from braid.pipeline.context import Stage, open_stage
-from braid.training.device import generator, set_up
+from braid.common.rng import generator
+from braid.drifting.image.corruption import KeypatchCorruption
+from braid.drifting.image.features import image_features
+from braid.drifting.image.probe import ImageProbe
+from braid.drifting.image.refiner import ImageRefiner, save_image_refiner
+from braid.drifting.loss.drift import DriftLoss
+from braid.drifting.training.objectives import Draws, DriftObjective, Features
+from braid.drifting.video.features import vanilla
+from braid.images.data.image_set import ImageSet, open_image_set
+from braid.metrics.spaces import PcaSpace
+from braid.stage.card import Decision, Pace, write_card
+from braid.stage.context import Stage, open_stage
+from braid.training.device import set_up
 from braid.training.distributed import launched
-from braid.training.loop import TrainResult
-from braid.training.optimisation import Optimisation, optimise
+from braid.training.trainer import Optimisation, TrainResult, optimise
 
 
 def main() -> None:

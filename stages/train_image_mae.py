@@ -6,16 +6,16 @@ Writes models/image_mae and the run's experiment card. Ten seconds for the built
 import torch
 from torch import Tensor
 
-from braid.drifting.latent_mae import LatentMae, save_latent_mae
-from braid.drifting.mae_objective import MaeObjective
-from braid.drifting.mae_report import mae_report, mae_verdict
-from braid.drifting.masking import Masking
-from braid.images.image_set import open_image_set
-from braid.pipeline.card import Decision, Pace, write_card
-from braid.pipeline.context import open_stage
-from braid.training.device import generator, set_up
+from braid.common.rng import generator
+from braid.drifting.mae.latent_mae import LatentMae, save_latent_mae
+from braid.drifting.mae.objective import MaeObjective, Masking
+from braid.drifting.mae.report import mae_report, mae_verdict
+from braid.images.data.image_set import open_image_set
+from braid.stage.card import Decision, Pace, write_card
+from braid.stage.context import open_stage
+from braid.training.device import set_up
 from braid.training.distributed import launched
-from braid.training.optimisation import Optimisation, optimise
+from braid.training.trainer import Optimisation, optimise
 
 MODES = ("patch",)  # images have no time to hide
 AVERAGED = 1024  # training images, at most, whose mean is a trivial prediction

@@ -6,18 +6,17 @@ Writes models/latent_mae and the run's experiment card. Half a minute for the bu
 import torch
 from torch import Tensor
 
-from braid.clips.quantizer import load_pseudo_classes
-from braid.clips.shards import open_clips
-from braid.drifting.latent_mae import LatentMae, save_latent_mae
-from braid.drifting.mae_objective import MaeObjective
-from braid.drifting.mae_report import mae_report, mae_verdict
-from braid.drifting.masking import Masking
-from braid.pipeline.card import Decision, Pace, clips_data, write_card
-from braid.pipeline.context import open_stage
-from braid.pipeline.record import read_json
+from braid.clips.shards.shards import open_clips
+from braid.drifting.mae.latent_mae import LatentMae, save_latent_mae
+from braid.drifting.mae.objective import MaeObjective, Masking
+from braid.drifting.mae.report import mae_report, mae_verdict
+from braid.pseudo_classes.quantizer import load_pseudo_classes
+from braid.stage.card import Decision, Pace, clips_data, write_card
+from braid.stage.context import open_stage
+from braid.stage.records import read_json
 from braid.training.device import set_up
 from braid.training.distributed import launched
-from braid.training.optimisation import Optimisation, optimise
+from braid.training.trainer import Optimisation, optimise
 
 
 def main() -> None:

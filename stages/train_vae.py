@@ -3,15 +3,20 @@
 Writes models/feature_vae/<scene>. Ten seconds for the built-in scene.
 """
 
-from braid.pipeline.context import open_stage
-from braid.radiance.feature_table import load_features
-from braid.radiance.feature_vae import FeatureVae, VaeObjective, save_vae
-from braid.radiance.vae_report import kl_stable, vae_report, vae_status
+from braid.radiance.features.table import load_features
+from braid.radiance.features.vae import (
+    FeatureVae,
+    VaeObjective,
+    kl_stable,
+    save_vae,
+    vae_report,
+    vae_status,
+)
+from braid.stage.context import open_stage
 from braid.training.device import set_up
 from braid.training.distributed import joined, launched
-from braid.training.loop import LoopSettings, train
-from braid.training.optimizers import adamw, muon
-from braid.training.schedules import warmup_cosine
+from braid.training.optimizers import adamw, muon, warmup_cosine
+from braid.training.trainer import LoopSettings, train
 
 
 def main() -> None:

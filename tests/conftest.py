@@ -7,13 +7,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from braid.pipeline.params import load_yaml
-from tests.tiny import TINY
+from tests.tiny import TINY, override
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,13 +51,6 @@ class TinyRepo:
             stderr=subprocess.DEVNULL,
         )
 
-    def override(self, changes: dict[str, dict[str, Any]]) -> None:
-        path = self.root / "params.yaml"
-        params = load_yaml(path)
-        for section, values in changes.items():
-            params[section].update(values)
-        path.write_text(yaml.safe_dump(params, sort_keys=False))
-
 
 def copy_tracked(target: Path) -> None:
     """Copy what git tracks or would track."""
@@ -79,7 +69,7 @@ def make_tiny_repo(root: Path) -> TinyRepo:
     copy_tracked(root)
     (root / "dvc.lock").unlink(missing_ok=True)
     repo = TinyRepo(root)
-    repo.override(TINY)
+    override(root, TINY)
     repo.run("git", "init", "-q")
     repo.run("git", "config", "user.email", "test@example.org")
     repo.run("git", "config", "user.name", "test")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from braid.pipeline.params import load_params
+from braid.stage.params import load_params
 
 ROOT = Path(__file__).parents[1]
 PARAMS = load_params(ROOT / "params.yaml")

@@ -1,6 +1,5 @@
-"""Where and how numbers are computed: device, threads, precision, determinism, random streams."""
+"""Where and how numbers are computed: device, threads, precision, determinism."""
 
-import hashlib
 import os
 from contextlib import AbstractContextManager, nullcontext
 
@@ -85,25 +84,3 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     if precision in ("bfloat16", "float16"):
         return torch.autocast(device.type, getattr(torch, precision))
     raise ValueError(f"precision is {precision!r}, expected float32, bfloat16 or float16")
-
-
-def generator(seed: int, *stream: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for each (seed, stream), such as ``(seed, "rays", step, rank)``.
-
-    Randomness is so a pure function of where it is used: a resumed run needs no generator states,
-    and adding a stream changes no other. The CPU's Mersenne Twister keeps 32 bits of the hash, so
-    among a million streams some hundred pairs coincide, which does no harm to a training.
-    """
-    digest = hashlib.blake2b(repr((seed, *stream)).encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little", signed=True))
-
-
-def seed_global_stream(draw: torch.Generator) -> None:
-    """Derive from ``draw`` the streams that layers such as dropout take their noise from.
-
-    What torch.manual_seed does for one device; that one spends a millisecond on all others.
-    """
-    seed = draw.initial_seed() ^ 1
-    torch.default_generator.manual_seed(seed)
-    if draw.device.type != "cpu":
-        torch.get_device_module(draw.device).manual_seed(seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from braid.clips.samples import Sample
+from braid.representation.samples import Sample
 
 N, K = 96, 4
 RNG = np.random.default_rng(0)

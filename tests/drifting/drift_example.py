@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from braid.drifting.drift import DriftLoss, Samples
+from braid.drifting.loss.drift import DriftLoss, Samples
 
 TAUS = (0.02, 0.05, 0.2)
 WEIGHT = torch.tensor([0.0, 0.7, 2.0], dtype=torch.float64)

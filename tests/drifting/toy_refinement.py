@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from braid.drifting.corruption import Corruption
-from braid.drifting.drift import DriftLoss
-from braid.drifting.objectives import Draws, DriftObjective, PairedObjective, Refinement
-from braid.drifting.refiner import Refiner
-from braid.drifting.vanilla import vanilla
+from braid.drifting.loss.drift import DriftLoss
+from braid.drifting.training.objectives import Draws, DriftObjective, PairedObjective, Refinement
+from braid.drifting.video.corruption import Corruption
+from braid.drifting.video.features import vanilla
+from braid.drifting.video.refiner import Refiner
 
 FRAMES = 5
 DRAWS: dict[str, Any] = {

@@ -5,8 +5,8 @@ from dataclasses import fields
 
 import torch
 
-from braid.radiance.gaussians import Gaussians
-from braid.radiance.rays import Cameras
+from braid.radiance.gaussians.gaussians import Gaussians
+from braid.radiance.scenes.cameras import Cameras
 
 NAMES = [field.name for field in fields(Gaussians)]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from braid.radiance.blender import Views
-from braid.radiance.rays import Cameras
+from braid.radiance.scenes.blender import Views
+from braid.radiance.scenes.cameras import Cameras
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

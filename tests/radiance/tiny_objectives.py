@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from braid.radiance.cells import CellGrid
-from braid.radiance.distillation import FeatureLoss, Projector
-from braid.radiance.feature_table import CellFeatures, FeatureSchema
-from braid.radiance.feature_vae import FeatureVae
-from braid.radiance.objectives import FeatureObjective, ResponseObjective
-from braid.radiance.response import ResponseLoss
-from braid.radiance.space import FieldPoints
+from braid.radiance.distillation.feature_loss import FeatureLoss, Projector
+from braid.radiance.distillation.objectives import FeatureObjective, ResponseLoss, ResponseObjective
+from braid.radiance.features.table import CellFeatures, FeatureSchema
+from braid.radiance.features.vae import FeatureVae
+from braid.radiance.scenes.cells import CellGrid
+from braid.radiance.scenes.occupancy import FieldPoints
 from tests.radiance.tiny_teacher import rendered, seeded, student
 
 GROUPS = {"sh_dc": ("r", "g", "b"), "opacity": ("tau",)}

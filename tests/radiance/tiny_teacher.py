@@ -6,13 +6,12 @@ import math
 
 import torch
 
-from braid.radiance.gaussians import Gaussians
-from braid.radiance.poses import look_at
-from braid.radiance.rays import Cameras
-from braid.radiance.renders import Renders
-from braid.radiance.space import FieldPoints
-from braid.radiance.student import Student, build_student
-from braid.radiance.survey import render_all, survey
+from braid.radiance.gaussians.field import render_all, survey
+from braid.radiance.gaussians.gaussians import Gaussians
+from braid.radiance.scenes.cameras import Cameras, look_at
+from braid.radiance.scenes.occupancy import FieldPoints
+from braid.radiance.scenes.renders import Renders
+from braid.radiance.student.student import Student, build_student
 
 RADIUS = 0.5
 

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import torch
 
-from braid.segmentation.sam3 import Prediction
+from braid.segmentation.sam3.sam3 import Prediction
 
 
 def random_answer(prompts=2, queries=5, side=12, seed=0, features=None):

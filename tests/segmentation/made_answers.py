@@ -2,7 +2,7 @@
 
 import torch
 
-from braid.segmentation.agreement import Answers
+from braid.segmentation.evaluation.agreement import Answers
 
 SIDE = 24
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from braid.segmentation.annotated import Annotated, write_annotated
+from braid.segmentation.preparation.built_in import Annotated, write_annotated
 
 HEIGHT, WIDTH = 40, 60
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from braid.segmentation.student import StudentRecipe, build_student, heads_of
+from braid.segmentation.student.student import StudentRecipe, build_student, heads_of
 from tests.segmentation.tiny_models import CONTEXT, VOCABULARY, tiny_teacher
 
 QUERIES = 3

@@ -10,19 +10,16 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 
-from braid.pipeline.params import load_yaml
-from braid.radiance.blender import Views, save_views
-from braid.radiance.gaussians import save_ply
-from braid.radiance.survey import render_all
+from braid.radiance.gaussians.field import render_all
+from braid.radiance.gaussians.gaussians import save_ply
+from braid.radiance.scenes.blender import Views, save_views
 from tests.radiance.tiny_teacher import ball, views
-from tests.tiny import TINY
+from tests.tiny import TINY, override
 
 ROOT = Path(__file__).parents[2]
 CHAIN = (
@@ -44,14 +41,6 @@ def run(repo: Path, name: str, *item: str) -> None:
         importlib.import_module(f"stages.{name}").main()
 
 
-def override(repo: Path, **sections: Any) -> None:
-    params = load_yaml(repo / "params.yaml")
-    for name, values in sections.items():
-        merged = isinstance(values, dict) and params[name]
-        params[name] = {**params[name], **values} if merged else values
-    (repo / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-
-
 def write_own_scene(folder: Path) -> None:
     counts = {"train": 6, "val": 1, "test": 2}
     cameras = views(sum(counts.values()), width=16)
@@ -71,20 +60,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("braid", "stages"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / folder, repo / folder, ignore=ignored)
-    for file in ("params.yaml", "dvc.yaml"):
+    for file in ("params.yaml", "dvc.yaml", "built_in", "none"):
         shutil.copy(ROOT / file, repo)
     write_own_scene(repo / "mine")
-    override(repo, **TINY)
-    override(
-        repo,
-        scenes=None,
-        feature_vae={"steps": 4},
-        response={"steps": 4},
-        distill={"steps": 4},
-        renders={"random_poses": 2, "voxels": 12, "field_points": 100},
-    )
+    override(repo, TINY)
     source = {"source": "mine/scene", "teacher": "mine/gaussians.ply", "downsample": 1}
-    override(repo, scenes={"own": source})
+    small = {
+        "radiance.scenes": {"own": source},
+        "radiance.vae.steps": 4,
+        "radiance.response.steps": 4,
+        "radiance.distill.steps": 4,
+        "radiance.renders.random_poses": 2,
+        "radiance.renders.voxels": 12,
+        "radiance.renders.field_points": 100,
+    }
+    override(repo, small)
     for name, *item in CHAIN:
         run(repo, name, *item)
     return repo

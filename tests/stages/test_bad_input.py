@@ -18,10 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from braid.pipeline.dag import declaration
-from braid.pipeline.params import load_yaml
-from braid.radiance.blender import load_views
-from braid.radiance.gaussians import load_ply, save_ply
+from braid.radiance.gaussians.gaussians import load_ply, save_ply
+from braid.radiance.scenes.blender import load_views
+from braid.stage.dag import declaration
+from braid.stage.params import load_yaml
 from tests.radiance.tiny_teacher import ball
 from tests.stages.conftest import fault, made, override, run
 

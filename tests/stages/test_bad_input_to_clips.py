@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from braid.clips.shards import open_clips
+from braid.clips.shards.shards import open_clips
 from tests.clips.shard_files import latent, members, saved, write_clips, write_tar
 from tests.stages.conftest import ROOT, fault, override, run
 

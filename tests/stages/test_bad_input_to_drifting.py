@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from braid.clips.shards import open_clips
-from braid.drifting.refiner import Refiner
+from braid.clips.shards.shards import open_clips
+from braid.drifting.video.refiner import Refiner
 from tests.clips.shard_files import write_clips
 from tests.stages.conftest import ROOT, fault, override, run
 from tests.tiny import TINY

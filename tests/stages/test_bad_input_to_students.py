@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from braid.radiance.feature_table import StoredFeatures, load_features, save_features
-from braid.radiance.occupancy import Occupancy
-from braid.radiance.space import load_space, save_space
+from braid.radiance.features.table import StoredFeatures, load_features, save_features
+from braid.radiance.scenes.occupancy import Occupancy, load_space, save_space
 from tests.stages.conftest import CHAIN, fault, override, run
 
 # ---- Features and students -------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from braid.drifting.image_refiner import ImageRefiner
+from braid.drifting.image.refiner import ImageRefiner
 from tests.stages.conftest import ROOT, fault, override, run
 from tests.tiny import TINY
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from braid.segmentation.prompts import read_prompts
-from braid.segmentation.sa1b import open_images
+from braid.segmentation.data.prompts import read_prompts
+from braid.segmentation.data.sa1b import open_images
 from tests.segmentation.sa1b_files import write_pairs
 from tests.stages.conftest import ROOT, fault, override, run
 

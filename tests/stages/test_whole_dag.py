@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from braid.pipeline.dag import Declaration, declarations
+from braid.stage.dag import Declaration, declarations
 from tests.conftest import TinyRepo, make_tiny_repo
 from tests.tiny import TRAININGS
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
-from braid.training.device import autocast, generator, pick_device, set_threads, set_up
+from braid.common.rng import generator
+from braid.training.device import autocast, pick_device, set_threads, set_up
 
 
 def test_streams_are_reproducible_and_differ_in_every_part_of_their_name() -> None:

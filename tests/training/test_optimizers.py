@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from braid.common.rng import generator
 from braid.training import checkpoint
-from braid.training.device import generator
 from braid.training.optimizers import Optimizer, adamw, hidden_matrices, muon
 
 

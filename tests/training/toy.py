@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from braid.training import checkpoint, distributed
 from braid.training.distributed import ALONE, Process
 from braid.training.ema import Ema
-from braid.training.loop import LoopSettings, TrainResult, train
-from braid.training.optimizers import adamw, muon
-from braid.training.schedules import warmup_cosine
+from braid.training.optimizers import adamw, muon, warmup_cosine
+from braid.training.trainer import LoopSettings, TrainResult, train
 
 CPU = torch.device("cpu")
 SETTINGS = LoopSettings(

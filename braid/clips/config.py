@@ -1,0 +1,73 @@
+"""The params models of clips (`clips` in params.yaml): units, ranges, meaning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from braid.common.config import Config, Count, Fraction, NonNegative, Whole
+
+
+class DigitsConfig(Config):
+    """The built-in clips of moving handwritten digits."""
+
+    clips: Count
+    per_shard: Count
+    latent_frames: Annotated[int, Field(ge=2)]  # 4 (n - 1) + 1 video frames
+    latent_size: Annotated[int, Field(ge=4)]  # of 8 pixels a side
+
+
+class ConditionsConfig(Config):
+    """The embedding h = g(text, keyframes) that is quantised."""
+
+    mode: Literal["text", "keyframes", "joint"]
+    keyframes: Annotated[int, Field(ge=2)]  # evenly spread, both ends among them
+    grid: Count  # keyframe latents are pooled to grid x grid
+    text_components: Count  # kept by the whitening of each block
+    keyframe_components: Count
+    shrinkage: Fraction  # of the variances towards their mean, before whitening
+    text_weight: NonNegative
+    keyframe_weight: NonNegative
+
+
+class QuantizerConfig(Config):
+    """K-means on h; the number of classes is drift.K."""
+
+    seeding_rows: Count
+    projection: Count  # dimensions in which seeds are chosen and most iterations run
+    candidates: Count  # greedy k-means++, a step
+    projected_iterations: Whole
+    exact_iterations: Count
+    min_count: Count  # classes with fewer train clips are merged into the nearest
+
+
+class RepresentationConfig(Config):
+    """How the quantiser's space and the MAE's are judged."""
+
+    clips: Count  # at most, as equal numbers of each class as there are
+    components: Count  # of an encoder's standardised features
+    neighbors: tuple[Count, ...] = Field(strict=False, min_length=1)  # retrieval at each of these
+    bootstrap: Count  # resamples behind each 95 % interval
+    map: Literal["tsne", "umap"]  # umap: pip install umap-learn
+    map_clips: Annotated[int, Field(ge=4)]  # at most, on a map
+    families: dict[str, str]  # word of a prompt to its family; the first of these words counts
+    exemplar_classes: Count  # pictured, from the largest to the smallest
+
+
+class ClipsConfig(Config):
+    """Where the clips come from and how they are split."""
+
+    source: str  # a glob of .tar shards in the Wan-synth layout; built_in: moving digits
+    layout: Literal["cthw", "tchw"]  # axes of a stored latent
+    faults: Literal["skip", "fatal"]  # what a broken member or a NaN latent does
+    verify: Literal["first", "all"]  # shards whose every clip is read once and checked
+    checksums: Literal["none", "first", "all"]  # shards that get a SHA-256 in the manifest
+    val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    cache_mib: Whole  # RAM for decoded latents; 0: read from the shards each time
+    wan_vae: str  # folder of diffusers' AutoencoderKLWan; none: linear preview of real clips
+    digits: DigitsConfig
+    conditions: ConditionsConfig
+    quantizer: QuantizerConfig
+    representation: RepresentationConfig

@@ -1,0 +1,1 @@
+"""Indexing shards, and the built-in moving digits."""

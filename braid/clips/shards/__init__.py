@@ -1,0 +1,1 @@
+"""Random access to clips in tar shards."""

@@ -1,0 +1,34 @@
+"""What the models of params.yaml are made of: a strict base, ranges of numbers, optional paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+BUILT_IN = "built_in"  # data or a model that the repository makes itself
+NONE = "none"  # a file there is not
+
+Steps = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+Whole = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+# What a scene, a variant, a refiner or a student may be called: it becomes part of a stage's name,
+# of file names and of a command line.
+NAME_FORM = "letters, digits, _ and -, in quotes where it would be a number"
+Name = Annotated[str, Field(pattern=r"^\w[\w-]*$")]
+
+
+class Config(BaseModel):
+    """A frozen model that refuses unknown keys and wrong types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def optional_path(value: str) -> Path | None:
+    """The path that a param names, None for `none`."""
+    return None if value == NONE else Path(value)

@@ -1,0 +1,241 @@
+"""The params models of the drifting strand: `latent_mae`, `drift`, `image_mae`, `image_drift`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from braid.common.config import Config, Count, Fraction, Name, NonNegative, Positive, Steps, Whole
+from braid.training.config import OptimizerConfig
+
+
+class MaskingConfig(Config):
+    """What the masked autoencoder does not see of a clip."""
+
+    mode: Literal["patch", "tube", "frame", "mixed"]
+    patch_ratio: Annotated[float, Field(gt=0, lt=1)]
+    tube_ratio: Annotated[float, Field(gt=0, lt=1)]
+
+
+class LatentMaeConfig(Config):
+    """The masked autoencoder whose features the drift is computed in."""
+
+    width: Annotated[int, Field(gt=0, multiple_of=4)]  # channels of the first stage; then doubled
+    blocks: tuple[Count, ...] = Field(strict=False, min_length=1)  # residual blocks a stage
+    steps: Steps
+    batch: Count  # clips
+    head_weight: Fraction  # of the pseudo-class head against reconstruction; 0: no head
+    head_fraction: Fraction  # of the steps, at the end, that train the head
+    masking: MaskingConfig
+    optimizer: OptimizerConfig
+
+
+class DriftLossConfig(Config):
+    """The drifting loss."""
+
+    temperatures: tuple[Positive, ...] = Field(strict=False, min_length=1)
+    attraction: Positive  # 1: balanced; anything else breaks the equilibrium
+    floor: NonNegative  # of the affinities' product
+    self_mask: Positive  # in mean distances
+    weighting: Literal["affinity", "logit"]  # where unconditional negatives are weighted
+    reduction: Literal["mean", "sum"]  # over the locations of a group
+    scale_scope: Literal["batch", "class"]
+
+
+class CorruptionConfig(Config):
+    """Keyframes, interpolation and noise."""
+
+    levels: Count  # beside level 0, which has every frame
+    min_keyframes: Annotated[int, Field(ge=2)]  # at the coarsest level
+    schedule: Literal["doubling", "linear", "geometric"]
+    placement: Literal["even", "random"]  # of keyframes in training
+    interpolator: Literal["linear", "cubic", "inverse_distance", "harmonic", "sinkhorn"]
+    sigma_feature: Positive  # harmonic: latent units; smaller: edges hold values apart
+    sigma_space: Positive  # harmonic: grid steps; smaller: weaker ties, above all diagonal ones
+    lambda_reg: NonNegative  # harmonic: pull towards linear interpolation
+    sinkhorn_temperature: Positive  # of the cosines between tokens
+    sinkhorn_reach: Positive  # cells; standard deviation of the prior on displacements
+    dustbin: float  # sinkhorn: logit of no match; a perfect one has 1 / temperature
+    noise: Literal["none", "dist", "gauss"]
+    sigma: NonNegative  # of the noise, latent units
+    keyframe_noise: Fraction  # of sigma, on keyframes
+    student_replace_prob: Fraction  # interior keyframes replaced by phase-1 anchors
+
+
+class DriftFeaturesConfig(Config):
+    """What the drift is computed in."""
+
+    families: tuple[str, ...] = Field(strict=False)  # see braid/drifting/video/features.py
+    locations: Count  # vectors a group, at most
+    encoder_weight: NonNegative  # of the latent MAE's features; 0: it is not run
+    vanilla: tuple[Literal["tokens", "pairs", "clip"], ...] = Field(strict=False, min_length=1)
+    vanilla_weight: NonNegative
+
+
+class DriftBatchesConfig(Config):
+    """What a step draws."""
+
+    classes: Count
+    generated: Annotated[int, Field(ge=2)]  # clips a class
+    positives: Count  # a class, from its memory bank
+    negatives: Whole  # generated earlier, a class, from its memory bank
+    unconditional: Count  # real clips of any class
+    bank: Count  # clips kept a class
+    bank_unconditional: Count
+    alpha_max: Annotated[float, Field(ge=1)]  # guidance is drawn from [1, alpha_max]
+    alpha_power: NonNegative  # density ~ alpha^-power
+
+    @model_validator(mode="after")
+    def _banks_are_large_enough(self) -> DriftBatchesConfig:
+        for name, kept in (("positives", self.bank), ("negatives", self.bank)):
+            if getattr(self, name) > kept:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at most bank: {kept}")
+        if self.unconditional > self.bank_unconditional:
+            raise ValueError(
+                f"unconditional is {self.unconditional}, expected at most "
+                f"bank_unconditional: {self.bank_unconditional}"
+            )
+        return self
+
+
+class RefinerConfig(Config):
+    """The one-step space-time transformer."""
+
+    patch: Count  # latent pixels a side of a token
+    dim: Count
+    depth: Count
+    heads: Count
+    clamp: bool  # given keyframes are kept bit for bit
+
+
+class RefinerTrainingConfig(Config):
+    """How one refiner is trained."""
+
+    objective: Literal["drift", "paired"]
+    steps: Steps
+    validate_every: Count  # steps between looks at the validation split
+    compile: bool  # torch.compile the network: pays on long runs of one shape, needs a compiler
+
+
+class DriftEvaluationConfig(Config):
+    """How refined clips are judged."""
+
+    refiner: str  # of `drift.refiners`: the one that is judged
+    paired: str  # of `drift.refiners`: the one that multi-step sampling runs
+    components: Count  # of the PCA space
+    alpha: Annotated[float, Field(ge=1)]  # guidance
+    strips: Count  # clips that are pictured
+
+
+class StoryboardConfig(Config):
+    """Given latent frames that the refiner makes a clip of."""
+
+    source: str = Field(pattern=r"(\.safetensors|^data/clips)$")  # a storyboard, or held-out clips
+    clip: Whole  # which of the held-out clips
+    keyframes: tuple[Whole, ...] = Field(strict=False, min_length=2)  # the given latent frames
+    alpha: Annotated[float, Field(ge=1)]  # guidance; 1: none
+
+
+class DriftConfig(Config):
+    """One-step refinement of clips."""
+
+    K: Count  # pseudo-classes
+    loss: DriftLossConfig
+    corruption: CorruptionConfig
+    features: DriftFeaturesConfig
+    batches: DriftBatchesConfig
+    refiner: RefinerConfig
+    refiners: dict[Name, RefinerTrainingConfig]
+    optimizer: OptimizerConfig
+    evaluation: DriftEvaluationConfig
+    storyboards: dict[Name, StoryboardConfig]
+
+
+class ImageMaeConfig(Config):
+    """The masked autoencoder of images whose features the drift is computed in."""
+
+    width: Annotated[int, Field(gt=0, multiple_of=4)]
+    blocks: tuple[Count, ...] = Field(strict=False, min_length=1)
+    steps: Steps
+    batch: Count
+    head_weight: Fraction  # of the class head; 0: none
+    head_fraction: Fraction  # of the steps, at the end
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)]
+    optimizer: OptimizerConfig
+
+
+class KeypatchConfig(Config):
+    """Which patches of an image are given, and what the others start as."""
+
+    given: tuple[Whole, ...] = Field(strict=False, min_length=1)  # patches, level by level
+    interpolator: Literal["inverse_distance", "harmonic"]
+    sigma_feature: Positive
+    sigma_space: Positive
+    lambda_reg: NonNegative
+    noise: NonNegative  # standard deviation on interpolated patches; with none known it is 1
+
+
+class ImageFeaturesConfig(Config):
+    """What the drift of images is computed in."""
+
+    encoder: Literal["latent_mae", "resnet"]
+    resnet: str  # file of timm's weights
+    resnet_name: str  # in timm: resnet18, resnet50.a1_in1k
+    resnet_side: Whole  # pixels that images are resized to; 0: as they come
+    families: tuple[str, ...] = Field(strict=False)
+    locations: Count
+    encoder_weight: NonNegative  # 0: the encoder is not run
+    vanilla_weight: NonNegative
+
+    @model_validator(mode="after")
+    def _something_drifts(self) -> ImageFeaturesConfig:
+        if not self.encoder_weight + self.vanilla_weight:
+            raise ValueError("encoder_weight and vanilla_weight are both 0")
+        return self
+
+
+class ImageRefinerConfig(Config):
+    """The one-step refiner over patch tokens."""
+
+    patch: Count  # pixels a side
+    dim: Count
+    depth: Count
+    heads: Count
+    style: Count  # width of what modulates the tokens
+    spread: Positive  # of untrained output; too little ends in one image a class
+    keep_anchors_fixed: bool  # known patches are kept bit for bit
+    compile: bool
+
+
+class ImageTrainingConfig(Config):
+    """How long the image refiner is trained, and how often it is looked at."""
+
+    steps: Steps
+    validate_every: Count
+    validation_images: Count  # looked at, at most
+
+
+class ImageEvaluationConfig(Config):
+    """How refined and generated images are judged."""
+
+    train_images: Count  # at most: what the classifier learns from, where copies are sought
+    test_images: Count  # at most, as many are made
+    components: Count  # of the PCA space
+    neighbors: Count  # of precision, recall, density and coverage
+    alpha: Annotated[float, Field(ge=1)]  # guidance; 1: none
+    alphas: tuple[Annotated[float, Field(ge=1)], ...] = Field(strict=False, min_length=1)
+    samples: Count  # pictured, a class
+
+
+class ImageDriftConfig(Config):
+    """One-step refinement and generation of images."""
+
+    loss: DriftLossConfig
+    corruption: KeypatchConfig
+    features: ImageFeaturesConfig
+    batches: DriftBatchesConfig
+    refiner: ImageRefinerConfig
+    optimizer: OptimizerConfig
+    training: ImageTrainingConfig
+    evaluation: ImageEvaluationConfig

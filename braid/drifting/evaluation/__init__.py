@@ -1,0 +1,1 @@
+"""Figures and pictures of refined clips and images."""

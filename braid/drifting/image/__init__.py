@@ -1,0 +1,1 @@
+"""Corruption, refiner and features of images."""

@@ -1,0 +1,1 @@
+"""Keyframes, and what fills the frames between them."""

@@ -1,0 +1,1 @@
+"""The drift field and its loss, with a plain reference."""

@@ -1,0 +1,119 @@
+"""The drift loss as plain loops over classes, locations and temperatures: the oracle of `drift`.
+
+One formula after another, in the precision of what comes in, the gradient by autograd. Switches
+are those of `DriftLoss`. Without padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from braid.drifting.loss.samples import Samples
+
+MIN_DISTANCE = 1e-4
+MIN_LAMBDA = 1e-4
+
+
+def compute_v(
+    distance: Tensor,  # [N, M] in mean distances; the first N columns are the rows themselves
+    weight: Tensor,  # [M] of the columns
+    columns: Tensor,  # [M, D]
+    positives: int,  # the last columns
+    tau: float,
+    *,
+    attraction: float = 1.0,
+    floor: float = 1e-6,
+    self_mask: float = 100.0,
+    weighting: str = "affinity",
+) -> Tensor:
+    """V of the first N columns, [N, D] (Algorithm 2)."""
+    count = len(distance)
+    logits = -(distance + self_mask * torch.eye(*distance.shape).to(distance)) / tau
+    if weighting == "logit":
+        kept = weight > 0
+        logits, columns, weight = (
+            (logits + weight.log())[:, kept],
+            columns[kept],
+            weight.new_ones(1),
+        )
+    affinity = (logits.softmax(1) * logits.softmax(0)).clamp(min=floor).sqrt() * weight
+    negative, positive = affinity[:, :-positives], affinity[:, -positives:]
+    attract = attraction * positive * negative.sum(1, keepdim=True)
+    repel = negative * positive.sum(1, keepdim=True)
+    excess = (attract.sum(1) - repel.sum(1))[:, None]  # 0 at attraction 1
+    return attract @ columns[-positives:] - repel @ columns[:-positives] - excess * columns[:count]
+
+
+def drift_loss(
+    samples: Samples,
+    unconditional_weight: Tensor,  # [C]
+    temperatures: Sequence[float],
+    *,
+    reduction: str = "mean",
+    scale_scope: str = "batch",
+    **switches: Any,  # of `compute_v`
+) -> Tensor:
+    """The loss of one group, []; differentiable with respect to what was generated.
+
+    S and lambda of a scope carry no gradient: phi moves towards where its drift ends.
+    """
+    classes, _, locations, dims = samples.generated.shape
+    vectors = samples.generated.transpose(1, 2).flatten(0, 1).unbind()  # C L of [N, D]
+    columns, weights = _columns(samples, unconditional_weight)
+    every = range(classes * locations)
+    scopes = (
+        [every]
+        if scale_scope == "batch"
+        else [every[first : first + locations] for first in every[::locations]]
+    )
+    loss = samples.generated.new_zeros(())
+    for scope in scopes:
+        distances = {k: torch.cdist(vectors[k].detach(), columns[k]) for k in scope}
+        distances = {k: each.clamp(min=MIN_DISTANCE) for k, each in distances.items()}
+        total = torch.stack([(each * weights[k]).mean() for k, each in distances.items()]).sum()
+        scale = total / torch.stack([weights[k].mean() for k in scope]).sum()
+        unit = scale / math.sqrt(dims)
+        drifts = {k: torch.zeros_like(vectors[k]) for k in scope}
+        for tau in temperatures:
+            fields = {
+                k: compute_v(
+                    distances[k] / scale,
+                    weights[k],
+                    columns[k] / unit,
+                    samples.positives.shape[1],
+                    tau,
+                    **switches,
+                )
+                for k in scope
+            }
+            square = torch.stack([each.square().mean() for each in fields.values()]).mean()
+            for k, field in fields.items():
+                drifts[k] = drifts[k] + field / square.sqrt().clamp(min=MIN_LAMBDA)
+        for k in scope:
+            phi = vectors[k] / unit
+            loss = loss + (phi - (phi + drifts[k]).detach()).square().mean()
+    return loss / (len(every) if reduction == "mean" else classes)
+
+
+def _columns(samples: Samples, weight: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Columns [M, D] and their weights [M] of each class and, within it, location."""
+    columns, weights = [], []
+    classes, _, locations, _ = samples.generated.shape
+    for c in range(classes):
+        blocks = [samples.generated[c].detach(), samples.positives[c]]
+        if samples.unconditional is not None:
+            blocks.insert(1, samples.unconditional)
+        if samples.negatives is not None:
+            blocks.insert(1, samples.negatives[c])
+        ones = [weight.new_ones(len(each)) for each in blocks]
+        if samples.unconditional is not None:
+            ones[-2] = ones[-2] * weight[c]
+        for location in range(locations):
+            columns.append(torch.cat([each[:, location] for each in blocks]))
+            weights.append(torch.cat(ones))
+    return columns, weights

@@ -1,0 +1,1 @@
+"""The latent masked autoencoder in whose features the drift is computed."""

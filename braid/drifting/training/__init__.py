@@ -1,0 +1,1 @@
+"""Training objectives of refiners, memory banks, checkpoint selection."""

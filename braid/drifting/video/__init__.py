@@ -1,0 +1,1 @@
+"""Corruption, refiner, features and sampling of clips."""

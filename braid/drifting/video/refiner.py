@@ -1,0 +1,206 @@
+"""A space-time transformer that corrects interpolated clips in one step.
+
+Tokens are patches of one latent frame each. A block attends over space, within a frame, then over
+time, at one place, then mixes channels: its cost grows with the number of tokens, not with its
+square (Bertasius et al. 2021, section 3, divided attention). Class, level and guidance alpha
+modulate each block by adaptive layer norms that start as the identity (Peebles and Xie 2023,
+adaLN-Zero), and the output layer starts at zero, so an untrained refiner returns its input.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from braid.common.io import load_model, save_model
+
+FREQUENCIES = 16  # of the encodings of alpha
+
+
+class Refiner(nn.Module):
+    """x_hat = z + f(z, confidence, class, level, alpha)."""
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        levels: int,
+        *,
+        patch: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        clamp: bool,
+    ) -> None:
+        """Make a refiner.
+
+        Args:
+            channels: of a latent.
+            classes: pseudo-classes.
+            levels: how many corruption levels there are, level 0 included.
+            patch: latent pixels per side of a token.
+            clamp: whether given keyframes are returned bit for bit.
+
+        Raises:
+            ValueError: heads do not divide dim.
+        """
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"refiner.dim is {dim}, expected a multiple of refiner.heads {heads}")
+        self.patch, self.clamp = patch, clamp
+        self.config = {
+            "channels": channels,
+            "classes": classes,
+            "levels": levels,
+            "patch": patch,
+            "dim": dim,
+            "depth": depth,
+            "heads": heads,
+            "clamp": clamp,
+        }
+        self.embed = nn.Linear(channels * patch**2 + 1, dim)
+        self.class_table = nn.Embedding(classes, dim)
+        self.level_table = nn.Embedding(levels, dim)
+        self.alpha = nn.Sequential(nn.Linear(2 * FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.blocks = nn.ModuleList(_Block(dim, heads) for _ in range(depth))
+        self.modulate = nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, channels * patch**2)
+        for layer in (self.modulate, self.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        clips: Tensor,  # [B, C, T, H, W] corrupted
+        mask: Tensor,  # [B, T] true at given keyframes
+        confidence: Tensor,  # [B, T] how far each frame can be trusted, 0 to 1
+        classes: Tensor,  # [B]
+        level: Tensor,  # [B]
+        alpha: Tensor,  # [B] guidance, 1: none
+    ) -> Tensor:
+        """The refined clips, [B, C, T, H, W]."""
+        tokens, size = _patches(clips, self.patch)  # [B, T, h, w, C p p]
+        given = confidence[:, :, None, None, None].expand(*tokens.shape[:-1], 1)
+        x = self.embed(torch.cat([tokens, given], dim=-1))
+        x = x + _positions(x)
+        condition = self.class_table(classes) + self.level_table(level)
+        condition = condition + self.alpha(guidance_waves(alpha))
+        condition = functional.silu(condition)
+        for block in self.blocks:
+            x = block(x, condition)
+        shift, scale = self.modulate(condition)[:, None, None, None].chunk(2, dim=-1)
+        x = self.out(normalised(x) * (1 + scale) + shift)
+        refined = clips + _unpatched(x, self.patch, size)
+        if self.clamp:
+            refined = torch.where(mask[:, None, :, None, None], clips, refined)
+        return refined
+
+
+class _Block(nn.Module):
+    """Attention over space, attention over time, a two-layer network; each gated."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.space = Attention(dim, heads)
+        self.time = Attention(dim, heads)
+        self.mix = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU("tanh"), nn.Linear(4 * dim, dim))
+        self.modulate = nn.Linear(dim, 9 * dim)
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Update tokens [B, T, h, w, D] under a condition [B, D]."""
+        batch, frames, height, width, dim = x.shape
+        modulation = self.modulate(condition)[:, None, None, None].chunk(9, dim=-1)
+        shift, scale, gate = modulation[:3]
+        rows = (normalised(x) * (1 + scale) + shift).reshape(batch * frames, -1, dim)
+        x = x + gate * self.space(rows).reshape(x.shape)
+        shift, scale, gate = modulation[3:6]
+        columns = (normalised(x) * (1 + scale) + shift).permute(0, 2, 3, 1, 4)
+        mixed = self.time(columns.reshape(-1, frames, dim))
+        mixed = mixed.reshape(batch, height, width, frames, dim).permute(0, 3, 1, 2, 4)
+        x = x + gate * mixed
+        shift, scale, gate = modulation[6:]
+        mixed = self.mix(normalised(x) * (1 + scale) + shift)
+        return x + gate * mixed
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with normalised queries and keys."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.scale = nn.Parameter(torch.full((heads, 1, 1), math.sqrt(dim / heads)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix sequences [B, L, D]."""
+        batch, length, dim = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        queries, keys = (functional.normalize(each, dim=-1) for each in qkv[:2])
+        mixed = functional.scaled_dot_product_attention(
+            queries * self.scale, keys, qkv[2], scale=1.0
+        )
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
+
+
+def guidance_waves(
+    alpha: Tensor,  # [B] guidance, 1: none
+) -> Tensor:
+    """Sines and cosines of log alpha, [B, 2 FREQUENCIES]."""
+    wave = torch.arange(FREQUENCIES, device=alpha.device) * (math.pi / 2)
+    angles = alpha.log()[:, None] * wave
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def normalised(x: Tensor) -> Tensor:
+    """Layer norm without weights: modulation brings them."""
+    return functional.layer_norm(x, x.shape[-1:])
+
+
+def _patches(clips: Tensor, patch: int) -> tuple[Tensor, tuple[int, int]]:
+    """Cut [B, C, T, H, W], zero-padded to whole patches, into tokens [B, T, h, w, C p p]."""
+    height, width = clips.shape[-2:]
+    padded = functional.pad(clips, (0, -width % patch, 0, -height % patch))
+    cut = padded.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))  # [B, C, T, h, p, w, p]
+    return cut.permute(0, 2, 3, 5, 1, 4, 6).flatten(4), (height, width)
+
+
+def _unpatched(tokens: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
+    """Put tokens [B, T, h, w, C p p] back together to [B, C, T, H, W]."""
+    cut = tokens.unflatten(-1, (-1, patch, patch)).permute(0, 4, 1, 2, 5, 3, 6)
+    padded = cut.flatten(5, 6).flatten(3, 4)
+    return padded[..., : size[0], : size[1]]
+
+
+def _positions(x: Tensor) -> Tensor:
+    """Sine and cosine of each token's time and place, [T, h, w, D], for clips of any size."""
+    _, *extents, dim = x.shape
+    share = dim // 6  # frequencies an axis
+    frequencies = torch.logspace(0, -2, share, device=x.device)
+    encodings = []
+    for axis, extent in enumerate(extents):
+        angles = torch.arange(extent, device=x.device)[:, None] * frequencies
+        view = [1, 1, 1, 2 * share]
+        view[axis] = extent
+        encodings.append(torch.cat([angles.sin(), angles.cos()], -1).view(view))
+    joint = torch.cat([each.expand(*extents, -1) for each in encodings], dim=-1)
+    return functional.pad(joint, (0, dim - joint.shape[-1])).to(x.dtype)
+
+
+def save_refiner(folder: Path, refiner: Refiner) -> None:
+    """Write the refiner."""
+    save_model(folder, refiner, refiner.config)
+
+
+def load_refiner(folder: Path) -> Refiner:
+    """Read a refiner.
+
+    Raises:
+        ValueError: a file is missing or broken; the message names the folder.
+    """
+    return load_model(folder, Refiner, "refiner")[1].eval()

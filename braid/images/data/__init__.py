@@ -1,0 +1,1 @@
+"""Random access to a set of images."""

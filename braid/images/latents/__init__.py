@@ -1,0 +1,1 @@
+"""Latents of images by Stable Diffusion's VAE."""

@@ -1,0 +1,118 @@
+"""Latents by Stable Diffusion's VAE (Rombach et al. 2022, arXiv 2112.10752), and their pictures.
+
+diffusers' AutoencoderKL takes pixels in [-1, 1] to a distribution of latents an eighth as large.
+Kept is its mean, shifted and scaled by the model's own constants to about unit variance. Without
+the model, latents are shown by their first three channels; every decoder has a name, so that a
+picture can say which one made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from braid.common.torchvision import mend_torchvision
+from braid.images.data.image_set import ImageSet
+
+CHANNELS, STRIDE = 4, 8  # of Stable Diffusion's latents
+_CHUNK = 32  # images encoded at a time
+
+
+class SdVae:
+    """A frozen AutoencoderKL; made by `load_sd_vae`."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model.eval().requires_grad_(False)
+        self._scale: float = model.config.scaling_factor
+        self._shift: float = getattr(model.config, "shift_factor", None) or 0.0
+
+    def to(self, device: torch.device) -> SdVae:
+        """Move the model."""
+        self._model.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(
+        self,
+        pixels: Tensor,  # [B, 3, H, W] in [-1, 1], on the model's device
+    ) -> Tensor:
+        """Normalised latents, [B, C, H / 8, W / 8] float32."""
+        mean = self._model.encode(pixels).latent_dist.mode().float()
+        return (mean - self._shift) * self._scale
+
+    @torch.no_grad()
+    def decode(
+        self,
+        latents: Tensor,  # [B, C, h, w], normalised
+    ) -> Tensor:
+        """Pixels, [B, 3, 8 h, 8 w], about in [-1, 1]."""
+        model = self._model.to(latents.device)
+        raw = latents / self._scale + self._shift
+        return torch.cat([model.decode(each).sample for each in raw.split(1)])  # for memory's sake
+
+
+def load_sd_vae(folder: Path) -> SdVae:
+    """Load the model from a folder of config.json and safetensors weights.
+
+    Raises:
+        ValueError: diffusers is not installed, or the folder holds no such model.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"images.sd_vae: {folder}: no such folder")
+    mend_torchvision()  # which diffusers imports
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError:
+        raise ValueError("images.sd_vae needs diffusers: pip install 'braid[decode]'") from None
+    options = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
+    try:
+        model = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, **options)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"images.sd_vae: {folder}: no AutoencoderKL ({reason})") from None
+    return SdVae(model)
+
+
+def encoded(
+    vae: SdVae,
+    images: ImageSet,
+    device: torch.device,  # the model's
+    generator: torch.Generator,  # of random crops, one for each train image
+) -> Iterator[Tensor]:
+    """Latents of all images, [b, C, h, w] in their order."""
+    for part in torch.arange(len(images)).split(_CHUNK):
+        yield vae.encode(images.images(part, generator).to(device))
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Images as they are trained on, [B, C, H, W], to pictures [B, 1 or 3, h, w] in [0, 1]."""
+
+    name: str
+    _pixels: Callable[[Tensor], Tensor]  # to [-1, 1]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The pictures."""
+        return (self._pixels(images).float() / 2 + 0.5).clamp(0, 1)
+
+
+def decoder(input_space: str, sd_vae: str | None = None) -> Decoder:
+    """How images of a set become pictures.
+
+    Args:
+        input_space: of the set, ``pixel`` or ``latent``.
+        sd_vae: folder of the AutoencoderKL that made the latents.
+
+    Raises:
+        ValueError: diffusers is not installed, or the folder holds no such model.
+    """
+    if input_space == "pixel":
+        return Decoder("pixels", lambda images: images)
+    if sd_vae is None:
+        return Decoder("three latent channels, not the VAE", lambda images: images[:, :3] / 2)
+    return Decoder("SD-VAE", load_sd_vae(Path(sd_vae)).decode)

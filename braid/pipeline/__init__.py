@@ -1,1 +1,0 @@
-"""The stage contract: declared paths and params, guarded reads and writes, records, resume."""

@@ -1,0 +1,1 @@
+"""K-means on condition embeddings, and how evenly it fills its classes."""

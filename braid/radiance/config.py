@@ -1,0 +1,195 @@
+"""The params models of the radiance strand (`radiance` in params.yaml): units, ranges, meaning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from braid.common.config import Config, Count, Fraction, Name, NonNegative, Positive, Steps, Whole
+from braid.training.config import OptimizerConfig
+
+FeatureGroup = Literal[
+    "position", "sh", "sh_dc", "sh_rest", "opacity", "scale", "covariance", "count", "std"
+]
+
+
+class SceneConfig(Config):
+    """Where one scene and its teacher come from."""
+
+    source: str  # a Blender-format folder; built_in: the ray-traced bricks
+    teacher: str = Field(pattern=r"(\.ply|^built_in)$")  # a 3DGS .ply; built_in: fitted here
+    downsample: Count  # box filter, source pixels per side of a kept pixel
+
+
+class BricksConfig(Config):
+    """The built-in ray-traced scene."""
+
+    width: Count  # pixels, square views
+    supersample: Count  # rays per pixel side
+    train: Count  # views
+    val: Count
+    test: Count
+
+
+class TeacherConfig(Config):
+    """How Gaussians are fitted to a scene; learning rates are Adam's, before the decay."""
+
+    steps: Steps  # one view a step
+    resolution: Count  # voxels along the visual hull's longest side: sets how many Gaussians start
+    sh_degree: Annotated[int, Field(ge=0, le=3)]
+    sh_interval: Count  # steps after which one more degree is let in
+    lr_means: Positive  # half scene sides
+    lr_scales: Positive
+    lr_quaternions: Positive
+    lr_opacities: Positive
+    lr_color: Positive  # harmonics of degree 0
+    lr_harmonics: Positive  # degrees 1 to 3
+    lr_decay: Annotated[float, Field(gt=0, le=1)]  # share of each rate left at the end
+    alpha_weight: NonNegative  # squared error of alpha beside the L1 error of colour
+    density_interval: Whole  # steps between rounds of density control, 0: none
+    density_start: Fraction  # of the steps
+    density_stop: Fraction
+    density_grow: Fraction  # of the Gaussians, a round
+    density_capacity: Count  # Gaussians
+    prune_opacity: Fraction
+    split_scale: Positive  # hull voxels; larger ones are split, smaller ones cloned
+
+
+class RendersConfig(Config):
+    """What the teacher renders for its students."""
+
+    random_poses: Whole  # beside the train poses
+    voxels: Count  # of the occupancy grid, along the longest axis
+    field_points: Count  # points in occupied space with the teacher's density and colour
+
+
+class FeaturesConfig(Config):
+    """Per-cell aggregates of the teacher's Gaussians."""
+
+    cells: Count  # along the longest axis; at least 100k occupied ones want about 128
+    weighting: Literal["opacity", "mass", "contribution"]
+    split: Literal["hard", "trilinear"]
+    robust: bool  # median and MAD instead of mean and standard deviation
+    block: Count  # cells per side of the spatial blocks that are split into train and val
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+
+
+class VaeConfig(Config):
+    """The MLP VAE on per-cell features."""
+
+    latent: Annotated[int, Field(ge=1)]  # the seed: 16 to 32
+    hidden: tuple[Count, ...] = Field(strict=False)
+    steps: Steps
+    batch: Count  # cells
+    optimizer: OptimizerConfig
+    beta: NonNegative  # weight of the KL term after its warm-up
+    beta_warmup: Fraction  # of the steps
+    free_bits: NonNegative  # nats a latent dimension
+    gate: Positive  # reconstruction MSE, standardised units
+
+
+class StudentConfig(Config):
+    """The KiloNeRF grid of tiny MLPs and how its rays are sampled."""
+
+    cells: Count  # networks along the longest axis of the tight box
+    hidden: Annotated[int, Field(ge=32, le=128)]  # units a layer
+    layers: Annotated[int, Field(ge=2)]
+    frequencies: Whole  # of the position encoding
+    direction_frequencies: Whole
+    margin: Annotated[float, Field(ge=0, le=0.5)]  # half width of the blend at a face, cells
+    density_scale: Positive  # density that a network output of one means, per cell edge
+    step: Positive  # ray step, voxel edges
+
+
+class RaysConfig(Config):
+    """How training rays are drawn, in Stage 1B and Stage 2."""
+
+    count: Count  # a step
+    hard: Fraction  # drawn in proportion to the running error (PVD-AL-lite); 0: uniformly
+    decay: Fraction  # of the running error, per visit
+    tile: Count  # pixels a side that share one running error
+
+
+class ResponseLossConfig(Config):
+    """Weights of the response loss, in Stage 1B and Stage 2."""
+
+    color: NonNegative
+    opacity: NonNegative
+    depth: NonNegative
+
+
+class StudentOptimizerConfig(OptimizerConfig):
+    """How students are optimised, in Stage 1B and Stage 2."""
+
+    term_gradients: bool  # log the gradient norm of each loss term
+
+
+class ResponseConfig(Config):
+    """Stage 1B."""
+
+    steps: Steps
+    field_fraction: Annotated[float, Field(ge=0, lt=1)]  # steps that regress the field at points
+
+
+class DistillConfig(Config):
+    """Stage 2: features beside the response."""
+
+    steps: Steps
+    lr_scale: Positive  # of optimisation.lr
+    points: Count  # a step, where features are compared
+    projector_hidden: Count
+    projector_depth: Count  # linear layers
+    l2: NonNegative
+    cosine: NonNegative
+    latent: NonNegative  # with the VAE decoder in the loop
+    warmup: Fraction  # of the steps, feature weight from 0 to 1
+    decay: Fraction  # of the steps, from 1 to the floor
+    floor: Annotated[float, Field(gt=0, le=1)]
+    threshold: Fraction  # of the boundary mask, half cell edges
+    soft_transition: Fraction  # width of its rise, 0: a hard mask
+    gate_tau: Positive  # VAE reconstruction error that halves a cell's weight
+
+
+class VariantConfig(Config):
+    """A Stage 2 variant: which teacher features, and through what."""
+
+    groups: tuple[FeatureGroup, ...] = Field(strict=False)  # none: the response alone, a control
+    vae: bool  # the frozen VAE decoder is in the loop
+
+
+class EvaluationConfig(Config):
+    """How renders are judged."""
+
+    chunk: Count  # rays at once
+    stop: Annotated[float, Field(ge=0, lt=1)]  # transmittance at which a ray ends
+    frames: Count  # timed
+    figure_frames: tuple[Whole, ...] = Field(strict=False, min_length=1)  # test views pictured
+    lpips_weights: str  # file of torchvision's AlexNet; none: no LPIPS
+
+
+class RadianceConfig(Config):
+    """The strand: what is fitted, rendered, distilled and evaluated."""
+
+    scenes: dict[Name, SceneConfig]
+    bricks: BricksConfig
+    teacher: TeacherConfig
+    renders: RendersConfig
+    features: FeaturesConfig
+    vae: VaeConfig
+    student: StudentConfig
+    rays: RaysConfig
+    loss: ResponseLossConfig
+    optimizer: StudentOptimizerConfig
+    response: ResponseConfig
+    distill: DistillConfig
+    variants: dict[Name, VariantConfig]
+    students: tuple[str, ...] = Field(strict=False, min_length=1)
+    evaluation: EvaluationConfig
+
+    @model_validator(mode="after")
+    def _students_are_trained(self) -> RadianceConfig:
+        unknown = set(self.students) - {"response", *self.variants}
+        if unknown:
+            raise ValueError(f"students: expected response or a variant, got {sorted(unknown)}")
+        return self

@@ -1,0 +1,1 @@
+"""Losses and objectives of both distillation stages."""

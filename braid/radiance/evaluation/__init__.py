@@ -1,0 +1,1 @@
+"""Image metrics, cost of rendering, figures."""

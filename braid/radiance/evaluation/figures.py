@@ -1,0 +1,183 @@
+"""Pictures of a distillation: residual maps, the publication figure, the trade-off chart.
+
+Equal inputs give equal bytes: PNGs carry no date and no version, and the style does not depend on
+the reader's matplotlib settings. A residual is the absolute difference, mean over the channels, on
+one fixed scale, so that maps of different runs can be laid side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from numpy.typing import NDArray
+from torch import Tensor
+
+from braid.common.plotting import BLUE, GREEN, ORANGE, PALE, save, styled
+from braid.radiance.evaluation.image_metrics import psnr
+
+RESIDUAL_LIMIT = 0.25  # residual, in [0, 1], at which the colour scale ends
+RESIDUAL_COLOURS = "magma"
+CELL = 1.3  # inches; side of an image
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """One row of the trade-off chart."""
+
+    name: str
+    psnr: float  # dB
+    fps: float
+    peak_memory_mib: float
+
+
+def image_table(
+    path: Path,
+    truth: Tensor,  # [N, H, W, 3] over white
+    models: dict[str, Tensor],  # name to [N, H, W, 3] over white, in the order of the columns
+    labels: Sequence[str],  # of the N frames
+) -> None:
+    """Write frames down: the truth, every model's render with its PSNR, every model's residual."""
+    residuals = {f"residual\n{name}": (images - truth).abs() for name, images in models.items()}
+    rows, columns = len(labels), 1 + len(models) + len(residuals)
+    with styled():
+        size = (CELL * columns + 0.8, (CELL + 0.16) * rows + 0.35)
+        tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+        figure = Figure(figsize=size, layout=tight)
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for column, (name, stack) in enumerate({"truth": truth, **models}.items()):
+            _column(axes[:, column], name, stack)
+        for ax, label in zip(axes[:, 0], labels, strict=True):
+            ax.set_ylabel(label)
+        for column, stack in enumerate(models.values(), start=1):
+            for ax, value in zip(axes[:, column], psnr(stack, truth).tolist(), strict=True):
+                ax.set_xlabel(f"{value:.2f} dB", labelpad=2)
+        for column, (name, stack) in enumerate(residuals.items(), start=1 + len(models)):
+            _column(axes[:, column], name, stack.mean(dim=-1))
+        _colour_bar(figure, axes)
+        save(figure, path)
+
+
+def _column(axes: NDArray[np.object_], name: str, images: Tensor) -> None:
+    """Colour images [N, H, W, 3], or residuals [N, H, W], below each other."""
+    axes[0].set_title(name, pad=4)
+    for ax, image in zip(axes, images.clamp(0, 1).cpu().numpy(), strict=True):
+        ax.imshow(image, cmap=RESIDUAL_COLOURS, vmin=0, vmax=RESIDUAL_LIMIT)
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+
+
+def _colour_bar(figure: Figure, axes: Any) -> None:
+    scale = ScalarMappable(Normalize(0, RESIDUAL_LIMIT), RESIDUAL_COLOURS)
+    bar = figure.colorbar(scale, ax=axes, extend="max", fraction=0.02, pad=0.01, aspect=30)
+    bar.set_label("absolute residual")
+    bar.outline.set_visible(False)
+
+
+def tradeoff_chart(
+    path: Path,
+    students: Sequence[Tradeoff],
+    first_stage: str,
+    teacher: Tradeoff,
+    baselines: dict[str, float],
+    memory_of: str,
+    title: str,
+) -> None:
+    """Write PSNR, frames per second and peak memory of every student, in three panels.
+
+    `first_stage` names the Stage 1B student, set off by colour from the Stage 2 ones. The teacher
+    is a line in every panel; `baselines` are lines of PSNR. `memory_of` says what was measured.
+    """
+    panels = (
+        ("PSNR (dB)", "{:.2f}", [s.psnr for s in students], {"teacher": teacher.psnr, **baselines}),
+        ("frames per second", "{:.2f}", [s.fps for s in students], {"teacher": teacher.fps}),
+        (
+            f"peak memory (MiB)\n{memory_of}",
+            "{:.0f}",
+            [s.peak_memory_mib for s in students],
+            {"teacher": teacher.peak_memory_mib},
+        ),
+    )
+    colours = [BLUE if s.name == first_stage else ORANGE for s in students]
+    with styled():
+        figure = Figure(figsize=(9.2, 1.75 + 0.3 * len(students)), layout="constrained")
+        axes = figure.subplots(1, 3, sharey=True, width_ratios=(1.5, 1, 1))
+        for ax, (label, form, values, lines) in zip(axes, panels, strict=True):
+            _dots(ax, values, colours, form)
+            _reference_lines(ax, lines, form)
+            ax.set_xlabel(label)
+        axes[0].set_yticks(range(len(students)), [s.name for s in students])
+        axes[0].set_ylim(len(students) - 0.4, -0.6)
+        _key(figure)
+        figure.suptitle(title, fontsize=10)
+        save(figure, path)
+
+
+def _dots(ax: Axes, values: Sequence[float], colours: Sequence[str], form: str) -> None:
+    """One dot a row; the values stand in a column of their own, clear of all lines."""
+    rows = range(len(values))
+    ax.hlines(rows, 0, values, color=colours, linewidth=1.2, alpha=0.35)
+    ax.scatter(values, rows, color=colours, s=26, zorder=3)
+    for row, value in zip(rows, values, strict=True):
+        beside = ax.get_yaxis_transform()  # across in shares of the axes, down in rows
+        ax.text(1.13, row, form.format(value), transform=beside, ha="right", va="center")
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+
+
+def _reference_lines(ax: Axes, lines: dict[str, float], form: str) -> None:
+    """Named vertical lines, the teacher's solid; names at two heights, so that neighbours fit."""
+    ax.set_xlim(0, 1.06 * max(ax.dataLim.x1, *lines.values()))
+    for rank, (name, value) in enumerate(sorted(lines.items(), key=lambda line: -line[1])):
+        colour, dashes = (GREEN, "-") if name == "teacher" else (PALE, ":")
+        ax.axvline(value, color=colour, ls=dashes, lw=1.1)
+        ax.annotate(
+            f"{name} {form.format(value)}",
+            (value, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3 + 9 * (rank % 2)),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+            color=colour,
+        )
+
+
+def _key(figure: Figure) -> None:
+    """Which colour is which stage."""
+    entries = ((BLUE, "Stage 1B: response"), (ORANGE, "Stage 2"))
+    handles = [figure.axes[0].scatter([], [], color=c, s=26, label=name) for c, name in entries]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+
+
+# ---- All models of a scene side by side: the rows of the summary, the dots of the trade-off chart
+
+Figures = Mapping[str, Any]  # of one model: quality and cost under one roof
+
+QUALITY = ("psnr", "ssim", "lpips", "psnr_foreground", "psnr_vs_teacher", "status")
+COST = ("fps", "peak_memory_mib", "power_w", "train_seconds")
+SIZE = ("params", "steps")
+BASELINES = ("white", "mean_colour", "mean_image", "silhouette")
+
+
+def summary_rows(scene: str, models: Mapping[str, Figures]) -> Iterator[dict[str, Any]]:
+    """A row per model, then one per trivial predictor; what a row does not have is null."""
+    for name, figures in models.items():
+        columns = {column: figures.get(column) for column in (*QUALITY, *COST, *SIZE)}
+        yield {"scene": scene, "variant": name, **columns}
+    some = next(iter(models.values()))
+    for name in BASELINES:
+        yield {"scene": scene, "variant": f"baseline_{name}", "psnr": some[f"psnr_{name}"]}
+
+
+def tradeoff(name: str, figures: Figures) -> Tradeoff:
+    """A model's place in the trade-off chart."""
+    return Tradeoff(name, figures["psnr"], figures["fps"], figures["peak_memory_mib"])

@@ -1,0 +1,1 @@
+"""Per-cell features of a teacher, and their VAE."""

@@ -1,0 +1,281 @@
+"""Per-cell teacher features in memory and on disk.
+
+The `.npz` holds plain arrays and a JSON schema (grid, weighting, channels by group) with its hash,
+so that a VAE or a student trained on one layout refuses another. The standardisation fitted on the
+training cells and the cells it was fitted on travel with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from braid.radiance.scenes.cells import CellGrid
+
+# ---- Standardised features: location and scale per channel, and which cells may set them -------
+# Cells next to each other share Gaussians, so a random split would let validation leak into
+# training; whole blocks of cells go to one side or the other.
+
+MIN_SCALE = 1e-6  # a channel that varies less is constant: it passes through, centred
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """z = (x - mean) / scale, clipped to +-clip."""
+
+    mean: Tensor  # [F]
+    scale: Tensor  # [F], > 0
+    clip: float  # standard deviations
+
+    def transform(
+        self,
+        values: Tensor,  # [N, F]
+    ) -> Tensor:
+        """Standardised values, [N, F]."""
+        z = (values - self.mean.to(values)) / self.scale.to(values)
+        return z.clamp(-self.clip, self.clip)
+
+    def select(
+        self,
+        columns: Tensor,  # [K] int64
+    ) -> Standardisation:
+        """The standardisation of some columns."""
+        return Standardisation(self.mean[columns], self.scale[columns], self.clip)
+
+
+def fit_standardisation(
+    values: Tensor,  # [N, F], training rows only
+    *,
+    clip: float = 6.0,
+    robust: bool = False,
+) -> Standardisation:
+    """Mean and standard deviation per channel, or median and 1.4826 MAD if `robust`.
+
+    A channel that is constant for more than half of the rows has no MAD and takes its standard
+    deviation; one without that either is only centred.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if len(values) == 0:
+        raise ValueError("standardisation: expected at least one training cell, got none")
+    exact = values.double()
+    mean, scale = exact.mean(dim=0), exact.std(dim=0, correction=0)
+    if robust:
+        mean = exact.median(dim=0).values
+        deviation = 1.4826 * (exact - mean).abs().median(dim=0).values
+        scale = torch.where(deviation < MIN_SCALE, scale, deviation)
+    scale = torch.where(scale < MIN_SCALE, 1.0, scale)
+    return Standardisation(mean.to(values), scale.to(values), clip)
+
+
+def training_cells(
+    grid: CellGrid,
+    cells: Tensor,  # [C] int64
+    *,
+    block: int,  # cells along the side of a block
+    validation: float,  # share of the occupied blocks that validate
+) -> Tensor:
+    """Which cells train, [C] bool, whole blocks at a time; at least one block on either side.
+
+    Raises:
+        ValueError: all cells lie in one block.
+    """
+    coordinates = grid.coordinates(cells) // block
+    x, y, z = coordinates.unbind(-1)
+    blocks, member = torch.unique((x << 40) + (y << 20) + z, return_inverse=True)
+    if len(blocks) < 2:
+        raise ValueError(
+            f"all {len(cells)} cells lie in one block of {block}^3: lower features.block"
+        )
+    held_out = min(max(1, round(validation * len(blocks))), len(blocks) - 1)
+    training = torch.ones(len(blocks), dtype=torch.bool, device=cells.device)
+    training[torch.argsort(_scramble(blocks))[:held_out]] = False
+    return training[member]
+
+
+def _scramble(keys: Tensor) -> Tensor:
+    """A fixed pseudo-random function of int64 keys (xor-shift and multiply, wrapping)."""
+    for multiplier in (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15):
+        keys = (keys ^ (keys >> 31)) * multiplier
+    return keys ^ (keys >> 31)
+
+
+ALIASES = {"sh": ("sh_dc", "sh_rest")}  # names that stand for several groups
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FeatureSchema:
+    """What the columns of a feature table mean."""
+
+    grid: CellGrid
+    weighting: str  # opacity, mass or contribution
+    split: str  # hard or trilinear
+    groups: Mapping[str, tuple[str, ...]]  # group -> its channels, in column order
+
+    @property
+    def channels(self) -> int:
+        """Number of columns."""
+        return sum(len(names) for names in self.groups.values())
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """The columns of each group."""
+        ends = np.cumsum([len(names) for names in self.groups.values()]).tolist()
+        starts = [0, *ends[:-1]]
+        return {
+            name: slice(start, end)
+            for name, start, end in zip(self.groups, starts, ends, strict=True)
+        }
+
+    def select(self, names: Iterable[str]) -> FeatureSchema:
+        """The schema of some groups only, in this schema's order.
+
+        Raises:
+            ValueError: a group is unknown; the message lists the known ones.
+        """
+        wanted: set[str] = set()
+        for name in names:
+            found = [each for each in ALIASES.get(name, (name,)) if each in self.groups]
+            if not found:
+                known = sorted({*self.groups, *ALIASES})
+                raise ValueError(f"unknown feature group {name!r}, expected one of {known}")
+            wanted.update(found)
+        return replace(self, groups={k: v for k, v in self.groups.items() if k in wanted})
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal schemas give equal text."""
+        content = {
+            "version": _VERSION,
+            "lower": self.grid.lower,
+            "upper": self.grid.upper,
+            "resolution": self.grid.resolution,
+            "weighting": self.weighting,
+            "split": self.split,
+            "groups": [[name, list(channels)] for name, channels in self.groups.items()],
+        }
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class CellFeatures:
+    """One row of teacher features per occupied cell."""
+
+    schema: FeatureSchema
+    cells: Tensor  # [C] int64, flat cell numbers, ascending
+    values: Tensor  # [C, F] float32, in the units that `aggregation` gives
+    count: Tensor  # [C] float32, Gaussians in the cell (fractions if split)
+    weight: Tensor  # [C] float32, total aggregation weight
+
+    def select(self, names: Iterable[str]) -> CellFeatures:
+        """The same cells with the columns of some groups only (ValueError: unknown group)."""
+        schema = self.schema.select(names)
+        columns = [self.values[:, self.schema.columns[name]] for name in schema.groups]
+        return replace(self, schema=schema, values=torch.cat(columns, dim=1))
+
+
+class StoredFeatures(NamedTuple):
+    """The content of a feature file."""
+
+    features: CellFeatures
+    standardisation: Standardisation  # of all columns, fitted on the training cells
+    training: Tensor  # [C] bool: cells of the training blocks; the others validate
+
+    def select(self, names: Iterable[str]) -> StoredFeatures:
+        """The same cells with the columns of some groups only (ValueError: unknown group)."""
+        features = self.features.select(names)
+        columns = torch.arange(self.features.schema.channels)
+        chosen = [columns[self.features.schema.columns[name]] for name in features.schema.groups]
+        return StoredFeatures(
+            features, self.standardisation.select(torch.cat(chosen)), self.training
+        )
+
+    @property
+    def standardised(self) -> Tensor:
+        """All rows, standardised and clipped, [C, F]."""
+        return self.standardisation.transform(self.features.values)
+
+
+def find_rows(
+    cells: Tensor,  # [C] int64, ascending cell numbers
+    index: Tensor,  # [P] int64, cell numbers, -1 for none
+) -> Tensor:
+    """Where each cell number stands in `cells`, [P] int64; -1 if it is not there."""
+    row = torch.searchsorted(cells, index).clamp_max(len(cells) - 1)
+    return torch.where(cells[row] == index, row, -1)
+
+
+def save_features(path: Path, stored: StoredFeatures) -> None:
+    """Write the `.npz`; equal content gives equal bytes."""
+    features, standardisation, training = stored
+    arrays = {
+        "cells": features.cells,
+        "values": features.values,
+        "count": features.count,
+        "weight": features.weight,
+        "mean": standardisation.mean,
+        "scale": standardisation.scale,
+        "clip": torch.tensor(standardisation.clip, dtype=torch.float64),
+        "training": training,
+    }
+    content: dict[str, Any] = {name: each.detach().cpu().numpy() for name, each in arrays.items()}
+    content["schema"] = np.array(features.schema.to_json())
+    content["hash"] = np.array(features.schema.hash)
+    with path.open("wb") as file:
+        np.savez(file, **content)
+
+
+def load_features(path: Path) -> StoredFeatures:
+    """Read the `.npz`.
+
+    Raises:
+        ValueError: the file is missing or not such a file, has no rows, or its schema and arrays
+            disagree; the message names it.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            content = {name: archive[name] for name in archive.files}
+        schema = _schema(json.loads(str(content["schema"])))
+        tensors = {name: torch.from_numpy(content[name]) for name in _ARRAYS}
+    except (OSError, EOFError, BadZipFile, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected a feature .npz ({error})") from None
+    if schema.hash != str(content["hash"]):
+        raise ValueError(f"{path}: the feature schema does not match its hash")
+    cells, values = tensors["cells"], tensors["values"]
+    if len(cells) == 0:
+        raise ValueError(f"{path}: expected at least one occupied cell, got none")
+    if values.shape != (len(cells), schema.channels):
+        expected = (len(cells), schema.channels)
+        raise ValueError(f"{path}: expected values of shape {expected}, got {tuple(values.shape)}")
+    return StoredFeatures(
+        CellFeatures(schema, cells, values, tensors["count"], tensors["weight"]),
+        Standardisation(tensors["mean"], tensors["scale"], float(content["clip"])),
+        tensors["training"],
+    )
+
+
+_ARRAYS = ("cells", "values", "count", "weight", "mean", "scale", "training")
+
+
+def _schema(content: dict[str, Any]) -> FeatureSchema:
+    if content["version"] != _VERSION:
+        raise ValueError(f"schema version {content['version']}, expected {_VERSION}")
+    lower, upper, resolution = (tuple(content[key]) for key in ("lower", "upper", "resolution"))
+    groups = {name: tuple(channels) for name, channels in content["groups"]}
+    grid = CellGrid(lower, upper, resolution)
+    return FeatureSchema(grid, content["weighting"], content["split"], groups)

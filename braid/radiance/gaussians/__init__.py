@@ -1,0 +1,1 @@
+"""3D Gaussians: their file, rasterizer and field."""

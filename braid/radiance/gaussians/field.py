@@ -1,0 +1,214 @@
+"""Everything that students and feature tables need to know of the teacher, taken from it once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from braid.radiance.gaussians.gaussians import C0, Gaussians
+from braid.radiance.gaussians.splat import render
+from braid.radiance.scenes.cameras import Cameras, gaze
+from braid.radiance.scenes.occupancy import FieldPoints, Occupancy
+from braid.radiance.scenes.renders import Renders
+
+# ---- What Gaussians say about space: which voxels they reach, and the field that they stand for
+# A splat's opacity is not a density: alpha = 1 - exp(-tau) is what it shows along its central ray,
+# so that as a field its density is tau / (sqrt(2 pi) s) exp(-d^2 / 2), where s is its standard
+# deviation along the ray and d the Mahalanobis distance. The integral along any ray is then the
+# splat's own optical depth there.
+
+PAIRS = 1 << 22  # (Gaussian, voxel) pairs handled at once: bounds the memory of filling
+SWEEPS = 3  # over the axes, of a coordinate descent
+
+
+def widened(
+    covariances: Tensor,  # [G, 3, 3]
+    blur: float,
+) -> Tensor:
+    """Covariances as the rasteriser's screen-space blur of 0.3 px^2 leaves them."""
+    eye = torch.eye(3, dtype=covariances.dtype, device=covariances.device)
+    return covariances + 0.3 * blur**2 * eye
+
+
+def occupancy_of_gaussians(
+    means: Tensor,  # [G, 3]
+    covariances: Tensor,  # [G, 3, 3]
+    opacities: Tensor,  # [G] in [0, 1]
+    resolution: int,  # voxels on the longest axis
+    blur: float,  # scene units per pixel at a typical distance, z / focal
+    radius: float = 2.5,
+    min_opacity: float = 0.01,
+) -> Occupancy:
+    """Voxels that some Gaussian reaches within ``radius`` standard deviations.
+
+    The rasteriser widens every splat by 0.3 pixels squared, so the extent counted here is that of
+    the widened Gaussian, s' = sqrt(s^2 + 0.3 blur^2); without it the student lacks the silhouette's
+    rim. Gaussians below ``min_opacity`` are skipped. Voxels are cubic, on the box of
+    the counted Gaussians. Raises ``ValueError`` when no Gaussian counts.
+    """
+    strong = opacities >= min_opacity
+    if not bool(strong.any()):
+        raise ValueError(f"no Gaussian reaches the opacity {min_opacity}: nothing is occupied")
+    means, covariances = means[strong], widened(covariances[strong], blur)
+    reach = radius * torch.sqrt(torch.diagonal(covariances, dim1=1, dim2=2))
+    lower, upper = (means - reach).amin(0), (means + reach).amax(0)
+    voxel = float((upper - lower).max()) / resolution
+    shape = torch.ceil((upper - lower) / voxel - 1e-4).long().clamp_min(1)
+    upper = lower + shape * voxel
+    precision = torch.linalg.inv(covariances)
+    occupied = torch.zeros(shape.tolist(), dtype=torch.bool, device=means.device)
+    size = (upper - lower) / shape
+    for gaussian, index in _pairs(means, reach, lower, size, shape):
+        corner = lower + index * size - means[gaussian]
+        hit = _least_distance_squared(precision[gaussian], corner, corner + size) <= radius**2
+        occupied[tuple(index[hit].unbind(1))] = True
+    return Occupancy(occupied, lower, upper)
+
+
+def _pairs(
+    means: Tensor, reach: Tensor, low: Tensor, size: Tensor, shape: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(Gaussian [Q], voxel [Q, 3]) for the voxels in each Gaussian's bounding box, in blocks."""
+    first = ((means - reach - low) / size).floor().long().clamp_min(0)
+    last = torch.minimum(((means + reach - low) / size).floor().long(), shape - 1)
+    extent = (last - first + 1).clamp_min(0)
+    volume = extent.prod(dim=1)
+    ends = torch.cumsum(volume, 0)
+    start = 0
+    while start < len(means):
+        done = int(ends[start - 1]) if start else 0
+        end = max(start + 1, int(torch.searchsorted(ends, done + PAIRS, right=True)))
+        block = torch.arange(start, end, device=means.device)
+        gaussian = torch.repeat_interleave(block, volume[start:end])
+        offset = torch.arange(len(gaussian), device=means.device) + done
+        offset = offset - (ends - volume)[gaussian]
+        _, ny, nz = extent[gaussian].unbind(1)
+        index = torch.stack([offset // (ny * nz), offset // nz % ny, offset % nz], dim=1)
+        yield gaussian, index + first[gaussian]
+        start = end
+
+
+def _least_distance_squared(
+    precision: Tensor,  # [Q, 3, 3]
+    low: Tensor,  # [Q, 3] corner of a box, relative to the mean
+    high: Tensor,  # [Q, 3]
+) -> Tensor:
+    """Least squared Mahalanobis distance of a box from a mean, by coordinate descent, [Q]."""
+    x = torch.minimum(torch.zeros_like(low).maximum(low), high)
+    for axis in list(range(3)) * SWEEPS:
+        row = precision[:, axis]
+        others = (row * x).sum(1) - row[:, axis] * x[:, axis]
+        best = -others / row[:, axis]
+        x[:, axis] = torch.minimum(best.maximum(low[:, axis]), high[:, axis])
+    return torch.einsum("qi,qij,qj->q", x, precision, x)
+
+
+def gaussian_field(
+    points: Tensor,  # [P, 3]
+    directions: Tensor,  # [P, 3] unit
+    means: Tensor,  # [G, 3]
+    covariances: Tensor,  # [G, 3, 3]
+    opacities: Tensor,  # [G] in [0, 1]
+    colours: Tensor,  # [G, 3]
+    blur: float,  # scene units per pixel, as in occupancy_of_gaussians
+    neighbours: int = 8,
+    chunk: int = 1 << 16,
+) -> tuple[Tensor, Tensor]:
+    """Density [P] and colour [P, 3] at points, from the ``neighbours`` nearest Gaussians.
+
+    Opacities are clipped to the rasteriser's 0.99. The colour is the density-weighted mean, that
+    of the nearest Gaussian where all are negligible.
+    """
+    covariances = widened(covariances, blur)
+    precision = torch.linalg.inv(covariances)
+    depth = -torch.log1p(-opacities.clamp(max=0.99))
+    count = min(neighbours, len(means))
+    tree = cKDTree(means.detach().cpu().numpy())
+    sigmas, rgbs = [], []
+    for x, ray in zip(torch.split(points, chunk), torch.split(directions, chunk), strict=True):
+        _, nearest = tree.query(x.detach().cpu().numpy(), k=list(range(1, count + 1)))
+        index = torch.from_numpy(nearest).to(means.device)
+        near = _densities(x, ray, means[index], precision[index], depth[index])
+        share = near.clamp_min(1e-12) / near.clamp_min(1e-12).sum(1, keepdim=True)
+        sigmas.append(near.sum(1))
+        rgbs.append(torch.einsum("pk,pkc->pc", share, colours[index]))
+    return torch.cat(sigmas), torch.cat(rgbs)
+
+
+def _densities(
+    x: Tensor,  # [P, 3]
+    ray: Tensor,  # [P, 3]
+    means: Tensor,  # [P, K, 3]
+    precision: Tensor,  # [P, K, 3, 3]
+    depth: Tensor,  # [P, K] optical depth along the central ray
+) -> Tensor:
+    offset = x.unsqueeze(1) - means
+    squared = torch.einsum("pki,pkij,pkj->pk", offset, precision, offset)
+    inverse_s = torch.einsum("pi,pkij,pj->pk", ray, precision, ray).sqrt()
+    return depth * inverse_s / math.sqrt(2 * math.pi) * torch.exp(-0.5 * squared)
+
+
+@torch.no_grad()
+def render_all(gaussians: Gaussians, cameras: Cameras) -> Renders:
+    """Every view of the Gaussians, rounded to what is stored."""
+    rgba, depth = [], []
+    for view in range(len(cameras)):
+        rendered = render(gaussians, cameras, view)
+        pixels = torch.cat([rendered.rgb, rendered.alpha[..., None]], dim=-1)
+        rgba.append(pixels.half().cpu().numpy())
+        depth.append(rendered.depth.half().cpu().numpy())
+    return Renders(cameras.to(torch.device("cpu")), np.stack(rgba), np.stack(depth))
+
+
+def pixel_footprint(cameras: Cameras) -> float:
+    """Scene units per pixel at the distance of what the views look at."""
+    distance = (cameras.camera_to_world[:, :3, 3] - gaze(cameras)).norm(dim=-1).mean()
+    return float(distance) / cameras.focal
+
+
+@torch.no_grad()
+def survey(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    *,
+    voxels: int,  # along the longest axis
+    points: int,
+    generator: torch.Generator,
+) -> tuple[Occupancy, FieldPoints]:
+    """Occupied voxels of the Gaussians, and their field at random points in them."""
+    blur = pixel_footprint(cameras)
+    covariances = gaussians.covariances()
+    occupancy = occupancy_of_gaussians(
+        gaussians.means, covariances, gaussians.opacities, voxels, blur
+    )
+    where = occupancy.sample(points, generator)
+    view = torch.randint(len(cameras), (points,), generator=generator)
+    origins = cameras.camera_to_world[view.to(where.device), :3, 3]
+    directions = normalize(where - origins, dim=-1)
+    colours = (0.5 + C0 * gaussians.sh[:, 0]).clamp(0, 1)
+    sigma, rgb = gaussian_field(
+        where, directions, gaussians.means, covariances, gaussians.opacities, colours, blur
+    )
+    return occupancy, FieldPoints(where, directions, sigma, rgb)
+
+
+def contributions(gaussians: Gaussians, cameras: Cameras) -> Tensor:  # [G]
+    """Each Gaussian's sum of T * alpha over all pixels of the views.
+
+    An image is linear in the colours: with grey Gaussians, the derivative of the summed red channel
+    in a Gaussian's red coefficient is C0 times its contribution.
+    """
+    grey = torch.zeros_like(gaussians.sh[:, :1]).requires_grad_()
+    total = torch.zeros_like(gaussians.opacity_logits)
+    for view in range(len(cameras)):
+        seen = replace(gaussians, sh=grey)
+        (gradient,) = torch.autograd.grad(render(seen, cameras, view).rgb[..., 0].sum(), grey)
+        total += gradient[:, 0, 0] / C0
+    return total.clamp_min(0)

@@ -1,0 +1,1 @@
+"""Cameras, scenes on disk, cells, occupied space and renders."""

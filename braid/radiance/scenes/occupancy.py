@@ -1,0 +1,211 @@
+"""Where a scene is not empty: a boolean voxel grid over a box.
+
+It is filled from the teacher's Gaussians and decides which cells of the student get a network and
+which samples along a ray are worth evaluating.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from braid.radiance.scenes.cameras import Rays
+
+COARSE = 4  # edge in voxels of the coarse grid that rays are skipped by
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """Voxels of a box, occupied or not."""
+
+    occupied: Tensor  # [X, Y, Z] bool
+    low: Tensor  # [3] corner of the box
+    high: Tensor  # [3]
+
+    @property
+    def voxel(self) -> Tensor:
+        """Edges of a voxel, [3]."""
+        return (self.high - self.low) / torch.tensor(self.occupied.shape, device=self.low.device)
+
+    def to(self, device: torch.device) -> Occupancy:
+        """The same grid on another device."""
+        return Occupancy(*(tensor.to(device) for tensor in self.state().values()))
+
+    def state(self) -> dict[str, Tensor]:
+        """Plain tensors that :meth:`from_state` restores."""
+        return {"occupied": self.occupied, "low": self.low, "high": self.high}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> Occupancy:
+        """The grid that :meth:`state` described."""
+        return cls(state["occupied"].bool(), state["low"], state["high"])
+
+    def contains(
+        self,
+        points: Tensor,  # [P, 3]
+    ) -> Tensor:
+        """Whether each point lies in an occupied voxel, [P] bool; False outside the box."""
+        inside = ((points >= self.low) & (points <= self.high)).all(dim=1)
+        scaled = (points - self.low) / self.voxel
+        return _look_up(self.occupied, scaled.unbind(1)) & inside
+
+    def along(
+        self,
+        rays: Rays,
+        ray: Tensor,  # [M]
+        t: Tensor,  # [M] distances inside the box
+    ) -> Tensor:
+        """Whether the points at distances along rays lie in occupied voxels, [M] bool."""
+        return _look_up(self.occupied, _scaled(rays, self.low, self.voxel, ray, t))
+
+    def near_along(
+        self,
+        rays: Rays,
+        ray: Tensor,  # [M]
+        t: Tensor,  # [M]
+    ) -> Tensor:
+        """False where no voxel within ``coarse_reach`` of the point is occupied, [M] bool."""
+        return _look_up(self._coarse, _scaled(rays, self.low, COARSE * self.voxel, ray, t))
+
+    @property
+    def coarse_reach(self) -> float:
+        """How far around a point :meth:`near_along` sees at least, along each axis."""
+        return COARSE * float(self.voxel.min())
+
+    @cached_property
+    def _coarse(self) -> Tensor:
+        pad = [extent for n in reversed(self.occupied.shape) for extent in (0, -n % COARSE)]
+        padded = torch.nn.functional.pad(self.occupied.float()[None, None], pad)
+        coarse = torch.nn.functional.max_pool3d(padded, COARSE)
+        near = torch.nn.functional.max_pool3d(coarse, 3, stride=1, padding=1)
+        return near[0, 0] > 0.5
+
+    def tight_box(
+        self,
+        padding: float = 0.0,  # scene units added on every side
+    ) -> tuple[list[float], list[float]]:
+        """Corners of the smallest box around the occupied voxels.
+
+        Raises ``ValueError`` when no voxel is occupied.
+        """
+        index = torch.nonzero(self.occupied)
+        if not len(index):
+            raise ValueError("the occupancy grid has no occupied voxel")
+        low = self.low + index.amin(0) * self.voxel - padding
+        high = self.low + (index.amax(0) + 1) * self.voxel + padding
+        return low.tolist(), high.tolist()
+
+    def cells(
+        self,
+        resolution: tuple[int, int, int],
+        low: list[float],  # corner of the cells' box
+        high: list[float],
+    ) -> Tensor:
+        """Which cells of another grid overlap an occupied voxel, [X, Y, Z] bool."""
+        overlap = self.occupied.float()
+        for axis in range(3):
+            touches = self._touches(axis, resolution[axis], low[axis], high[axis])
+            overlap = torch.tensordot(touches, overlap, dims=([1], [axis])).clamp(max=1)
+            overlap = overlap.movedim(0, axis)
+        return overlap > 0.5
+
+    def _touches(self, axis: int, cells: int, low: float, high: float) -> Tensor:
+        """1 where a cell's interval along an axis overlaps a voxel's, [cells, voxels]."""
+        count = self.occupied.shape[axis]
+        device = self.occupied.device
+        voxel = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=device)
+        start, end = float(self.low[axis]), float(self.high[axis])
+        voxel = (start + voxel * (end - start) - low) / (high - low) * cells
+        cell = torch.arange(cells, dtype=torch.float64, device=device).unsqueeze(1)
+        tolerance = 1e-4
+        return ((voxel[1:] > cell + tolerance) & (voxel[:-1] < cell + 1 - tolerance)).float()
+
+    def sample(
+        self,
+        count: int,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Points uniform in the occupied voxels, [count, 3]."""
+        index = torch.nonzero(self.occupied)
+        where = generator.device if generator else index.device
+        chosen = torch.randint(len(index), (count,), generator=generator, device=where)
+        within = torch.rand(count, 3, generator=generator, device=where).to(self.low)
+        return self.low + (index[chosen.to(index.device)] + within) * self.voxel
+
+
+def _scaled(rays: Rays, low: Tensor, edge: Tensor, ray: Tensor, t: Tensor) -> list[Tensor]:
+    """Coordinates in voxels of points along rays, one tensor [M] per axis."""
+    origins, directions = (rays.origins - low) / edge, rays.directions / edge
+    return [torch.addcmul(origins[:, axis][ray], directions[:, axis][ray], t) for axis in range(3)]
+
+
+def _look_up(grid: Tensor, scaled: Sequence[Tensor]) -> Tensor:
+    """Values of a voxel grid at coordinates in voxels; the upper face is part of the last one."""
+    flat = torch.zeros_like(scaled[0], dtype=torch.int64)
+    for axis, size in zip(scaled, grid.shape, strict=True):
+        flat = flat * size + axis.clamp(0, size - 1).long()
+    return grid.view(-1)[flat]
+
+
+# ---- The teacher's space: which voxels it occupies, and its density and colour at points in them
+# A student takes its occupancy from here and starts by regressing the field at these points, which
+# costs no ray marching.
+
+
+@dataclass(frozen=True)
+class FieldPoints:
+    """F points in occupied space with what the teacher is there."""
+
+    points: Tensor  # [F, 3], scene units
+    directions: Tensor  # [F, 3], unit: the ray on which the point is seen
+    sigma: Tensor  # [F], 1 / scene unit
+    rgb: Tensor  # [F, 3]
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: Tensor) -> FieldPoints:
+        """The chosen points."""
+        return FieldPoints(
+            self.points[index], self.directions[index], self.sigma[index], self.rgb[index]
+        )
+
+    def to(self, device: torch.device) -> FieldPoints:
+        """The same points on another device."""
+        return FieldPoints(*(each.to(device) for each in vars(self).values()))
+
+
+def save_space(path: Path, occupancy: Occupancy, field: FieldPoints) -> None:
+    """Write both to one safetensors file."""
+    tensors = {
+        **{f"occupancy.{name}": each for name, each in occupancy.state().items()},
+        **{f"field.{name}": each for name, each in vars(field).items()},
+    }
+    path.write_bytes(save({name: each.cpu().contiguous() for name, each in tensors.items()}))
+
+
+def load_space(path: Path) -> tuple[Occupancy, FieldPoints]:
+    """Read what `save_space` wrote.
+
+    Raises:
+        ValueError: the file is missing or broken, or no voxel is occupied; the message names it.
+    """
+    try:
+        tensors = load(path.read_bytes())
+        occupancy = Occupancy.from_state(
+            {name: tensors[f"occupancy.{name}"] for name in ("occupied", "low", "high")}
+        )
+        names = FieldPoints.__dataclass_fields__
+        field = FieldPoints(**{name: tensors[f"field.{name}"] for name in names})
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{path}: expected a surveyed space ({error})") from None
+    if not occupancy.occupied.any():
+        raise ValueError(f"{path}: the occupancy grid has no occupied voxel")
+    return occupancy, field

@@ -1,0 +1,1 @@
+"""KiloNeRF and its volume rendering."""

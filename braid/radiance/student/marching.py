@@ -1,0 +1,223 @@
+"""Volume rendering by marching through the occupied voxels (Max 1995; Mildenhall et al. 2020).
+
+A ray is cut into equal steps from where it enters the occupancy grid's box to where it leaves it.
+Steps whose sample lies in an occupied voxel are kept, packed one after another in the order of
+rays; only those reach the field. With delta the length of a step,
+
+    alpha_i = 1 - exp(-sigma_i delta_i),    T_i = prod_{j<i} (1 - alpha_j),    w_i = T_i alpha_i
+
+give the colour sum(w c), premultiplied by the coverage sum(w), and the depth sum(w t) / sum(w).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from braid.radiance.scenes.cameras import Cameras, Rays, Rendered
+from braid.radiance.scenes.occupancy import Occupancy
+from braid.radiance.student.kilonerf import Field
+
+
+class RadianceField(Protocol):
+    """What can be marched through: a :class:`KiloNeRF` or any function like it."""
+
+    def __call__(self, points: Tensor, directions: Tensor, features: bool = True) -> Field:
+        """The field at points [P, 3] seen along unit directions [P, 3]."""
+        ...
+
+
+class Samples(NamedTuple):
+    """M samples on R rays, sorted by ray and then by distance."""
+
+    ray: Tensor  # [M] index of the ray
+    points: Tensor  # [M, 3]
+    t: Tensor  # [M] distance along the unit ray
+    delta: Tensor  # [M] length of the step that the sample stands for
+
+
+class Marched(NamedTuple):
+    """R rendered rays, with the samples they were made of."""
+
+    rgb: Tensor  # [R, 3] premultiplied
+    alpha: Tensor  # [R]
+    depth: Tensor  # [R] expected distance along the unit ray; 0 where alpha is 0
+    samples: Samples
+    weights: Tensor  # [M] contribution of each sample
+    field: Field  # at the samples
+
+
+def sample(
+    occupancy: Occupancy,
+    rays: Rays,
+    step: float,
+    generator: torch.Generator | None = None,
+) -> Samples:
+    """Samples in the occupied voxels: one per step, at its middle or jittered by a generator.
+
+    The last step of a ray ends at the box. Runs of steps that the coarse occupancy rules out are
+    skipped without looking at them.
+    """
+    if step <= 0:
+        raise ValueError(f"step must be positive, got {step}")
+    near, far = _entry_and_exit(occupancy, rays)
+    run = max(1, int(2 * occupancy.coarse_reach / step))
+    ray, index = _candidates(occupancy, rays, near, far, run * step)
+    steps = index.unsqueeze(1) * run + torch.arange(run, device=index.device)
+    start = near[ray].unsqueeze(1) + steps * step
+    delta = (far[ray].unsqueeze(1) - start).clamp(max=step)
+    t = start + _jitter(start, generator) * delta
+    ray = ray.unsqueeze(1).expand_as(t)
+    inside = delta > 0
+    ray, t, delta = ray[inside], t[inside], delta[inside]
+    kept = torch.nonzero(occupancy.along(rays, ray, t)).squeeze(1)
+    ray, t, delta = ray[kept], t[kept], delta[kept]
+    points = torch.addcmul(rays.origins[ray], rays.directions[ray], t.unsqueeze(1))
+    return Samples(ray, points, t, delta)
+
+
+def _entry_and_exit(occupancy: Occupancy, rays: Rays) -> tuple[Tensor, Tensor]:
+    """Distances at which rays enter and leave the box; entry > exit for those that miss it."""
+    inverse = 1 / rays.directions
+    first = (occupancy.low - rays.origins) * inverse
+    second = (occupancy.high - rays.origins) * inverse
+    # 0 * inf: the origin lies in a face that the ray runs along, which does not bound it.
+    near = torch.minimum(first, second).nan_to_num(nan=-torch.inf, posinf=torch.inf)
+    far = torch.maximum(first, second).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    return near.amax(1).clamp_min(0), far.amin(1)
+
+
+def _candidates(
+    occupancy: Occupancy, rays: Rays, near: Tensor, far: Tensor, length: float
+) -> tuple[Tensor, Tensor]:
+    """(ray, run) of the runs of the given length that may meet an occupied voxel."""
+    longest = float((far - near).clamp_min(0).max()) if len(near) else 0.0
+    runs = int(longest / length) + 1
+    middle = near.unsqueeze(1) + (torch.arange(runs, device=near.device) + 0.5) * length
+    starts_inside = middle - 0.5 * length < far.unsqueeze(1)
+    ray, run = torch.nonzero(starts_inside, as_tuple=True)
+    possible = occupancy.near_along(rays, ray, middle[ray, run])
+    return ray[possible], run[possible]
+
+
+def _jitter(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    if generator is None:
+        return torch.full_like(like, 0.5)
+    return torch.rand(like.shape, generator=generator, device=generator.device).to(like)
+
+
+def compositing_weights(
+    ray: Tensor,  # [M] sorted
+    tau: Tensor,  # [M] optical depth sigma * delta of each sample
+    rays: int,
+) -> Tensor:
+    """Contribution w_i = T_i (1 - exp(-tau_i)) of each sample to its ray, [M]."""
+    rank = sample_rank(ray, rays)
+    columns = int(rank.max()) + 1 if len(rank) else 1
+    # A table per ray: a running sum over all rays would cancel in float32.
+    table = tau.new_zeros(rays, columns).index_put((ray, rank), tau)
+    before = torch.nn.functional.pad(torch.cumsum(table[:, :-1], dim=1), (1, 0))
+    return torch.exp(-before[ray, rank]) * -torch.expm1(-tau)
+
+
+def sample_rank(
+    ray: Tensor,  # [M] sorted
+    rays: int,
+) -> Tensor:
+    """Each sample's place among its ray's samples, from 0, [M]."""
+    counts = torch.bincount(ray, minlength=rays)
+    first = torch.cumsum(counts, 0) - counts
+    return torch.arange(len(ray), device=ray.device) - first[ray]
+
+
+def march(
+    field: RadianceField,
+    occupancy: Occupancy,
+    rays: Rays,
+    step: float,
+    generator: torch.Generator | None = None,
+    features: bool = True,
+) -> Marched:
+    """Render rays through every occupied sample; differentiable in the field.
+
+    With a generator the samples are jittered within their steps (training), without one they lie
+    in the middle. ``features=False`` leaves the field's features empty. Raises ``ValueError`` for
+    a step <= 0.
+    """
+    samples = sample(occupancy, rays, step, generator)
+    values = field(samples.points, rays.directions[samples.ray], features=features)
+    count = len(rays.origins)
+    weights = compositing_weights(samples.ray, values.sigma * samples.delta, count)
+    total = _accumulate(weights, values.rgb, samples, count)
+    return Marched(*_image(total), samples, weights, values)
+
+
+def _accumulate(weights: Tensor, rgb: Tensor, samples: Samples, rays: int) -> Tensor:
+    """Sums over each ray of w c, w and w t, [R, 5]."""
+    ones = torch.ones_like(samples.t)
+    values = torch.cat([rgb, torch.stack([ones, samples.t], dim=1)], dim=1)
+    total = values.new_zeros(rays, 5)
+    return total.index_add(0, samples.ray, weights.unsqueeze(1) * values)
+
+
+def _image(total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    alpha = total[:, 3]
+    depth = torch.where(alpha > 1e-6, total[:, 4] / alpha.clamp_min(1e-6), 0.0)
+    return total[:, :3], alpha, depth
+
+
+@torch.no_grad()
+def render_view(
+    field: RadianceField,
+    occupancy: Occupancy,
+    cameras: Cameras,
+    view: int,
+    step: float,
+    chunk: int = 8192,  # rays at once
+    stop: float = 1e-2,
+    block: int = 16,  # samples of a ray between two looks at its transmittance
+) -> Rendered:
+    """Render a view front to back, leaving each ray once its transmittance is below ``stop``.
+
+    What lies behind is taken for background, so that over a background b a pixel is wrong by at
+    most stop * max|c - b|. Raises ``ValueError`` for a chunk, block or step that is not positive.
+    """
+    if chunk <= 0 or block <= 0:
+        raise ValueError(f"chunk and block must be at least 1, got {chunk} and {block}")
+    rays = cameras.view_rays(view)
+    parts = [
+        render_rays(field, occupancy, Rays(*part), step, stop, block)
+        for part in zip(*(torch.split(tensor, chunk) for tensor in rays), strict=True)
+    ]
+    rgb, alpha, depth = (torch.cat(column) for column in zip(*parts, strict=True))
+    size = (cameras.height, cameras.width)
+    return Rendered(rgb.view(*size, 3), alpha.view(size), depth.view(size))
+
+
+def render_rays(
+    field: RadianceField,
+    occupancy: Occupancy,
+    rays: Rays,
+    step: float,
+    stop: float = 1e-2,
+    block: int = 16,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Premultiplied rgb [R, 3], alpha [R] and depth [R], with early termination below ``stop``."""
+    samples = sample(occupancy, rays, step)
+    count = len(rays.origins)
+    rank = sample_rank(samples.ray, count)
+    total = samples.t.new_zeros(count, 5)
+    first = 0
+    while len(rank):
+        now = rank < first + block
+        part = Samples(*(tensor[now] for tensor in samples))
+        values = field(part.points, rays.directions[part.ray], features=False)
+        weights = compositing_weights(part.ray, values.sigma * part.delta, count)
+        transmittance = 1 - total[:, 3]
+        total += _accumulate(weights * transmittance[part.ray], values.rgb, part, count)
+        first += block
+        later = ~now & (total[:, 3] <= 1 - stop)[samples.ray]
+        samples, rank = Samples(*(tensor[later] for tensor in samples)), rank[later]
+    return _image(total)

@@ -1,0 +1,157 @@
+"""How well a space separates classes, and whether it has collapsed.
+
+    intra/inter      mean over clips of |x - c_y| / mean over pairs of classes of |c_a - c_b|
+    silhouette       (b - a) / max(a, b) of each clip (Rousseeuw 1987); 0 where a class has one
+    Davies-Bouldin   mean over classes of max_b (s_a + s_b) / |c_a - c_b| (Davies & Bouldin 1979)
+    linear probe     a logistic regression fitted to train clips, its accuracy on the others
+    stability        agreement of K-means with itself under another seed: ARI and NMI
+    RankMe           exp of the entropy of the singular values' shares (Garrido et al. 2023)
+
+c are the means of classes, s the mean distances to them. Lower is better in intra/inter and in
+Davies-Bouldin, higher in the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial.distance import pdist
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import (
+    adjusted_rand_score,
+    davies_bouldin_score,
+    normalized_mutual_info_score,
+    silhouette_samples,
+)
+from torch import Tensor
+
+from braid.common.rng import generator
+from braid.pseudo_classes.kmeans import class_means
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Points = NDArray[np.float32]
+Cluster = Callable[[Tensor, torch.Generator], Tensor]  # [n, d] to labels [n]
+
+PROBE_ITERATIONS = 1000  # many more than it takes on standardised features
+
+
+def intra_inter(
+    points: Points,  # [n, d]
+    labels: Indices,  # [n]
+) -> Floats:
+    """Each clip's distance to its class mean over the mean distance between class means, [n].
+
+    Raises:
+        ValueError: fewer than two classes, or all class means are the same.
+    """
+    _, numbered = np.unique(labels, return_inverse=True)
+    if numbered.max() == 0:
+        raise ValueError("representation: expected two pseudo-classes or more, got one")
+    x = torch.from_numpy(points)
+    means, _ = class_means(x, torch.from_numpy(numbered), int(numbered.max()) + 1)
+    between = float(pdist(means.numpy()).mean())
+    if not between > 0:
+        raise ValueError("representation: all class means are the same point")
+    distances: Floats = (x - means[numbered]).norm(dim=1).double().numpy()
+    return distances / between
+
+
+def silhouettes(
+    points: Points,  # [n, d]
+    labels: Indices,  # [n]
+) -> Floats:
+    """The silhouette of each clip, [n]."""
+    found: Floats = silhouette_samples(points, labels)
+    return found.astype(np.float64)
+
+
+def davies_bouldin(
+    points: Points,  # [n, d]
+    labels: Indices,  # [n]
+) -> float:
+    """The Davies-Bouldin index."""
+    return float(davies_bouldin_score(points, labels))
+
+
+def probe(
+    points: Points,  # [n, d]
+    labels: Indices,  # [n]
+    is_query: NDArray[np.bool_],  # [n] what it is tested on; it is fitted to the others
+) -> Floats:
+    """Whether a linear probe gets each query right, [q] of 0 and 1."""
+    scale = max(float(points[~is_query].std()), float(np.finfo(np.float32).tiny))
+    fitted = LogisticRegression(max_iter=PROBE_ITERATIONS)
+    fitted.fit(points[~is_query] / scale, labels[~is_query])
+    right: Floats = (fitted.predict(points[is_query] / scale) == labels[is_query]).astype(float)
+    return right
+
+
+def probe_chance(
+    labels: Indices,  # [n]
+    is_query: NDArray[np.bool_],  # [n]
+) -> float:
+    """The accuracy of always guessing the most frequent class of the clips fitted to."""
+    return float((labels[is_query] == np.bincount(labels[~is_query]).argmax()).mean())
+
+
+def stability(
+    points: Points,  # [n, d]
+    cluster: Cluster,
+    seed: int,
+) -> dict[str, float]:
+    """How far two clusterings agree, beside one of them and the other in random order."""
+    x = torch.from_numpy(points)
+    first, second = (
+        cluster(x, generator(seed, "stability", each)).numpy() for each in ("first", "second")
+    )
+    order = torch.randperm(len(second), generator=generator(seed, "stability", "random"))
+    shuffled = second[order.numpy()]
+    return {
+        "stability_ari": float(adjusted_rand_score(first, second)),
+        "stability_nmi": float(normalized_mutual_info_score(first, second)),
+        "stability_ari_random": float(adjusted_rand_score(first, shuffled)),
+        "stability_nmi_random": float(normalized_mutual_info_score(first, shuffled)),
+    }
+
+
+def rank_me(
+    features: Points,  # [n, d]
+) -> float:
+    """The effective rank of features as they are: 1 on a line through 0, at most min(n, d)."""
+    x = features.astype(np.float64)
+    squares = np.linalg.eigvalsh(x @ x.T if x.shape[0] < x.shape[1] else x.T @ x)
+    return float(np.exp(_entropy(np.sqrt(squares.clip(min=0)))))
+
+
+def mean_cosine(
+    features: Points,  # [n, d]
+) -> float:
+    """The mean cosine of two different clips' features: 1 in a narrow cone, about 0 all around."""
+    lengths = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
+    unit = features / np.maximum(lengths, np.finfo(np.float64).tiny)
+    count = len(unit)
+    squares = np.square(unit).sum()
+    return float((np.square(unit.sum(axis=0)).sum() - squares) / (count * (count - 1)))
+
+
+def usage(
+    counts: Indices,  # [K] clips in each class
+) -> dict[str, float]:
+    """How evenly clips are spread over classes; the share is perplexity over K, 1 where evenly."""
+    entropy = _entropy(counts)
+    return {
+        "usage_entropy": entropy,
+        "usage_perplexity": float(np.exp(entropy)),
+        "usage_share": float(np.exp(entropy) / len(counts)),
+        "max_share": float(counts.max() / counts.sum()),
+    }
+
+
+def _entropy(weights: NDArray[np.number]) -> float:
+    """In nats, of what is proportional to `weights`."""
+    shares = weights[weights > 0] / weights.sum()
+    return float(-(shares * np.log(shares)).sum())

@@ -1,0 +1,182 @@
+"""The params models of the segmentation strand (`sam3` in params.yaml): units, ranges, meaning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from braid.common.config import Config, Count, Fraction, Name, NonNegative, Positive, Whole
+from braid.training.config import OptimizerConfig
+
+Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
+
+
+class DataConfig(Config):
+    """Where the images come from and how they are split."""
+
+    source: str  # a folder of sa_<id>.jpg and sa_<id>.json; built_in: drawn shapes and photos
+    faults: Literal["skip", "fatal"]  # what a missing or broken file does
+    val: Count  # images, those with the largest ids
+    image_size: Annotated[int, Field(gt=0, multiple_of=14)]  # pixels a side, squashed to a square
+    cache_mib: Whole  # RAM for resized images; 0: decoded each time
+
+
+class ShapesConfig(Config):
+    """The built-in images: drawn scenes with exact masks, and crops of real photos."""
+
+    scenes: Count
+    photos: Whole
+    most_shapes: Count  # in a scene
+
+
+class PromptsConfig(Config):
+    """What is asked of an image."""
+
+    kinds: tuple[Literal["generic", "category", "box", "caption"], ...] = Field(
+        strict=False, min_length=1
+    )
+    generic: Annotated[str, Field(min_length=1)]  # the text of a generic prompt
+    per_image: Count  # prompts, at most; the kinds take turns
+    negative_fraction: Annotated[float, Field(ge=0, lt=1)]  # of the category prompts
+    withheld: tuple[str, ...] = Field(strict=False)  # no student sees the truth of what names them
+
+    @model_validator(mode="after")
+    def _kinds_differ(self) -> PromptsConfig:
+        if len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"kinds: {', '.join(self.kinds)}, expected each at most once")
+        return self
+
+
+class TeacherConfig(Config):
+    """The teacher: a tiny Sam3Model that is trained here, or a real one."""
+
+    source: str  # a folder that save_pretrained wrote, or a hub id; built_in: trained here
+    width: Annotated[int, Field(gt=0, multiple_of=8)]
+    layers: Count  # of the vision encoder, the DETR encoder and the decoder
+    queries: Count
+    steps: Count
+    images: Count  # a step
+    prompts: Count  # an image
+    optimizer: OptimizerConfig
+
+
+class CacheConfig(Config):
+    """What is kept of the teacher's answers."""
+
+    mode: Literal["online", "outputs", "full"]  # full: with features, for phase 1
+    mask_size: Count  # pixels a side
+    masks: Count  # a prompt, those with the highest scores
+    levels: Annotated[int, Field(ge=1, le=3)]  # of the FPN, the coarsest
+    shard: Count  # images a file
+    images: Count  # a forward pass, with all their prompts
+
+
+class StudentConfig(Config):
+    """The student's architecture."""
+
+    backbone: str  # of timm, with features at strides 4 to 32
+    backbone_options: dict[str, Count | Counts]  # of timm's constructor; {}: as published
+    backbone_weights: str  # a .safetensors or .pth file of timm's; none: random ones
+    text_layers: Count
+    text_width: Count
+    queries: Count
+    tokenizer: str  # a folder of its own; built_in: made of the prompts' words
+    checkpointing: bool  # trade compute for memory in the backward pass
+
+
+class MatchingConfig(Config):
+    """What a pair of queries costs."""
+
+    mask: NonNegative
+    box: NonNegative
+    giou: NonNegative
+    logit: NonNegative
+    size: Count  # pixels a side at which masks are compared, or the smaller masks' own
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> MatchingConfig:
+        if not any((self.mask, self.box, self.giou, self.logit)):
+            raise ValueError("all weights are 0, expected one above 0")
+        return self
+
+
+class LossesConfig(Config):
+    """The weights of the eight terms."""
+
+    mask: NonNegative
+    box: NonNegative
+    giou: NonNegative
+    logit: NonNegative
+    presence: NonNegative
+    semantic: NonNegative
+    fpn: NonNegative
+    encoder: NonNegative
+
+    @model_validator(mode="after")
+    def _answers_count(self) -> LossesConfig:
+        pairs = (self.mask, self.box, self.giou, self.logit)
+        if not any((*pairs, self.presence, self.semantic)):
+            raise ValueError(
+                "mask, box, giou, logit, presence and semantic are 0, expected one above 0: "
+                "features are no answers"
+            )
+        return self
+
+
+class PhaseConfig(Config):
+    """One phase of the distillation."""
+
+    epochs: Count
+    lr: Positive  # at its height; a cosine leads to 0
+    warmup: Fraction  # of the steps
+    features: bool  # the fpn and encoder terms count
+
+
+class DistillConfig(Config):
+    """How students are trained, in both phases."""
+
+    images: Count  # a batch
+    prompts: Count  # of an image, drawn anew each time
+    accumulate: Count  # batches a step
+    weight_decay: NonNegative
+    clip_norm: Positive
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+
+
+class StudentTrainingConfig(Config):
+    """One student: what it learns from."""
+
+    supervision: Literal["teacher", "ground_truth"]
+    heads: bool  # start from the teacher's heads
+    features: bool  # learn from the teacher's features where a phase does
+
+
+class EvaluationConfig(Config):
+    """How students are judged."""
+
+    student: str  # of `students`
+    truth_only: str  # of `students`: the control
+    images: Annotated[int, Field(ge=2)]  # a batch, with all their prompts; chance needs another
+    mask_size: Count  # pixels a side at which masks are compared
+    score: Fraction  # a query above it counts as found
+    bins: Count  # of the calibration error
+    latency_runs: Count
+    pictures: Count  # prompts that are pictured
+
+
+class Sam3Config(Config):
+    """The strand: images and prompts, the teacher and its cache, the students."""
+
+    data: DataConfig
+    shapes: ShapesConfig
+    prompts: PromptsConfig
+    teacher: TeacherConfig
+    cache: CacheConfig
+    student: StudentConfig
+    matching: MatchingConfig
+    losses: LossesConfig
+    phases: dict[Name, PhaseConfig]
+    distill: DistillConfig
+    students: dict[Name, StudentTrainingConfig]
+    evaluation: EvaluationConfig

@@ -1,0 +1,1 @@
+"""SA-1B pairs, prompts and batches of both."""

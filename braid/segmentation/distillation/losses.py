@@ -1,0 +1,225 @@
+"""The eight terms of the distillation: a student's answers against its teacher's.
+
+Pairs of queries are matched first (`matching`). Terms of the pairs are sums over a prompt's pairs,
+weighted by the teacher's score w and divided by max(1, sum of w), the number of objects that the
+teacher sees, as DETR divides by the number of boxes: an answer that the teacher does not believe
+teaches nothing, and a prompt for what is not there leaves masks and boxes alone.
+
+    mask      Dice + cross-entropy of the matched masks, on the teacher's grid
+    box       |b_s - b_t|_1 of xyxy in [0, 1]
+    giou      1 - GIoU
+    logit     cross-entropy of *all* the student's queries against the teacher's probability, sum
+              over queries, the same divisor: what the teacher doubts the student learns to doubt; a
+              query without a partner learns the lowest logit there is
+    presence  squared difference of the logits
+    semantic  Dice + cross-entropy of the semantic maps, on the teacher's grid
+    fpn       squared difference of the FPN's levels, the mean of the levels
+    encoder   squared difference of the DETR encoder's tokens on their grid
+
+A cross-entropy here has the teacher's entropy taken off, so that it is the Kullback-Leibler
+divergence: of the same gradient, and 0 where student and teacher agree. So are all eight, gradient
+included. Every term is a mean over prompts (fpn: images) of what one of them would give alone.
+Student's features are brought to the teacher's grid bilinearly. All is float32, whatever comes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from braid.segmentation.distillation.matching import Matcher, Matches
+from braid.segmentation.sam3.masks import dice, giou, resized
+from braid.segmentation.sam3.sam3 import Prediction
+
+NO_OBJECT = -12.0  # the lowest logit that SAM3 gives a query
+
+
+class DistillationLoss:
+    """Weights of the terms; calling it gives them. A term of weight 0 is not computed."""
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        *,
+        mask: float = 5.0,
+        box: float = 5.0,
+        giou: float = 2.0,
+        logit: float = 2.0,
+        presence: float = 1.0,
+        semantic: float = 2.0,
+        fpn: float = 1.0,
+        encoder: float = 1.0,
+    ) -> None:
+        self.matcher = matcher
+        self.on_pairs = {"mask": mask, "box": box, "giou": giou, "logit": logit}
+        self.on_maps = {"presence": presence, "semantic": semantic, "fpn": fpn, "encoder": encoder}
+
+    def __call__(
+        self,
+        student: Prediction,
+        teacher: Prediction,  # masks of any size, all queries or some of them; learns nothing
+    ) -> dict[str, Tensor]:
+        """Weighted scalars by name; fpn and encoder only where both have such features.
+
+        Raises:
+            ValueError: the two do not answer the same prompts, or features differ in channels.
+        """
+        _check(student, teacher)
+        comparable = _comparable(student, teacher)
+        terms = {}
+        with torch.autocast(student.masks.device.type, enabled=False):
+            if any(self.on_pairs.values()):
+                pairs = self.matcher(student, teacher)
+                for name, weight in self.on_pairs.items():
+                    if weight:
+                        terms[name] = weight * PAIR_TERMS[name](student, teacher, pairs)
+            for name, weight in self.on_maps.items():
+                if weight and name in comparable:
+                    terms[name] = weight * MAP_TERMS[name](student, teacher)
+        return terms
+
+
+def mask_term(student: Prediction, teacher: Prediction, pairs: Matches) -> Tensor:
+    """Dice + cross-entropy of the matched masks, on the teacher's grid."""
+    logits, targets = _taken(student.masks, pairs.rows), _taken(teacher.masks, pairs.columns)
+    return _of_pairs(_disagreement(logits, targets), pairs)
+
+
+def box_term(student: Prediction, teacher: Prediction, pairs: Matches) -> Tensor:
+    """L1 of the matched boxes."""
+    boxes, targets = _taken(student.boxes, pairs.rows), _taken(teacher.boxes, pairs.columns)
+    return _of_pairs((boxes - targets.detach()).abs().sum(-1), pairs)
+
+
+def giou_term(student: Prediction, teacher: Prediction, pairs: Matches) -> Tensor:
+    """1 - GIoU of the matched boxes."""
+    boxes, targets = _taken(student.boxes, pairs.rows), _taken(teacher.boxes, pairs.columns)
+    return _of_pairs(1 - giou(boxes, targets.detach()), pairs)
+
+
+def logit_term(student: Prediction, teacher: Prediction, pairs: Matches) -> Tensor:
+    """Cross-entropy of all queries."""
+    logits = student.logits.float()
+    matched = teacher.logits.detach().float().gather(1, pairs.columns)
+    targets = torch.full_like(logits, NO_OBJECT).scatter(1, pairs.rows, matched)
+    return (divergence(logits, targets).sum(1) / _objects(pairs)).mean()
+
+
+def presence_term(student: Prediction, teacher: Prediction) -> Tensor:
+    """Squared difference of the logits."""
+    return F.mse_loss(student.presence.float(), teacher.presence.detach().float())
+
+
+def semantic_term(student: Prediction, teacher: Prediction) -> Tensor:
+    """Dice + cross-entropy of the semantic maps, on the teacher's grid."""
+    return _disagreement(student.semantic, teacher.semantic).mean()
+
+
+def fpn_term(student: Prediction, teacher: Prediction) -> Tensor:
+    """Squared difference of the levels that the teacher shows, the coarsest ones."""
+    levels = zip(student.fpn[-len(teacher.fpn) :], teacher.fpn, strict=True)
+    return torch.stack([feature_error(*level) for level in levels]).mean()
+
+
+def encoder_term(student: Prediction, teacher: Prediction) -> Tensor:
+    """Squared difference of the tokens."""
+    assert student.encoder is not None
+    assert teacher.encoder is not None
+    return feature_error(student.encoder, teacher.encoder)
+
+
+def feature_error(
+    student: Tensor,  # [N, C, h, w]
+    teacher: Tensor,  # [N, C, H, W]
+) -> Tensor:
+    """Mean squared difference on the teacher's grid."""
+    size = teacher.shape[-2:]
+    features = F.interpolate(student.float(), size, mode="bilinear", align_corners=False)
+    return F.mse_loss(features, teacher.detach().float())
+
+
+def divergence(
+    logits: Tensor,
+    teacher: Tensor,  # logits, broadcast alike
+) -> Tensor:
+    """KL(teacher || student) of Bernoulli variables, elementwise; exactly 0 for equal logits."""
+    targets = teacher.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(teacher, targets, reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none") - entropy
+
+
+PairTerm = Callable[[Prediction, Prediction, Matches], Tensor]
+PAIR_TERMS: dict[str, PairTerm] = {
+    "mask": mask_term,
+    "box": box_term,
+    "giou": giou_term,
+    "logit": logit_term,
+}
+MAP_TERMS: dict[str, Callable[[Prediction, Prediction], Tensor]] = {
+    "presence": presence_term,
+    "semantic": semantic_term,
+    "fpn": fpn_term,
+    "encoder": encoder_term,
+}
+
+
+def _disagreement(
+    masks: Tensor,  # [B, K, h, w] logits
+    teacher: Tensor,  # [B, K, H, W] logits
+) -> Tensor:
+    """Dice + cross-entropy of each mask, [B, K]."""
+    targets = teacher.detach().float().flatten(2)
+    logits = resized(masks, teacher.shape[-1]).flatten(2)
+    return dice(logits.sigmoid(), targets.sigmoid()) + divergence(logits, targets).mean(-1)
+
+
+def _taken(
+    values: Tensor,  # [B, Q, ...]
+    queries: Tensor,  # [B, K]
+) -> Tensor:
+    """Those of some queries, [B, K, ...] float32."""
+    prompts = torch.arange(len(queries), device=queries.device)[:, None]
+    return values[prompts, queries].float()
+
+
+def _objects(pairs: Matches) -> Tensor:
+    """How many objects the teacher sees, at least 1, [B]."""
+    return pairs.weight.sum(1).clamp_min(1)
+
+
+def _of_pairs(
+    values: Tensor,  # [B, K]
+    pairs: Matches,
+) -> Tensor:
+    return ((pairs.weight * values).sum(1) / _objects(pairs)).mean()
+
+
+def _comparable(student: Prediction, teacher: Prediction) -> set[str]:
+    """Terms of maps that both have."""
+    names = {"presence", "semantic"}
+    if student.fpn and teacher.fpn:
+        names.add("fpn")
+    if student.encoder is not None and teacher.encoder is not None:
+        names.add("encoder")
+    return names
+
+
+def _check(student: Prediction, teacher: Prediction) -> None:
+    given, asked = len(student.logits), len(teacher.logits)
+    if given != asked:
+        raise ValueError(f"the student answers {given} prompts, the teacher {asked}")
+    levels = len(student.fpn), len(teacher.fpn)
+    if all(levels) and levels[0] < levels[1]:
+        raise ValueError(f"the student's FPN has {levels[0]} levels, the teacher's {levels[1]}")
+    maps = [*zip(reversed(student.fpn), reversed(teacher.fpn), strict=False)]
+    if student.encoder is not None and teacher.encoder is not None:
+        maps.append((student.encoder, teacher.encoder))
+    for left, right in maps:
+        if left.shape[:2] != right.shape[:2]:
+            raise ValueError(
+                f"the student's features are [{left.shape[0]}, {left.shape[1]}, h, w], "
+                f"the teacher's [{right.shape[0]}, {right.shape[1]}, h, w]"
+            )

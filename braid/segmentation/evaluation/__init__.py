@@ -1,0 +1,1 @@
+"""Agreement, calibration, cost and reports."""

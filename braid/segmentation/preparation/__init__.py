@@ -1,0 +1,1 @@
+"""Scanning an SA-1B folder, and the built-in images."""

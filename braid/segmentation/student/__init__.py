@@ -1,0 +1,1 @@
+"""EfficientSAM3."""

@@ -1,0 +1,1 @@
+"""Training against ground truth."""

@@ -1,0 +1,1 @@
+"""The teacher's checkpoint, its outputs and their cache."""

@@ -1,0 +1,1 @@
+"""What only stage scripts use: context, guard, params, records, experiment cards."""

@@ -1,0 +1,305 @@
+"""params.yaml, read once, checked against the typed sections of `braid.stage.sections`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import yaml
+from pydantic import ValidationError, create_model
+
+from braid.common.config import NAME_FORM, Config, Whole
+
+if TYPE_CHECKING:
+    from braid.clips.config import ClipsConfig
+    from braid.drifting.config import DriftConfig, ImageDriftConfig, ImageMaeConfig, LatentMaeConfig
+    from braid.images.config import ImagesConfig
+    from braid.radiance.config import RadianceConfig
+    from braid.segmentation.config import Sam3Config
+    from braid.training.config import HardwareConfig, LaunchConfig, TrainingConfig
+
+
+@dataclass(frozen=True)
+class Params:
+    """The whole of params.yaml."""
+
+    seed: int
+    launch: LaunchConfig
+    hardware: HardwareConfig
+    training: TrainingConfig
+    radiance: RadianceConfig
+    clips: ClipsConfig
+    latent_mae: LatentMaeConfig
+    drift: DriftConfig
+    images: ImagesConfig
+    image_mae: ImageMaeConfig
+    image_drift: ImageDriftConfig
+    sam3: Sam3Config
+
+
+# Where the model of each section is declared; a test holds the names against the annotations above.
+MODELS = {
+    "launch": "braid.training.config.LaunchConfig",
+    "hardware": "braid.training.config.HardwareConfig",
+    "training": "braid.training.config.TrainingConfig",
+    "radiance": "braid.radiance.config.RadianceConfig",
+    "clips": "braid.clips.config.ClipsConfig",
+    "latent_mae": "braid.drifting.config.LatentMaeConfig",
+    "drift": "braid.drifting.config.DriftConfig",
+    "images": "braid.images.config.ImagesConfig",
+    "image_mae": "braid.drifting.config.ImageMaeConfig",
+    "image_drift": "braid.drifting.config.ImageDriftConfig",
+    "sam3": "braid.segmentation.config.Sam3Config",
+}
+
+# Old keys and what they are called now; the longest of them that a key starts with counts.
+RENAMED = {
+    "cadence": "training",
+    "scenes": "radiance.scenes",
+    "bricks": "radiance.bricks",
+    "teacher": "radiance.teacher",
+    "teacher.lr_colour": "radiance.teacher.lr_color",
+    "renders": "radiance.renders",
+    "features": "radiance.features",
+    "features.val_share": "radiance.features.val_fraction",
+    "feature_vae": "radiance.vae",
+    "feature_vae.optimizer": "radiance.vae.optimizer.name",
+    "feature_vae.lr": "radiance.vae.optimizer.lr",
+    "student": "radiance.student",
+    "rays": "radiance.rays",
+    "response_loss": "radiance.loss",
+    "response_loss.colour": "radiance.loss.color",
+    "optimisation": "radiance.optimizer",
+    "response": "radiance.response",
+    "response.field_share": "radiance.response.field_fraction",
+    "distill": "radiance.distill",
+    "variants": "radiance.variants",
+    "students": "radiance.students",
+    "evaluation": "radiance.evaluation",
+    "clips.val_share": "clips.val_fraction",
+    "clips.test_share": "clips.test_fraction",
+    "digits": "clips.digits",
+    "decoding": "clips",
+    "conditions": "clips.conditions",
+    "quantizer": "clips.quantizer",
+    "representation": "clips.representation",
+    "representation.neighbours": "clips.representation.neighbors",
+    "latent_mae.head_share": "latent_mae.head_fraction",
+    "masking": "latent_mae.masking",
+    "latent_mae_optimisation": "latent_mae.optimizer",
+    "latent_mae_optimisation.optimizer": "latent_mae.optimizer.name",
+    "corruption": "drift.corruption",
+    "drift.temperatures": "drift.loss.temperatures",
+    "drift.attraction": "drift.loss.attraction",
+    "drift.floor": "drift.loss.floor",
+    "drift.self_mask": "drift.loss.self_mask",
+    "drift.weighting": "drift.loss.weighting",
+    "drift.reduction": "drift.loss.reduction",
+    "drift.scale_scope": "drift.loss.scale_scope",
+    "drift_features": "drift.features",
+    "drift_batches": "drift.batches",
+    "drift_batches.queue": "drift.batches.bank",
+    "drift_batches.queue_unconditional": "drift.batches.bank_unconditional",
+    "refiner": "drift.refiner",
+    "refiners": "drift.refiners",
+    "refiner_optimisation": "drift.optimizer",
+    "refiner_optimisation.optimizer": "drift.optimizer.name",
+    "drift_evaluation": "drift.evaluation",
+    "storyboards": "drift.storyboards",
+    "images.fake_images": "images.noise_images",
+    "images.val_share": "images.val_fraction",
+    "images.test_share": "images.test_fraction",
+    "image_mae.head_share": "image_mae.head_fraction",
+    "image_mae_optimisation": "image_mae.optimizer",
+    "image_mae_optimisation.optimizer": "image_mae.optimizer.name",
+    "image_drift.temperatures": "image_drift.loss.temperatures",
+    "image_drift.attraction": "image_drift.loss.attraction",
+    "image_drift.floor": "image_drift.loss.floor",
+    "image_drift.self_mask": "image_drift.loss.self_mask",
+    "image_drift.weighting": "image_drift.loss.weighting",
+    "image_drift.reduction": "image_drift.loss.reduction",
+    "image_drift.scale_scope": "image_drift.loss.scale_scope",
+    "image_corruption": "image_drift.corruption",
+    "image_corruption.known": "image_drift.corruption.given",
+    "image_features": "image_drift.features",
+    "image_batches": "image_drift.batches",
+    "image_batches.queue": "image_drift.batches.bank",
+    "image_batches.queue_unconditional": "image_drift.batches.bank_unconditional",
+    "image_refiner": "image_drift.refiner",
+    "image_refiner_optimisation": "image_drift.optimizer",
+    "image_refiner_optimisation.optimizer": "image_drift.optimizer.name",
+    "image_training": "image_drift.training",
+    "image_evaluation": "image_drift.evaluation",
+    "image_evaluation.neighbours": "image_drift.evaluation.neighbors",
+    "sa1b": "sam3.data",
+    "shapes": "sam3.shapes",
+    "prompts": "sam3.prompts",
+    "prompts.negative_share": "sam3.prompts.negative_fraction",
+    "sam3_teacher": "sam3.teacher",
+    "sam3_teacher_optimisation": "sam3.teacher.optimizer",
+    "sam3_teacher_optimisation.optimizer": "sam3.teacher.optimizer.name",
+    "sam3_cache": "sam3.cache",
+    "sam3_student": "sam3.student",
+    "sam3_matching": "sam3.matching",
+    "sam3_losses": "sam3.losses",
+    "sam3_phases": "sam3.phases",
+    "sam3_distill": "sam3.distill",
+    "sam3_students": "sam3.students",
+    "sam3_evaluation": "sam3.evaluation",
+}
+
+
+class UndeclaredParam(RuntimeError):
+    """A stage asked for a params section that dvc.yaml does not declare for it."""
+
+
+class _Yaml12Loader(yaml.CSafeLoader):
+    """PyYAML reads YAML 1.1, DVC writes 1.2: there `1e-05` is a float and `on` is a string.
+
+    `50_000` is an integer in both of DVC's readers, though not in the standard.
+    """
+
+
+_CORE_SCHEMA = {
+    "tag:yaml.org,2002:null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "tag:yaml.org,2002:bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "tag:yaml.org,2002:int": (r"[-+]?[0-9]+(_[0-9]+)*", list("-+0123456789")),
+    "tag:yaml.org,2002:float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+}
+_Yaml12Loader.yaml_implicit_resolvers = {}
+for _tag, (_pattern, _first) in _CORE_SCHEMA.items():
+    _Yaml12Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)
+_Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
+
+
+def _int(loader: yaml.CSafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+def _float(loader: yaml.CSafeLoader, node: yaml.ScalarNode) -> float:
+    return float(re.sub(r"\.(?=inf|nan)", "", loader.construct_scalar(node).lower()))
+
+
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _int)
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:float", _float)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML 1.2 mapping.
+
+    Raises:
+        ValueError: the file is missing, no YAML, or no mapping; the message names it.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a mapping of sections")
+    return content
+
+
+def load_params(path: Path) -> Params:
+    """The whole of params.yaml, typed.
+
+    Raises:
+        ValueError: one line that names each wrong key and what was expected of it.
+    """
+    return check_params(load_yaml(path), path.name)
+
+
+def check_params(values: Mapping[str, Any], source: str) -> Params:
+    """Values of params.yaml, typed; `source` says in messages where they are from.
+
+    Raises:
+        ValueError: as `load_params`.
+    """
+    try:
+        model = _whole().model_validate(values)
+    except ValidationError as error:
+        faults = [line for fault in error.errors() for line in _described(fault)]
+        raise ValueError(f"{source}: {'; '.join(faults)}") from None
+    return Params(**{name: getattr(model, name) for name in type(model).model_fields})
+
+
+def renamed(key: str) -> str | None:
+    """What an old dotted key is called now; None for one that never was."""
+    old = max((each for each in RENAMED if f"{key}.".startswith(f"{each}.")), key=len, default=None)
+    return None if old is None else RENAMED[old] + key[len(old) :]
+
+
+@cache
+def _whole() -> type[Config]:
+    fields: dict[str, Any] = {"seed": (Whole, ...)}
+    for section, place in MODELS.items():
+        module, _, name = place.rpartition(".")
+        fields[section] = (getattr(import_module(module), name), ...)
+    return create_model("Params", __base__=Config, **fields)
+
+
+def _described(fault: Any) -> Iterator[str]:
+    """A fault of validation in words; an old key, each of its leaves, with its new name."""
+    place, message, value = ".".join(map(str, fault["loc"])), fault["msg"], fault["input"]
+    if fault["loc"][-1:] == ("[key]",):
+        place = ".".join(map(str, fault["loc"][:-2])) or "params"
+        message = f"expected a name of {NAME_FORM}"
+    elif fault["type"] == "extra_forbidden":
+        for key in _leaves(place, value):
+            new = renamed(key)
+            yield f"{key}: " + (f"is now {new}" if new else "no such key")
+        return
+    shown = "" if isinstance(value, Mapping) else f" (got {value!r})"
+    yield f"{place or 'params'}: {message}{shown}"
+
+
+def _leaves(prefix: str, value: Any) -> Iterator[str]:
+    """Dotted keys of the leaves below `prefix`; itself where there are none."""
+    if not isinstance(value, Mapping) or not value:
+        yield prefix
+        return
+    for key, inner in value.items():
+        yield from _leaves(f"{prefix}.{key}", inner)
+
+
+class _DeclaredParams:
+    """Hands out only what a stage declared: `radiance.student`, `drift.K`, all of `hardware`."""
+
+    def __init__(self, values: Any, declared: Iterable[str], stage: str, prefix: str) -> None:
+        self._values = values
+        self._declared = tuple(declared)
+        self._stage = stage
+        self._prefix = prefix  # what the names stand below, "" at the top
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(self._values, name):
+            raise AttributeError(f"params.yaml has no {self._prefix}{name}")
+        return self._inner(name, getattr(self._values, name))
+
+    def __getitem__(self, name: str) -> Any:
+        return self._inner(name, self._values[name])
+
+    def _inner(self, name: str, value: Any) -> Any:
+        if name in self._declared:
+            return value
+        below = [each.split(".", 1)[1] for each in self._declared if each.startswith(f"{name}.")]
+        if not below:
+            raise UndeclaredParam(
+                f"stage {self._stage} reads the params '{self._prefix}{name}', "
+                "which dvc.yaml does not list under its params"
+            )
+        return _DeclaredParams(value, below, self._stage, f"{self._prefix}{name}.")
+
+
+def declared_params(params: Params, declared: Iterable[str], stage: str) -> Params:
+    """A view of `params` that raises `UndeclaredParam` outside of what is `declared`."""
+    return cast(Params, _DeclaredParams(params, declared, stage, ""))

@@ -1,0 +1,349 @@
+"""The step loop of every training stage: AdamW or Muon, warm-up and cosine, averaged weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from braid.common.rng import generator, seed_global_stream
+from braid.training import checkpoint as checkpoints
+from braid.training import distributed
+from braid.training.config import OptimizerConfig
+from braid.training.device import autocast
+from braid.training.distributed import ALONE, Process, joined
+from braid.training.ema import Ema
+from braid.training.optimizers import Optimizer, Schedule, adamw, muon, trainable, warmup_cosine
+
+# ---- Gradients of one update: accumulated over micro-steps, averaged over processes, per term
+
+PerTerm = dict[str, list[Tensor]]
+HALF_SCALE = 1024.0  # of losses in float16, whose small gradients would be rounded to 0
+
+
+def parallel(objective: nn.Module, process: Process) -> nn.Module:
+    """The objective as one replica of many; it may leave parameters unused in some steps."""
+    if process.world_size == 1:
+        return objective
+    return DistributedDataParallel(objective, find_unused_parameters=True)
+
+
+def accumulate(
+    model: nn.Module,
+    step: int,
+    draws: Sequence[torch.Generator],
+    precision: str,
+    split_over: Sequence[nn.Parameter],
+) -> tuple[dict[str, Tensor], PerTerm]:
+    """Backpropagate the mean over the draws; replicas exchange gradients after the last one.
+
+    Returns:
+        The loss terms and, for the parameters in ``split_over``, the gradient of each term: of
+        the whole batch, all processes together.
+    """
+    terms: dict[str, Tensor] = {}
+    per_term: PerTerm = {}
+    scale = HALF_SCALE if precision == "float16" else 1.0
+    for draw in draws:
+        seed_global_stream(draw)
+        with _exchange(model, now=draw is draws[-1]):
+            with autocast(draw.device, precision):
+                shares = {name: term / len(draws) for name, term in model(step, draw).items()}
+            scaled = {name: scale * share.float() for name, share in shares.items()}
+            if split_over:
+                _add_per_term(per_term, scaled, split_over)
+            torch.stack(list(scaled.values())).sum().backward()
+        for name, share in shares.items():
+            terms[name] = terms.get(name, 0) + share.detach().float()
+    joint = distributed.mean(torch.stack(list(terms.values())))
+    for gradients in per_term.values():
+        gradients[:] = [distributed.mean(each) / scale for each in gradients]
+    if scale != 1:
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= scale
+    return dict(zip(terms, joint, strict=True)), per_term
+
+
+def norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The length of all gradients as one vector."""
+    return nn.utils.get_total_norm(gradients)
+
+
+def _exchange(model: nn.Module, now: bool) -> AbstractContextManager[None]:
+    if isinstance(model, DistributedDataParallel) and not now:
+        return model.no_sync()
+    return nullcontext()
+
+
+def _add_per_term(
+    per_term: PerTerm, terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]
+) -> None:
+    """Add the gradient of each term; a constant has none."""
+    for name, term in terms.items():
+        if term.requires_grad:
+            found = torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
+            before = per_term.get(name)
+            per_term[name] = (
+                [a + b for a, b in zip(before, found, strict=True)] if before else list(found)
+            )
+
+
+# ---- The step loop of every training stage -----------------------------------------------------
+#     objective = Distillation(student, ...)  # forward(step, generator) -> weighted loss terms
+#     result = train(objective, config.optimizer, run, steps=config.steps)
+#
+# The objective is a module whose `forward(step, generator)` draws a batch and returns named scalar
+# loss terms, already weighted; their sum is minimized. What it puts into an attribute `diagnostics`
+# (name to detached scalar) is logged. All its randomness comes from the generator, a function of
+# (seed, step, rank, micro-step), which also seeds the global one; everything else that a step
+# depends on is in the checkpoint: a training that was killed goes on as if nothing had happened.
+#
+# Under several processes each draws its own batch, and DDP averages the gradients. Buffers follow
+# the first process at each step, so large data are better kept in plain attributes.
+
+Row = dict[str, float]
+Hook = Callable[[int, nn.Module, Ema | None], Row | None]
+
+
+class Stateful(Protocol):
+    """Something beside the weights that a resumed run must find as it was."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain Python values."""
+
+    def load_state_dict(self, state: Any) -> Any:
+        """Take over what `state_dict` gave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where and how a stage trains, the same for all of its trainings."""
+
+    seed: int
+    device: torch.device  # where the objective and its generators are
+    precision: str = "float32"  # or bfloat16, float16: autocast of the forward pass
+    process: Process = ALONE
+    log_every: int = 10  # steps between two rows of the history
+    checkpoint_every: int = 200  # steps
+    scratch: Path | None = None  # folder of training states; None: nothing is saved
+    on_log: Callable[[Row], None] | None = None  # called with each new row, in one process
+
+
+@dataclass
+class TrainResult:
+    """What a training leaves beside the weights; a kill and resume change nothing in it.
+
+    A row of the history has the figures of one step before its update, averaged over micro-steps
+    and processes: ``step lr loss <term>... gradient_norm gradient_norm_<term>...
+    <diagnostic>...``; diagnostics are those of the last micro-step. Rows are of every
+    ``log_every``-th step, counted from 0, and of the last one.
+    """
+
+    history: list[Row] = field(default_factory=list)
+    probes: dict[str, list[Row]] = field(default_factory=dict)  # rows that the hooks returned
+    ema: Ema | None = None
+
+
+def train(
+    objective: nn.Module,
+    config: OptimizerConfig,
+    run: Run,
+    *,
+    steps: int,
+    name: str = "training",  # of its state in the run's scratch folder
+    lr_scale: float = 1.0,
+    outer_layers: Sequence[str] = (),  # the first and the last, which Muon leaves to AdamW
+    fused: bool = False,  # AdamW in one kernel, which pays where there are hundreds of tensors
+    term_gradients: bool = False,  # log the gradient norm of each loss term too
+    stateful: Mapping[str, Stateful] | None = None,  # what else to keep; the same in each process
+    hooks: Mapping[str, Hook] | None = None,  # called after each update: how many, module, averages
+) -> TrainResult:
+    """Train the objective in place; where an average is kept, its parameters end as that.
+
+    The final state is saved too: a rerun goes on from it, and returns at once.
+
+    Raises:
+        FloatingPointError: a loss or the gradient is not finite; the last good checkpoint stays.
+        ValueError: the checkpoint is damaged or of another model.
+    """
+    rates: dict[str, Any] = {
+        "lr": config.lr * lr_scale,
+        "weight_decay": config.weight_decay,
+        "fused": fused,
+    }
+    optimizer = (
+        muon(objective, **rates, exclude=outer_layers)
+        if config.name == "muon"
+        else adamw(objective, **rates)
+    )
+    schedule = warmup_cosine(steps=steps, warmup=int(config.warmup * steps), floor=config.lr_floor)
+    ema = Ema(objective, config.ema_decay) if config.ema_decay is not None else None
+    state = _State(objective, optimizer, stateful or {}, TrainResult(ema=ema))
+    with joined(run.process, run.device):
+        _loop(state, schedule, config, run, steps, name, term_gradients, hooks or {})
+    if ema is not None:
+        ema.copy_to(objective)
+    return state.result
+
+
+def _loop(
+    state: _State,
+    schedule: Schedule,  # from a step, counted from 0, to a multiplier of the base learning rate
+    config: OptimizerConfig,
+    run: Run,
+    steps: int,
+    name: str,
+    term_gradients: bool,
+    hooks: Mapping[str, Hook],
+) -> None:
+    """The steps that are left, all that happens in each in one place."""
+    objective, optimizer, ema = state.objective, state.optimizer, state.result.ema
+    checkpoint = run.scratch / f"{name}.pt" if run.scratch else None
+    start = state.load(checkpoint) if checkpoint else 0
+    model = parallel(objective, run.process) if start < steps else objective
+    parameters = list(trainable(objective).values())
+    for step in _progress(start, steps, run.process):
+        done = step + 1
+        logged = step % run.log_every == 0 or done == steps
+
+        # Accumulate gradients.
+        optimizer.zero_grad()
+        streams = [(run.seed, "step", step, run.process.rank, i) for i in range(config.accumulate)]
+        draws = [generator(*stream, device=run.device) for stream in streams]
+        split_over = parameters if term_gradients and logged else []
+        terms, per_term = accumulate(model, step, draws, run.precision, split_over)
+        total = norm([each.grad for each in parameters if each.grad is not None])
+        figures = _figures(terms, total, per_term)
+        _stop_unless_finite(step, figures, run.precision)
+
+        # Clip and update.
+        if config.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, total)
+        optimizer.set_lr_multiplier(schedule(step))
+        optimizer.step()
+        if ema:
+            ema.update(step)
+
+        # Log, probe, save.
+        if logged:
+            row = {
+                "step": step,
+                "lr": optimizer.lr,
+                **figures,
+                **_diagnostics(objective, run.device),
+            }
+            state.result.history.append(row)
+            if run.on_log and run.process.is_main:
+                run.on_log(row)
+        for probe, hook in hooks.items():
+            if (probed := hook(done, objective, ema)) is not None:
+                state.result.probes.setdefault(probe, []).append({"step": done, **probed})
+        due = done % run.checkpoint_every == 0 or done == steps
+        if checkpoint and due and run.process.is_main:
+            state.save(checkpoint, done)
+
+
+@dataclass
+class _State:
+    """All that the coming steps depend on."""
+
+    objective: nn.Module
+    optimizer: Optimizer
+    stateful: Mapping[str, Stateful]
+    result: TrainResult
+
+    def save(self, path: Path, done: int) -> None:
+        """Write the state after ``done`` updates; frozen parameters are not part of it."""
+        frozen = {name for name, p in self.objective.named_parameters() if not p.requires_grad}
+        weights = self.objective.state_dict()
+        ema = self.result.ema
+        state = {
+            "done": done,
+            "objective": {name: weights[name] for name in weights if name not in frozen},
+            "optimizer": self.optimizer.state_dict(),
+            "ema": ema.state_dict() if ema else {},
+            "stateful": {name: each.state_dict() for name, each in self.stateful.items()},
+            "history": self.result.history,
+            "probes": self.result.probes,
+        }
+        checkpoints.save(path, state)
+
+    def load(self, path: Path) -> int:
+        """Go back to where the checkpoint was made; how many updates were done there."""
+        saved = checkpoints.load(path)
+        if saved is None:
+            return 0
+        try:
+            self.objective.load_state_dict(self.objective.state_dict() | saved["objective"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            if self.result.ema:
+                self.result.ema.load_state_dict(saved["ema"])
+            for name, each in self.stateful.items():
+                each.load_state_dict(saved["stateful"][name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{path}: of another model; delete it to start again") from error
+        self.result.history, self.result.probes = saved["history"], saved["probes"]
+        return int(saved["done"])
+
+
+def _progress(start: int, stop: int, process: Process) -> tqdm[int]:
+    """The steps to take, with a bar in one process where there is a terminal."""
+    hidden = None if process.is_main else True
+    return tqdm(range(start, stop), initial=start, total=stop, disable=hidden)
+
+
+def _figures(terms: Mapping[str, Tensor], total: Tensor, per_term: PerTerm) -> Row:
+    """Loss, terms and gradient norms; one transfer from the device."""
+    norms = {f"gradient_norm_{name}": norm(each) for name, each in per_term.items()}
+    loss = torch.stack(list(terms.values())).sum()
+    names = ["loss", *terms, "gradient_norm", *norms]
+    values = torch.stack([loss, *terms.values(), total, *norms.values()])
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+def _stop_unless_finite(step: int, figures: Row, precision: str) -> None:
+    """Name the first term that is not finite, rather than the loss that it spoiled."""
+    narrow = "; float16 overflows where bfloat16 does not" if precision == "float16" else ""
+    for name in sorted(figures, key=lambda name: name == "loss"):
+        if not math.isfinite(figures[name]):
+            raise FloatingPointError(
+                f"step {step}: {name} is {figures[name]}; the last checkpoint is kept{narrow}"
+            )
+
+
+def _diagnostics(objective: nn.Module, device: torch.device) -> Row:
+    """The objective's own scalars, averaged over processes."""
+    scalars: Mapping[str, Tensor | float] = getattr(objective, "diagnostics", {})
+    values = torch.tensor([float(each) for each in scalars.values()], device=device)
+    return dict(zip(scalars, distributed.mean(values).tolist(), strict=True))
+
+
+class Snapshot:
+    """A training hook that keeps a module's weights as they stand after one step."""
+
+    def __init__(self, field: nn.Module, step: int) -> None:
+        self.field, self.step = field, step
+        self.weights: dict[str, Tensor] = {}
+
+    def __call__(self, step: int, objective: nn.Module, ema: Ema | None = None) -> None:
+        """Take the weights when their step has come."""
+        if step == self.step:
+            state = self.field.state_dict()
+            self.weights = {name: each.detach().cpu().clone() for name, each in state.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was taken so far."""
+        return self.weights
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go back to what was taken."""
+        self.weights = dict(state)

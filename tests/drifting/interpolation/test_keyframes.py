@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+import torch
+
+from braid.common.rng import generator
+from braid.drifting.interpolation.keyframes import (
+    SCHEDULES,
+    even_ranks,
+    frames_at,
+    level_counts,
+    masks_of,
+    neighbours,
+    nested_masks,
+)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("doubling", [21, 12, 6, 3]),
+        ("linear", [21, 15, 9, 3]),
+        ("geometric", [21, 11, 6, 3]),  # 3 * 7^(1/3) = 5.74, 3 * 7^(2/3) = 10.98
+    ],
+)
+def test_schedules(schedule, expected):
+    assert level_counts(21, 3, 3, schedule) == expected
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_levels_differ_wherever_they_can(schedule):
+    for frames in range(3, 15):
+        for minimum in range(2, frames):
+            for levels in range(1, frames - minimum + 1):
+                counts = level_counts(frames, minimum, levels, schedule)
+                assert len(counts) == levels + 1
+                assert (counts[0], counts[-1]) == (frames, minimum)
+                assert (np.diff(counts) < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "arguments"),
+    [
+        ("corruption.levels", (9, 3, 7, "linear")),
+        ("corruption.levels", (9, 9, 1, "linear")),
+        ("corruption.levels", (9, 3, 0, "linear")),
+        ("corruption.min_keyframes", (9, 10, 1, "linear")),
+        ("corruption.min_keyframes", (9, 1, 1, "linear")),
+        ("corruption.schedule", (9, 3, 2, "halving")),
+    ],
+)
+def test_an_impossible_schedule_is_refused(key, arguments):
+    with pytest.raises(ValueError, match=key):
+        level_counts(*arguments)
+
+
+@pytest.mark.parametrize("draw", [None, 0])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_masks_are_nested_and_keep_both_ends(draw, schedule):
+    counts = level_counts(21, 3, 4, schedule)
+    draw = None if draw is None else generator(draw)
+    masks = nested_masks(6, 21, counts, draw)
+    assert masks.shape == (5, 6, 21)
+    assert masks.dtype == torch.bool
+    assert torch.equal(masks.sum(2), torch.tensor(counts)[:, None].expand(-1, 6))
+    assert (masks[1:] <= masks[:-1]).all()
+    assert masks[..., [0, -1]].all()
+
+
+@pytest.mark.parametrize(("frames", "count"), [(9, 3), (9, 5), (21, 3), (21, 5), (13, 4), (16, 6)])
+def test_the_coarsest_even_level_is_the_rounded_linspace(frames, count):
+    coarsest = nested_masks(1, frames, [frames, count], None)[1, 0]
+    exact = np.linspace(0, frames - 1, count)
+    assert coarsest.nonzero()[:, 0].tolist() == np.floor(exact + 0.5).astype(int).tolist()
+
+
+def test_finer_even_levels_split_the_widest_gaps():
+    masks = nested_masks(1, 21, [21, 9, 6, 5, 3], None)
+    assert [mask[0].nonzero()[:, 0].tolist() for mask in masks[1:]] == [
+        [0, 3, 5, 8, 10, 13, 15, 18, 20],
+        [0, 3, 5, 10, 15, 20],
+        [0, 5, 10, 15, 20],
+        [0, 10, 20],
+    ]
+    unequal = nested_masks(1, 8, [8, 5, 3], None)[1:, 0]  # gaps of 4 and 3 get one frame each
+    assert [mask.nonzero()[:, 0].tolist() for mask in unequal] == [[0, 2, 4, 6, 7], [0, 4, 7]]
+
+
+def test_even_placement_is_the_same_in_every_clip():
+    masks = nested_masks(3, 9, [9, 6, 3], None)
+    assert (masks == masks[:, :1]).all()
+    assert masks[2, 0].nonzero()[:, 0].tolist() == [0, 4, 8]
+
+
+def test_random_placement_is_each_clips_own_and_uniform():
+    masks = nested_masks(4000, 7, [7, 4], generator(0))[1]
+    assert torch.equal(masks, nested_masks(4000, 7, [7, 4], generator(0))[1])
+    share = masks.float().mean(0)
+    torch.testing.assert_close(share[1:-1], torch.full((5,), 2 / 5), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("counts", [[9, 3, 6], [10, 3], [9, 1], [3, 6, 9]])
+def test_counts_that_do_not_descend_are_refused(counts):
+    with pytest.raises(ValueError, match="keyframe counts"):
+        nested_masks(2, 9, counts, None)
+    with pytest.raises(ValueError, match="keyframe counts"):
+        masks_of(even_ranks(9, [9, 3]).expand(2, -1), counts)
+
+
+def by_search(mask):
+    """Neighbouring keyframes of one clip, frame by frame."""
+    keys = [t for t, kept in enumerate(mask) if kept]
+    for t in range(len(mask)):
+        left = max((k for k in keys if k <= t), default=keys[0])
+        right = min((k for k in keys if k >= t), default=keys[-1])
+        yield left, right, (t - left) / (right - left) if left < t < right else 0.0
+
+
+def test_neighbours_by_search():
+    mask = torch.rand(40, 11, generator=generator(1)) < 0.4
+    mask[:, 5] |= ~mask.any(1)
+    found = neighbours(mask)
+    for clip in range(40):
+        left, right, fraction = zip(*by_search(mask[clip].tolist()), strict=True)
+        assert found.left[clip].tolist() == list(left)
+        assert found.right[clip].tolist() == list(right)
+        assert found.fraction[clip].tolist() == pytest.approx(fraction)
+
+
+def test_a_clip_without_keyframes_is_refused():
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    mask[1] = False
+    with pytest.raises(ValueError, match="at least one keyframe"):
+        neighbours(mask)
+
+
+def test_frames_are_taken_clip_by_clip():
+    latents = torch.randn(2, 3, 5, 2, 2, generator=generator(2))
+    index = torch.tensor([[4, 0], [1, 1]])
+    expected = torch.stack([latents[0][:, [4, 0]], latents[1][:, [1, 1]]])
+    assert torch.equal(frames_at(latents, index), expected)

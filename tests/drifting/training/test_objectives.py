@@ -1,0 +1,176 @@
+"""Drifting pulls clips to their class without pairs, paired training pulls them to the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from braid.common.rng import generator
+from braid.drifting.training.objectives import Draws, DriftObjective, PairedObjective
+from braid.drifting.video.corruption import Corruption
+from braid.drifting.video.features import vanilla
+from braid.metrics.distances import energy_distance
+from braid.training.optimizers import adamw
+from braid.training.trainer import LoopSettings, TrainResult, train
+from tests.drifting.toy_refinement import (
+    DRAWS,
+    toy_clips,
+    toy_corruption,
+    toy_objective,
+    toy_refiner,
+)
+
+CPU = torch.device("cpu")
+
+
+def run(objective, steps: int, checkpoint: Path | None = None, kill_at: int = -1) -> TrainResult:
+    def killed(done, module, ema):
+        if done == kill_at:
+            raise KeyboardInterrupt
+
+    return train(
+        objective,
+        adamw(objective, lr=5e-3),
+        lambda step: 1.0,
+        LoopSettings(steps=steps, log_every=10, checkpoint_every=5, clip_norm=2.0),
+        seed=0,
+        device=CPU,
+        checkpoint=checkpoint,
+        stateful=objective.stateful(),
+        hooks={"kill": killed},
+    )
+
+
+def middle(objective) -> tuple[torch.Tensor, torch.Tensor]:
+    """Refined and true middle frames of all clips, and their labels."""
+    clips, labels = toy_clips()
+    ids = torch.arange(len(clips))
+    corrupted = toy_corruption()(clips, torch.ones_like(ids), ids, generator(0))
+    ones = torch.ones(len(clips))
+    refined = objective.refiner(*corrupted, labels, torch.ones_like(ids), ones)
+    return refined[:, :, 2].detach(), clips[:, :, 2]
+
+
+@pytest.mark.parametrize("kind", ["drift", "paired"])
+def test_the_middle_bends_the_way_its_class_does(kind: str) -> None:
+    objective = toy_objective(kind)
+    before, truth = middle(objective)
+    run(objective, 80)
+    after, _ = middle(objective)
+    points = [each.flatten(1).double().numpy() for each in (truth, before, after)]
+    assert energy_distance(points[0], points[2]) < 0.3 * energy_distance(points[0], points[1])
+    _, labels = toy_clips()
+    assert after[labels == 0].mean() > 0.5 > -0.5 > after[labels == 1].mean()
+
+
+def test_paired_training_overfits_its_clips() -> None:
+    objective = toy_objective("paired")
+    history = run(objective, 120).history
+    assert history[-1]["loss"] < 0.1 * history[0]["loss"]
+
+
+def test_positives_come_from_the_queue_of_the_clip_s_class(monkeypatch) -> None:
+    objective = toy_objective("drift", {"positives": 8})
+    clips, labels = toy_clips()
+    seen = []
+    monkeypatch.setattr(objective, "loss", _recording(objective.loss, seen))
+    objective(0, generator(0, "step"))
+    tokens = vanilla(["tokens"])(clips)["tokens"]
+    queues = objective.queues["real"]
+    for row in range(2):
+        matches = (tokens[:, None] == seen[0]["tokens"].positives[row][None]).all(-1).all(-1)
+        classes = labels[matches.any(1)]
+        assert len(set(classes.tolist())) == 1
+        assert matches.any(0).all()
+    assert queues.held.min() >= 8
+
+
+def test_queued_negatives_are_clips_made_in_earlier_steps(monkeypatch) -> None:
+    objective = toy_objective("drift", {"negatives": 3})
+    seen = []
+    monkeypatch.setattr(objective, "loss", _recording(objective.loss, seen))
+    for step in range(2):
+        objective(step, generator(0, "step", step))
+    first, second = (each["tokens"] for each in seen)
+    assert first.negative_count.tolist() == [0, 0]
+    assert second.negative_count.tolist() == [3, 3]
+    made = first.generated.flatten(0, 1)
+    matches = (made[:, None] == second.negatives.flatten(0, 1)[None]).all(-1).all(-1)
+    assert matches.any(0).all()
+
+
+def test_a_branch_of_weight_zero_is_not_run_and_weights_scale_their_term() -> None:
+    objective = toy_objective("drift")
+    once = objective(0, generator(0, "step"))["vanilla"]
+    objective = toy_objective("drift")
+    objective.branches = {"vanilla": (3.0, vanilla(["tokens"]))}
+    thrice = objective(0, generator(0, "step"))["vanilla"].item()
+    assert thrice == pytest.approx(3 * once.item())
+    base = (objective.refiner, objective.corruption, objective.latents, toy_clips()[1])
+    without = DriftObjective(
+        *base,
+        objective.draws,
+        branches={"vanilla": (1.0, vanilla(["clip"])), "encoder": (0.0, _never)},
+        loss=objective.loss,
+        log_every=10,
+    )
+    assert set(without(0, generator(0, "step"))) == {"vanilla"}
+
+
+def test_statistics_are_there_on_logging_steps_only() -> None:
+    objective = toy_objective("drift")
+    objective(0, generator(0, "step"))
+    logged = set(objective.diagnostics)
+    objective(1, generator(0, "step"))
+    assert set(objective.diagnostics) == {"repeated_clips", "short_queues"} < logged
+
+
+def test_short_queues_and_small_classes_are_counted() -> None:
+    objective = toy_objective("drift", {"generated": 24, "positives": 30, "queue": 32})
+    objective(0, generator(0, "step"))
+    assert objective.diagnostics["repeated_clips"] == 8  # of 20 clips a class
+    assert objective.diagnostics["short_queues"] == 0
+    objective = toy_objective("drift", {"generated": 2, "positives": 30, "queue": 32})
+    objective(0, generator(0, "step"))
+    assert objective.diagnostics["short_queues"] == 2
+
+
+def test_killed_and_resumed_gives_the_same_weights(tmp_path: Path) -> None:
+    unbroken = toy_objective("drift", {"negatives": 2})
+    run(unbroken, 12)
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_objective("drift", {"negatives": 2}), 12, tmp_path / "state.pt", kill_at=8)
+    resumed = toy_objective("drift", {"negatives": 2})
+    run(resumed, 12, tmp_path / "state.pt")
+    for name, weights in unbroken.state_dict().items():
+        assert torch.equal(weights, resumed.state_dict()[name]), name
+
+
+def test_phase_one_anchors_stand_in_for_keyframes_where_the_corruption_asks_for_them() -> None:
+    clips, labels = toy_clips()
+    for share, replaced in ((0.0, 0), (1.0, 8)):
+        corruption = Corruption(5, levels=1, min_keyframes=3, student_replace_prob=share)
+        objective = PairedObjective(
+            toy_refiner(),
+            corruption,
+            lambda positions: clips[positions],
+            labels,
+            Draws(**DRAWS),
+            anchors=lambda positions: torch.full_like(clips[positions], 9.0),
+        )
+        corrupted = objective.refine(torch.ones(2), generator(0, "step")).corrupted
+        assert (corrupted.latents[:, :, 2] == 9).all(1).all(1).all(1).sum() == replaced
+
+
+def _recording(loss, seen):
+    def record(groups, weight, statistics=False):
+        seen.append(groups)
+        return loss(groups, weight, statistics=statistics)
+
+    return record
+
+
+def _never(clips):
+    raise AssertionError("a branch of weight zero was run")

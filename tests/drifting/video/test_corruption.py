@@ -1,0 +1,223 @@
+import pytest
+import torch
+
+from braid.common.rng import generator
+from braid.drifting.interpolation.interpolation import METHODS, interpolate
+from braid.drifting.interpolation.keyframes import nested_masks
+from braid.drifting.video.corruption import Corruption, interpolation_errors
+
+FRAMES, CLIPS = 9, 12
+IDS = 100 + torch.arange(CLIPS)
+LEVEL = torch.arange(CLIPS) % 3
+EVERYTHING = {"placement": "random", "noise": "dist", "sigma": 0.3, "student_replace_prob": 0.5}
+
+
+def clips(seed=0, count=CLIPS):
+    return torch.randn(count, 4, FRAMES, 5, 6, generator=generator(seed))
+
+
+def corrupted(latents=None, level=LEVEL, ids=IDS, seed=7, **params):
+    latents = clips() if latents is None else latents
+    anchors = clips(1)[: len(latents)] + 10
+    return Corruption(FRAMES, **params)(latents, level, ids, generator(seed), anchors)
+
+
+@pytest.mark.parametrize("interpolator", METHODS)
+@pytest.mark.parametrize("size", [1, 5, 6])
+def test_the_batch_split_does_not_change_the_bytes(interpolator, size):
+    corruption = Corruption(FRAMES, interpolator=interpolator, **EVERYTHING)
+    latents, anchors = clips(), clips(1)
+    whole = corruption(latents, LEVEL, IDS, generator(7), anchors)
+    draw = generator(7)
+    parts = [
+        corruption(latents[at], LEVEL[at], IDS[at], draw, anchors[at])
+        for at in torch.arange(CLIPS).split(size)
+    ]
+    for joined, expected in zip(zip(*parts, strict=True), whole, strict=True):
+        assert torch.equal(torch.cat(joined), expected)
+
+
+def test_only_the_generators_seed_counts():
+    usual = corrupted(**EVERYTHING)
+    torch.rand(5)  # the global stream moves on
+    assert all(torch.equal(*pair) for pair in zip(corrupted(**EVERYTHING), usual, strict=True))
+    assert not torch.equal(corrupted(seed=8, **EVERYTHING).latents, usual.latents)
+    others = corrupted(ids=IDS + 1, **EVERYTHING)
+    assert not torch.equal(others.latents, usual.latents)
+    assert not torch.equal(others.mask, usual.mask)
+
+
+def test_each_clip_is_at_its_own_level():
+    for placement in ("even", "random"):
+        mask = corrupted(placement=placement).mask
+        assert mask.sum(1).tolist() == [[9, 6, 3][s] for s in LEVEL.tolist()]
+        assert mask[:, [0, -1]].all()
+
+
+def test_a_clips_coarser_keyframes_are_among_its_finer_ones():
+    masks = [corrupted(level=torch.full((CLIPS,), s), placement="random").mask for s in range(3)]
+    assert (masks[1] <= masks[0]).all()
+    assert (masks[2] <= masks[1]).all()
+
+
+def test_without_noise_it_is_interpolation():
+    found = corrupted()
+    mask = nested_masks(CLIPS, FRAMES, [9, 6, 3], None)[LEVEL, torch.arange(CLIPS)]
+    assert torch.equal(found.mask, mask)
+    assert torch.equal(found.latents, interpolate(clips(), mask, "linear"))
+
+
+def test_level_0_is_the_clip_itself():
+    found = corrupted(level=torch.zeros(CLIPS, dtype=torch.int64))
+    assert torch.equal(found.latents, clips())
+
+
+def noise_scale(**params):
+    """Standard deviation of what the noise adds to each frame, [B, T]."""
+    flat = torch.zeros(CLIPS, 4, FRAMES, 60, 50)
+    level = torch.full((CLIPS,), 2)
+    return corrupted(flat, level, sigma=0.3, **params).latents.std((1, 3, 4))
+
+
+def test_gaussian_noise_is_alike_on_all_missing_frames():
+    expected = torch.tensor([0.25, 1, 1, 1, 0.25, 1, 1, 1, 0.25]) * 0.3
+    found = noise_scale(noise="gauss", keyframe_noise=0.25)
+    torch.testing.assert_close(found, expected.expand(CLIPS, -1), rtol=0.05, atol=0)
+
+
+def test_noise_grows_with_the_distance_to_keyframes():
+    expected = torch.tensor([0, 0.5, 1, 0.5, 0, 0.5, 1, 0.5, 0]) * 0.3
+    found = noise_scale(noise="dist", keyframe_noise=0.0)
+    torch.testing.assert_close(found, expected.expand(CLIPS, -1), rtol=0.05, atol=0)
+
+
+def test_frames_without_noise_keep_their_bits():
+    latents = torch.full(clips().shape, -0.0)
+    found = corrupted(latents, noise="gauss", keyframe_noise=0.0)
+    kept = found.mask[:, None, :, None, None].expand(latents.shape)
+    bits, expected = (each[kept].view(torch.int32) for each in (found.latents, latents))
+    assert torch.equal(bits, expected)
+    assert (found.latents[~kept] != 0).all()
+
+
+def test_anchors_take_the_place_of_keyframes_before_interpolation():
+    found = corrupted(student_replace_prob=0.5)
+    replaced = found.confidence == 0.5
+    assert 0.3 < float(replaced[:, 1:-1].sum() / found.mask[:, 1:-1].sum()) < 0.7
+    assert not replaced[:, [0, -1]].any()
+    assert (replaced <= found.mask).all()
+    source = torch.where(replaced[:, None, :, None, None], clips(1) + 10, clips())
+    assert torch.equal(found.latents, interpolate(source, found.mask, "linear"))
+
+
+def test_all_interior_keyframes_can_be_replaced():
+    found = corrupted(student_replace_prob=1.0)
+    assert torch.equal(found.confidence[:, 1:-1] == 0.5, found.mask[:, 1:-1])
+
+
+def test_confidence_of_every_kind_of_frame():
+    coarsest = corrupted(level=torch.full((CLIPS,), 2)).confidence
+    expected = torch.tensor([1, 0, 0, 0, 0.95, 0, 0, 0, 1])
+    assert torch.equal(coarsest, expected.expand(CLIPS, -1))
+    replaced = corrupted(level=torch.full((CLIPS,), 2), student_replace_prob=1.0).confidence
+    assert torch.equal(replaced[0], torch.tensor([1, 0, 0, 0, 0.5, 0, 0, 0, 1]))
+
+
+@pytest.mark.parametrize("noise", ["none", "gauss", "dist"])
+@pytest.mark.parametrize("interpolator", METHODS)
+def test_imputation_keeps_what_is_given_bit_for_bit(noise, interpolator):
+    corruption = Corruption(FRAMES, noise=noise, sigma=0.5, interpolator=interpolator)
+    mask = torch.rand(CLIPS, FRAMES, generator=generator(3)) < 0.4
+    mask[:, 2] = True
+    kept = mask[:, None, :, None, None].expand(clips().shape)
+    storyboard = torch.where(kept, clips(), torch.nan)
+    found = corruption.impute(storyboard, mask, IDS, generator(7))
+    assert torch.equal(found.latents[kept], clips()[kept])
+    assert found.latents.isfinite().all()
+    assert torch.equal(found.mask, mask)
+    assert torch.equal(found.confidence > 0, mask)
+    plain = interpolate(clips(), mask, interpolator, **corruption.settings)
+    assert torch.equal(found.latents, plain) == (noise == "none")
+
+
+def test_noise_beyond_the_last_given_frame_is_full():
+    mask = torch.zeros(CLIPS, FRAMES, dtype=torch.bool)
+    mask[:, :4] = True
+    flat = torch.zeros(CLIPS, 4, FRAMES, 60, 50)
+    corruption = Corruption(FRAMES, noise="dist", sigma=0.3)
+    scale = corruption.impute(flat, mask, IDS, generator(7)).latents.std((1, 3, 4))
+    torch.testing.assert_close(scale[:, 4:], torch.full((CLIPS, 5), 0.3), rtol=0.05, atol=0)
+
+
+def test_imputation_as_in_training():
+    corruption = Corruption(FRAMES, noise="dist", keyframe_noise=0.0, sigma=0.5)
+    trained = corruption(clips(), LEVEL, IDS, generator(7))
+    imputed = corruption.impute(clips(), trained.mask, IDS, generator(7))
+    assert all(torch.equal(*pair) for pair in zip(trained, imputed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        ({}, {"levels": 3}),
+        ({}, {"min_keyframes": 4}),
+        ({"levels": 3}, {"schedule": "linear"}),
+        ({"min_keyframes": 2, "levels": 3}, {"schedule": "geometric"}),
+        ({}, {"placement": "random"}),
+        *(({}, {"interpolator": method}) for method in METHODS if method != "linear"),
+        ({"interpolator": "harmonic"}, {"sigma_feature": 0.5}),
+        ({"interpolator": "harmonic"}, {"sigma_space": 0.9}),
+        ({"interpolator": "harmonic"}, {"lambda_reg": 0.1}),
+        ({"interpolator": "sinkhorn"}, {"sinkhorn_temperature": 0.2}),
+        ({"interpolator": "sinkhorn"}, {"sinkhorn_reach": 0.5}),
+        ({"interpolator": "sinkhorn"}, {"dustbin": 3.0}),
+        ({}, {"noise": "gauss"}),
+        ({"noise": "gauss"}, {"noise": "dist"}),
+        ({"noise": "gauss"}, {"sigma": 0.1}),
+        ({"noise": "gauss"}, {"keyframe_noise": 0.5}),
+        ({}, {"student_replace_prob": 0.9}),
+    ],
+)
+def test_every_param_counts(base, change):
+    assert not torch.equal(corrupted(**base).latents, corrupted(**{**base, **change}).latents)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"levels": 7}, "corruption.levels"),
+        ({"min_keyframes": 10}, "corruption.min_keyframes"),
+        ({"schedule": "halving"}, "corruption.schedule"),
+        ({"placement": "odd"}, "corruption.placement is 'odd', expected one of even, random"),
+        ({"interpolator": "spline"}, "corruption.interpolator is 'spline'"),
+        ({"noise": "pink"}, "corruption.noise is 'pink', expected one of none, gauss, dist"),
+    ],
+)
+def test_impossible_params_are_refused_early(params, message):
+    with pytest.raises(ValueError, match=message):
+        Corruption(FRAMES, **params)
+
+
+def test_bad_clips_are_refused():
+    corruption = Corruption(FRAMES, student_replace_prob=0.1, noise="gauss")
+    with pytest.raises(ValueError, match=r"student_replace_prob is positive.*no anchors"):
+        corruption(clips(), LEVEL, IDS, generator(0))
+    with pytest.raises(ValueError, match=r"expected latents \[B, C, 9, H, W\]"):
+        corruption(clips()[:, :, :5], LEVEL, IDS, generator(0), clips())
+    with pytest.raises(ValueError, match="expected ids and a generator"):
+        corruption.impute(clips(), torch.ones(CLIPS, FRAMES, dtype=torch.bool))
+
+
+def test_errors_of_an_interpolator_by_level():
+    settings = Corruption(FRAMES, interpolator="harmonic").settings
+    rows = interpolation_errors(clips(), [9, 6, 3], "harmonic", settings)
+    assert [(r["level"], r["keyframes"], r["interpolator"]) for r in rows] == [
+        (1, 6, "harmonic"),
+        (2, 3, "harmonic"),
+    ]
+    mask = nested_masks(CLIPS, FRAMES, [9, 6, 3], None)[2]
+    error = (interpolate(clips(), mask, "harmonic", **settings) - clips()).square()
+    missing = [0, 4, 8]
+    assert rows[1]["mse_all"] == pytest.approx(float(error.mean()))
+    assert rows[1]["mse_missing"] == pytest.approx(float(error.sum()) / (error.numel() * 6 / 9))
+    assert error[:, :, missing].max() == 0

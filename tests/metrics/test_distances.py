@@ -1,0 +1,60 @@
+"""Distances between sets of samples against closed forms and libraries."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.linalg import sqrtm
+
+from braid.metrics.distances import covered, energy_distance, frechet_distance, manifold
+
+RANDOM = np.random.default_rng(0)
+
+
+def test_the_frechet_distance_of_gaussians_is_the_closed_form() -> None:
+    first = RANDOM.normal(size=(400, 4)) @ RANDOM.normal(size=(4, 4))
+    second = RANDOM.normal(size=(300, 4)) @ RANDOM.normal(size=(4, 4)) + 1
+    c1, c2 = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
+    gap = first.mean(0) - second.mean(0)
+    expected = gap @ gap + np.trace(c1 + c2 - 2 * sqrtm(c1 @ c2).real)
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(first, first + 2) == pytest.approx(16, rel=1e-6)
+    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_degenerate_set_has_a_finite_frechet_distance() -> None:
+    points = RANDOM.normal(size=(50, 6))
+    still = np.ones((50, 6))
+    expected = ((points.mean(0) - 1) ** 2).sum() + np.trace(np.cov(points, rowvar=False))
+    assert frechet_distance(points, still) == pytest.approx(expected)
+
+
+def test_the_energy_distance_is_near_zero_for_one_distribution_and_grows() -> None:
+    draws = [RANDOM.normal(size=(400, 3)) for _ in range(2)]
+    same = energy_distance(*draws)
+    assert abs(same) < 0.02
+    assert energy_distance(draws[0], draws[1] + 1) > 0.2
+    assert energy_distance(draws[0], draws[1] * 0) > 0.2
+
+
+def test_the_energy_distance_of_two_points_by_hand() -> None:
+    first, second = np.array([[0.0], [2.0]]), np.array([[1.0], [5.0]])
+    between = (1 + 5 + 1 + 3) / 4
+    assert energy_distance(first, second) == pytest.approx(2 * between - 2 - 4)
+
+
+def test_real_samples_are_precise_and_cover_and_a_collapsed_set_is_seen() -> None:
+    real, other = RANDOM.normal(size=(300, 4)), RANDOM.normal(size=(300, 4))
+    good = manifold(real, other, 5)
+    assert min(good["precision"], good["recall"], good["coverage"]) > 0.85
+    assert good["density"] == pytest.approx(1, abs=0.2)
+    collapsed = manifold(real, np.repeat(other[:1], 300, axis=0) * 0.01, 5)
+    assert collapsed["precision"] == 1
+    assert collapsed["recall"] == 0
+    assert collapsed["coverage"] < 0.2
+    assert covered(real, other, 5).mean() == good["coverage"]
+
+
+def test_too_few_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 real samples, expected more than 5"):
+        manifold(np.zeros((3, 2)), np.zeros((9, 2)), 5)

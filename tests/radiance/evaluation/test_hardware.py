@@ -1,0 +1,177 @@
+"""Cost measurements with a fake clock and sensor; nothing here asserts on real time."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from braid.radiance.evaluation import hardware
+from braid.radiance.evaluation.hardware import (
+    PowerMeter,
+    SensorError,
+    measure_frames,
+    peak_memory,
+    power_sensor,
+    trapezoid_mean,
+)
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+class Ticks:
+    """A clock that shows the given times, one a call."""
+
+    def __init__(self, *times: float) -> None:
+        self.times = list(times)
+
+    def __call__(self) -> float:
+        return self.times.pop(0)
+
+
+def test_the_trapezoid_of_a_linear_sensor_is_exact_at_uneven_times() -> None:
+    times = [0.0, 0.1, 0.5, 0.55, 2.0]
+    assert trapezoid_mean([(t, 100 + 50 * t) for t in times]) == pytest.approx(150)
+
+
+def test_the_trapezoid_of_a_sine_converges() -> None:
+    samples = [(t, 200 + 100 * math.sin(t)) for t in [math.pi * i / 400 for i in range(401)]]
+    assert trapezoid_mean(samples) == pytest.approx(200 + 100 * 2 / math.pi, abs=1e-2)
+
+
+def test_the_trapezoid_weighs_by_time_not_by_sample() -> None:
+    crowded = [(0.0, 10.0), (0.1, 10.0), (0.2, 10.0), (0.3, 10.0), (1.0, 10.0), (3.0, 110.0)]
+    assert trapezoid_mean(crowded) == pytest.approx((10 * 1 + 60 * 2) / 3)
+
+
+def test_one_instant_is_its_own_average() -> None:
+    assert trapezoid_mean([(2.0, 70.0)]) == 70
+    assert trapezoid_mean([(2.0, 70.0), (2.0, 90.0)]) == 70
+
+
+def test_the_meter_samples_at_both_ends_and_in_between() -> None:
+    watts = iter([100.0, 300.0, 200.0])
+    meter = PowerMeter(lambda: next(watts), clock=Ticks(10, 11, 14), period=3600)
+    with meter:
+        meter.sample()
+    assert meter.average() == pytest.approx((200 * 1 + 250 * 3) / 4)
+    assert meter.reason is None
+
+
+def test_the_meter_samples_in_the_background() -> None:
+    enough = threading.Event()
+    seen = []
+
+    def sensor() -> float:
+        seen.append(threading.current_thread())
+        if len(seen) >= 4:
+            enough.set()
+        return 50.0
+
+    with PowerMeter(sensor, period=1e-3) as meter:
+        assert enough.wait(timeout=30)
+    assert meter.average() == pytest.approx(50)
+    assert len(set(seen)) == 2
+
+
+def test_a_sensor_that_fails_on_the_way_gives_no_figure_but_a_reason() -> None:
+    readings = iter([100.0])
+
+    def sensor() -> float:
+        for value in readings:
+            return value
+        raise SensorError("NVML: GPU is lost")
+
+    with PowerMeter(sensor, period=3600) as meter:
+        pass
+    assert (meter.average(), meter.reason) == (None, "NVML: GPU is lost")
+
+
+def test_a_cpu_run_has_no_power_figure_but_a_reason() -> None:
+    with PowerMeter(power_sensor(CPU)) as meter:
+        pass
+    assert meter.average() is None
+    assert meter.reason == "NVML reads NVIDIA GPUs only, the run was on cpu"
+
+
+class FakeNvml(SimpleNamespace):
+    """Just enough of pynvml: one device whose power is 123.456 W."""
+
+    class NVMLError(Exception):
+        pass
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        if self.broken:
+            raise self.NVMLError("Driver Not Loaded")
+
+    def nvmlDeviceGetHandleByUUID(self, name: str) -> str:  # noqa: N802
+        return name
+
+    def nvmlDeviceGetPowerUsage(self, handle: str) -> int:  # noqa: N802
+        if self.lost:
+            raise self.NVMLError("GPU is lost")
+        assert handle == "GPU-abc"
+        return 123456
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, broken: bool = False, lost: bool = False) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(broken=broken, lost=lost))
+    properties = SimpleNamespace(uuid="abc")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+
+
+def test_nvml_milliwatts_become_watts(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(monkeypatch)
+    sensor = power_sensor(CUDA)
+    assert not isinstance(sensor, str)
+    assert sensor() == pytest.approx(123.456)
+
+
+def test_nvmls_own_words_are_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(monkeypatch, broken=True)
+    assert power_sensor(CUDA) == "NVML: Driver Not Loaded"
+    fake(monkeypatch, lost=True)
+    with PowerMeter(power_sensor(CUDA)) as meter:
+        pass
+    assert (meter.average(), meter.reason) == (None, "NVML: GPU is lost")
+
+
+def test_frames_are_timed_after_one_that_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[int] = []
+    monkeypatch.setattr(hardware.time, "perf_counter", Ticks(100, 102))
+    cost = measure_frames(rendered.append, 5, CPU)
+    assert rendered == [0, 0, 1, 2, 3, 4]
+    assert (cost.frames, cost.fps) == (5, 2.5)
+    assert cost.power_w is None
+    assert cost.power_reason
+    assert cost.peak_memory_mib > 10
+    assert "RSS" in cost.peak_memory_of
+
+
+@pytest.mark.parametrize(("platform", "expected"), [("linux", 3.0), ("darwin", 3 / 1024)])
+def test_peak_memory_knows_its_platforms_unit(
+    monkeypatch: pytest.MonkeyPatch, platform: str, expected: float
+) -> None:
+    usage = SimpleNamespace(ru_maxrss=3 * 1024)
+    monkeypatch.setattr(hardware.resource, "getrusage", lambda _: usage)
+    monkeypatch.setattr(hardware.sys, "platform", platform)
+    assert peak_memory(CPU)[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("frames", [0, -1])
+def test_fewer_than_one_frame_is_refused(frames: int) -> None:
+    with pytest.raises(ValueError, match=f"at least 1, got {frames}"):
+        measure_frames(lambda _: None, frames, CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_run_reports_cuda_memory_and_power() -> None:
+    cost = measure_frames(lambda _: torch.ones(2**24, device=CUDA).sum(), 20, CUDA)
+    assert cost.peak_memory_mib >= 64
+    assert "CUDA" in cost.peak_memory_of
+    assert cost.power_w is None or cost.power_w > 1

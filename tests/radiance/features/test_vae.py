@@ -1,0 +1,144 @@
+import math
+
+import pytest
+import torch
+
+from braid.radiance.features.vae import (
+    FeatureVae,
+    Posterior,
+    VaeObjective,
+    channel_balance,
+    load_vae,
+    save_vae,
+)
+
+COLUMNS = {"a": slice(0, 4), "b": slice(4, 5)}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_kl_is_that_of_torch_distributions():
+    posterior = Posterior(
+        torch.randn(50, 3, generator=generator()), torch.linspace(-10, 4, 150).view(50, 3)
+    )
+    normal = torch.distributions.Normal(posterior.mean, (0.5 * posterior.log_variance).exp())
+    standard = torch.distributions.Normal(0.0, 1.0)
+    expected = torch.distributions.kl_divergence(normal, standard)
+    torch.testing.assert_close(posterior.kl(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_samples_have_the_posterior_moments():
+    posterior = Posterior(torch.full((100_000, 1), 2.0), torch.full((100_000, 1), math.log(0.25)))
+    sample = posterior.sample(generator())
+    assert sample.mean().item() == pytest.approx(2.0, abs=0.01)
+    assert sample.std().item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_balance_is_the_mean_over_groups_of_group_means():
+    square = torch.rand(7, 5, generator=generator())
+    expected = (square[:, :4].mean(1) + square[:, 4]) / 2
+    torch.testing.assert_close(square @ channel_balance(COLUMNS), expected)
+
+
+def test_log_variance_stays_within_its_limits():
+    vae = FeatureVae(5, hidden=(), latent=2)
+    posterior = vae.encode(1e4 * torch.randn(20, 5, generator=generator()))
+    assert posterior.log_variance.min() == -10
+    assert posterior.log_variance.max() == 4
+
+
+def test_a_latent_pays_only_above_its_free_bits_and_beta_warms_up():
+    vae = FeatureVae(5, hidden=(), latent=3)
+    for parameter in vae.parameters():
+        torch.nn.init.zeros_(parameter)  # the posterior is the prior: no KL
+    values = torch.randn(64, 5, generator=generator())
+    objective = VaeObjective(vae, values, COLUMNS, batch=64, beta=0.5, warmup=10, free_bits=0.02)
+    terms = objective(5, generator())
+    assert terms["kl"].item() == pytest.approx(0.25 * 3 * 0.02)
+    terms["kl"].backward()
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in vae.parameters())
+    assert [objective.beta(step) for step in (0, 5, 10, 99)] == [0.0, 0.25, 0.5, 0.5]
+
+
+def test_the_same_generator_gives_the_same_terms():
+    objective = VaeObjective(
+        FeatureVae(5, latent=2), torch.randn(64, 5, generator=generator()), COLUMNS, batch=16
+    )
+    first, second = objective(2000, generator(3)), objective(2000, generator(3))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_data_are_no_part_of_the_state():
+    objective = VaeObjective(FeatureVae(5, latent=2), torch.randn(64, 5), COLUMNS)
+    assert all(name.startswith("vae.") for name in objective.state_dict())
+
+
+def test_a_linear_vae_reaches_probabilistic_pca():
+    """With one group MSE + beta KL is 2 sigma^2 / F times the negative ELBO, sigma^2 = beta F / 2.
+
+    Its optimum is probabilistic PCA with that noise (Tipping & Bishop 1999; Lucas et al. 2019):
+    decoder variances lambda - sigma^2 along the leading axes, and no use for an axis whose
+    lambda is below sigma^2.
+    """
+    torch.manual_seed(0)
+    spectrum = torch.tensor([4.0, 2.0, 1.0, 0.1, 0.05, 0.05])
+    axes = torch.linalg.qr(torch.randn(6, 6, generator=generator(1)))[0]
+    values = torch.randn(512, 6, generator=generator(2))
+    values = values - values.mean(0)
+    values = torch.linalg.qr(values)[0] * math.sqrt(512) * spectrum.sqrt() @ axes.T
+    noise = 0.4
+    objective = VaeObjective(
+        FeatureVae(6, hidden=(), latent=4),
+        values,
+        {"all": slice(0, 6)},
+        batch=512,
+        beta=2 * noise / 6,
+        warmup=1,
+        free_bits=0.0,
+    )
+    optimizer = torch.optim.Adam(objective.parameters(), lr=0.02)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 800)
+    random = generator(4)
+    for step in range(800):
+        optimizer.zero_grad()
+        sum(objective(step + 1, random).values()).backward()
+        optimizer.step()
+        schedule.step()
+    weight = objective.vae.decoder.linear.weight.detach()
+    expected = torch.cat([spectrum[:3] - noise, torch.zeros(3)])
+    learnt = torch.linalg.eigvalsh(weight @ weight.T).flip(0)
+    torch.testing.assert_close(learnt, expected, atol=0.12, rtol=0.04)
+    leading = torch.linalg.svd(weight)[0][:, :3]
+    torch.testing.assert_close(
+        torch.linalg.matrix_norm(leading.T @ axes[:, :3]),
+        torch.tensor(math.sqrt(3)),
+        atol=5e-3,
+        rtol=0,
+    )
+    with torch.no_grad():
+        loss = sum(float(sum(objective(2, random).values())) for _ in range(50)) / 50
+    model = expected + noise  # spectrum of the model's covariance
+    bound = 0.5 * (model.log() + spectrum / model).sum() - 0.5 * 6 * math.log(noise)
+    assert loss == pytest.approx(2 * noise / 6 * bound.item(), rel=0.02)
+
+
+def test_a_saved_vae_computes_the_same(tmp_path):
+    vae = FeatureVae(5, hidden=(8,), latent=2)
+    save_vae(tmp_path / "vae", vae, "abc")
+    again = load_vae(tmp_path / "vae", "abc")
+    values = torch.randn(9, 5, generator=generator())
+    assert torch.equal(again.encode(values).mean, vae.encode(values).mean)
+    assert torch.equal(again.decode(values[:, :2]), vae.decode(values[:, :2]))
+
+
+def test_a_vae_of_other_features_or_a_missing_one_is_refused(tmp_path):
+    save_vae(tmp_path / "vae", FeatureVae(5, hidden=(8,), latent=2), "abc")
+    with pytest.raises(ValueError, match="trained on feature schema abc"):
+        load_vae(tmp_path / "vae", "def")
+    with pytest.raises(ValueError, match=r"nothing: expected config.json"):
+        load_vae(tmp_path / "nothing", "abc")
+    (tmp_path / "vae" / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"vae: expected config.json and model.safetensors"):
+        load_vae(tmp_path / "vae", "abc")

@@ -1,0 +1,225 @@
+"""The scene format: conventions, round trip, and one clear line for each kind of bad input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from braid.radiance.scenes.blender import Views, load_views, resize, save_views
+from braid.radiance.scenes.cameras import Cameras
+from tests.radiance.blender_scene import edit, pose, write_image, write_scene
+
+
+def test_straight_alpha_on_disk_becomes_premultiplied_float(tmp_path: Path) -> None:
+    write_scene(tmp_path, frames=1)
+    write_image(tmp_path / "train/r_0.png", [[[200, 100, 50, 51], [255, 255, 255, 0]]])
+    views = load_views(tmp_path, "train")
+    assert views.rgba.dtype == torch.float32
+    expected = np.array([200, 100, 50, 255]) / 255 * 0.2
+    np.testing.assert_allclose(views.rgba[0, 0, 0], expected, atol=1e-7)
+    np.testing.assert_array_equal(views.rgba[0, 0, 1], 0)
+    np.testing.assert_allclose(views.on_white()[0, 0, 0], expected[:3] + 0.8, atol=1e-6)
+    np.testing.assert_array_equal(views.on_white()[0, 0, 1], 1)
+
+
+def test_a_known_point_falls_on_the_expected_pixel(tmp_path: Path) -> None:
+    """OpenGL axes: a point up and to the right of a camera that looks along -z."""
+    write_scene(tmp_path, size=(4, 6))
+    cameras = load_views(tmp_path, "train").cameras
+    assert (cameras.width, cameras.height) == (6, 4)
+    assert cameras.focal == pytest.approx(3 / math.tan(0.35))
+    column, row, depth = 4, 1, 2.5
+    ray = cameras.rays(torch.tensor([1]), torch.tensor([row * 6 + column]))
+    point = (ray.origins + ray.directions * depth / -ray.directions[0, 2])[0]
+    expected = [(4.5 - 3) * depth / cameras.focal, (2 - 1.5) * depth / cameras.focal, 4 - depth]
+    np.testing.assert_allclose(point, expected, atol=1e-6)
+    local = cameras.world_to_camera()[1] @ torch.cat([point, torch.ones(1)])
+    pixel = cameras.focal * local[:2] / local[2] + torch.tensor([3.0, 2.0])
+    np.testing.assert_allclose(pixel, [column + 0.5, row + 0.5], atol=1e-5)
+
+
+def test_names_with_png_and_without_read_the_same(tmp_path: Path) -> None:
+    path = write_scene(tmp_path)
+    plain = load_views(tmp_path, "train")
+    edit(path, lambda c: [f.update(file_path=f["file_path"] + ".png") for f in c["frames"]])
+    torch.testing.assert_close(load_views(tmp_path, "train").rgba, plain.rgba, rtol=0, atol=0)
+
+
+def test_files_that_the_json_does_not_name_are_never_read(tmp_path: Path) -> None:
+    write_scene(tmp_path)
+    (tmp_path / "train/r_0_depth_0001.png").write_bytes(b"not an image")
+    assert len(load_views(tmp_path, "train")) == 2
+
+
+def test_a_scene_linked_out_of_a_cache_is_read(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scene")
+    image = tmp_path / "scene/train/r_0.png"
+    image.rename(tmp_path / "cached")
+    image.symlink_to(tmp_path / "cached")
+    assert len(load_views(tmp_path / "scene", "train")) == 2
+
+
+def random_views(count: int = 2, height: int = 6, width: int = 8) -> Views:
+    generator = torch.Generator().manual_seed(1)
+    alpha = torch.rand(count, height, width, 1, generator=generator)
+    alpha[:, 0] = 0
+    colour = torch.rand(count, height, width, 3, generator=generator)
+    poses = torch.tensor([pose((0.1 * i, 0.2, 3)) for i in range(count)])
+    return Views(Cameras(poses, 11.5, width, height), torch.cat([colour * alpha, alpha], dim=-1))
+
+
+def test_saved_views_load_back_within_eight_bits(tmp_path: Path) -> None:
+    views = random_views()
+    save_views(tmp_path, "val", views)
+    loaded = load_views(tmp_path, "val")
+    assert (loaded.rgba - views.rgba).abs().max() <= 1 / 255
+    assert torch.equal(loaded.cameras.camera_to_world, views.cameras.camera_to_world)
+    assert loaded.cameras.focal == pytest.approx(11.5, abs=1e-12)
+    save_views(tmp_path / "again", "val", loaded)
+    torch.testing.assert_close(load_views(tmp_path / "again", "val").rgba, loaded.rgba)
+
+
+def test_equal_views_are_saved_as_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_views(tmp_path / name, "train", random_views())
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
+    assert len(files) == 3
+    assert all(
+        (tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files
+    )
+
+
+def test_resize_averages_premultiplied_pixels() -> None:
+    """Invisible red beside opaque green must stay green: averaging straight colour would not."""
+    rgba = torch.zeros(1, 2, 2, 4)
+    rgba[0, 0, 0] = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    small = resize(Views(Cameras(torch.eye(4)[None], 10.0, 2, 2), rgba), 1)
+    np.testing.assert_allclose(small.rgba[0, 0, 0], [0, 0.25, 0, 0.25])
+
+
+def test_resize_keeps_the_rays_of_block_centres() -> None:
+    views = random_views(1, 6, 9)
+    small = resize(views, 3)
+    assert (small.cameras.width, small.cameras.height) == (3, 2)
+    centre = small.cameras.rays(torch.tensor([0]), torch.tensor([5])).directions
+    fine = views.cameras.rays(torch.tensor([0]), torch.tensor([4 * 9 + 7])).directions
+    torch.testing.assert_close(centre, fine)
+    np.testing.assert_allclose(
+        small.rgba[0, 1, 2], views.rgba[0, 3:6, 6:9].mean(dim=(0, 1)), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("width", [0, -2, 3, 16, 4])
+def test_resize_refuses_what_is_no_whole_factor(width: int) -> None:
+    with pytest.raises(ValueError, match=f"width {width}: .*8x5"):
+        resize(random_views(1, 5, 8), width)
+
+
+def breaks(message: str, change: Callable[[dict[str, Any]], object], id: str) -> Any:
+    return pytest.param(change, message, id=id)
+
+
+SKEWED = [[1, 0.1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+SCALED = [[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]
+MIRRORED = [[-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+PROJECTIVE = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+NAN = [[1, 0, 0, math.nan], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        breaks("camera_angle_x must lie", lambda c: c.pop("camera_angle_x"), "no angle"),
+        breaks("camera_angle_x must lie", lambda c: c.update(camera_angle_x=0), "angle of zero"),
+        breaks("camera_angle_x must lie", lambda c: c.update(camera_angle_x=4.0), "angle over pi"),
+        breaks("camera_angle_x must lie", lambda c: c.update(camera_angle_x=math.nan), "angle NaN"),
+        breaks("camera_angle_x must lie", lambda c: c.update(camera_angle_x="wide"), "angle text"),
+        breaks("frames must be a non-empty", lambda c: c.update(frames=[]), "no frames"),
+        breaks("frames must be a non-empty", lambda c: c.pop("frames"), "frames missing"),
+        breaks("frame 1 has no file_path", lambda c: c["frames"][1].pop("file_path"), "no path"),
+        breaks(
+            "frame 1: transform_matrix must be a 4x4",
+            lambda c: c["frames"][1].pop("transform_matrix"),
+            "no pose",
+        ),
+        *(
+            breaks(
+                f"frame 0: .* {text}", lambda c, m=m: c["frames"][0].update(transform_matrix=m), i
+            )
+            for m, text, i in [
+                (SKEWED, "not rigid", "skewed"),
+                (SCALED, "not rigid", "scaled"),
+                (MIRRORED, "not rigid", "mirrored"),
+                (PROJECTIVE, "not rigid", "projective"),
+                (NAN, "holds NaN", "NaN pose"),
+                ([[1, 2], [3]], "must be a 4x4", "ragged pose"),
+            ]
+        ),
+        *(
+            breaks(
+                "frame 0: .* leaves the scene folder",
+                lambda c, n=n: c["frames"][0].update(file_path=n),
+                n,
+            )
+            for n in ("../train/r_0", "/etc/r_0", "train/../../r_0", "..\\r_0", "C:/r_0")
+        ),
+        breaks(
+            "train/r_9.png: no such image",
+            lambda c: c["frames"][0].update(file_path="./train/r_9"),
+            "missing image",
+        ),
+    ],
+)
+def test_a_bad_transforms_file_is_refused_in_one_line(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit(write_scene(tmp_path), change)
+    with pytest.raises(ValueError, match=message) as error:
+        load_views(tmp_path, "train")
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_split_is_named(tmp_path: Path) -> None:
+    write_scene(tmp_path)
+    with pytest.raises(ValueError, match=r"transforms_val\.json: no such file"):
+        load_views(tmp_path, "val")
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[1]"])
+def test_a_file_that_is_no_json_object_is_named(tmp_path: Path, content: bytes) -> None:
+    write_scene(tmp_path).write_bytes(content)
+    with pytest.raises(ValueError, match=r"transforms_train\.json"):
+        load_views(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("shape", "mode", "message"),
+    [
+        ((4, 6, 3), "RGB", "r_1.png: no alpha channel: .* mode RGB"),
+        ((4, 6), "L", "r_1.png: no alpha channel: .* mode L"),
+        ((4, 7, 4), "RGBA", "r_1.png: image is 7x4, the first of its split is 6x4"),
+    ],
+)
+def test_a_bad_image_is_named(
+    tmp_path: Path, shape: tuple[int, ...], mode: str, message: str
+) -> None:
+    write_scene(tmp_path)
+    write_image(tmp_path / "train/r_1.png", np.zeros(shape), mode)
+    with pytest.raises(ValueError, match=message):
+        load_views(tmp_path, "train")
+
+
+@pytest.mark.parametrize("keep", [0, 20, 60])
+def test_a_truncated_image_is_named(tmp_path: Path, keep: int) -> None:
+    write_scene(tmp_path)
+    image = tmp_path / "train/r_1.png"
+    image.write_bytes(image.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"r_1\.png: not a readable PNG"):
+        load_views(tmp_path, "train")

@@ -1,0 +1,49 @@
+"""New poses are rigid, look at the scene and stay in the range of the given ones."""
+
+from __future__ import annotations
+
+import torch
+
+from braid.radiance.scenes.cameras import Cameras, gaze, look_at, random_poses
+
+CENTRE = torch.tensor([0.3, -0.2, 0.5])
+UP = torch.tensor([0.0, 0.0, 1.0])
+
+
+def dome(count: int = 24) -> Cameras:
+    generator = torch.Generator().manual_seed(0)
+    back = torch.randn(count, 3, generator=generator)
+    back[:, 2] = back[:, 2].abs() + 0.2
+    back = torch.nn.functional.normalize(back, dim=-1)
+    distance = 3 + torch.rand(count, 1, generator=generator)
+    return Cameras(look_at(CENTRE + distance * back, back, UP), 50.0, 8, 8)
+
+
+def test_gaze_is_the_point_that_all_views_look_at() -> None:
+    torch.testing.assert_close(gaze(dome()), CENTRE, atol=1e-5, rtol=0)
+
+
+def test_look_at_is_rigid_even_from_straight_above() -> None:
+    back = torch.stack([UP, -UP, torch.tensor([1.0, 0.0, 0.0])])
+    rotation = look_at(back * 2, back, UP)[:, :3, :3]
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand(3, 3, 3))
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(3))
+
+
+def test_random_poses_look_at_the_scene_from_the_same_zone() -> None:
+    cameras = dome()
+    poses = random_poses(cameras, 200, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(gaze(poses), CENTRE, atol=1e-4, rtol=0)
+    rotation = poses.camera_to_world[:, :3, :3]
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(200))
+    distance = (poses.camera_to_world[:, :3, 3] - CENTRE).norm(dim=-1)
+    given = (cameras.camera_to_world[:, :3, 3] - CENTRE).norm(dim=-1)
+    assert given.min() - 1e-3 <= distance.min() <= distance.max() <= given.max() + 1e-3
+    height = (poses.camera_to_world[:, :3, 3] - CENTRE)[:, 2] / distance
+    assert height.min() >= 0.0
+
+
+def test_the_same_seed_gives_the_same_poses() -> None:
+    first = random_poses(dome(), 5, torch.Generator().manual_seed(3))
+    again = random_poses(dome(), 5, torch.Generator().manual_seed(3))
+    assert torch.equal(first.camera_to_world, again.camera_to_world)

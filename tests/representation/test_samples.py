@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from braid.clips.shards.shards import Clips
+from braid.common.rng import generator
+from braid.pseudo_classes.quantizer import Pooling, PseudoClasses
+from braid.representation.samples import OTHER, pool_groups, prompt_family, read_sample, stratified
+
+FAMILIES = {"drifts": "drift", "grows": "scale", "shrinks": "scale"}
+
+
+class Stored:
+    """Clips in memory, in place of shards."""
+
+    def __init__(self, count: int) -> None:
+        draw = generator(0, "clips")
+        self.all_latents = torch.randn(count, 2, 3, 4, 4, generator=draw)
+        self.all_texts = torch.randn(count, 5, 6, generator=draw)
+
+    def latents(self, indices: Any) -> Tensor:
+        return self.all_latents[torch.as_tensor(indices)]
+
+    def texts(self, indices: Any) -> Tensor:
+        return self.all_texts[torch.as_tensor(indices)]
+
+    def prompts(self, indices: Any) -> list[str]:
+        return [f"number {each} grows" for each in indices]
+
+
+def test_a_stratified_sample_takes_as_many_of_each_class_as_there_are() -> None:
+    labels = np.repeat([0, 1, 2], [50, 3, 10])
+    chosen = stratified(labels, 18, generator(0))
+    assert sorted(np.bincount(labels[chosen])) == [3, 7, 8]
+    assert (np.diff(chosen) > 0).all()
+    assert set(np.bincount(labels[stratified(labels, 9, generator(0))])) == {3}
+
+
+def test_a_stratified_sample_is_random_within_classes_and_may_be_all() -> None:
+    labels = np.repeat([0, 1], 100)
+    first, again, other = (stratified(labels, 20, generator(each)) for each in (0, 0, 1))
+    assert first.tolist() == again.tolist() != other.tolist()
+    assert stratified(labels, 500, generator(0)).tolist() == list(range(200))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "family"),
+    [
+        ("a red seven drifts left, slowly", "drift"),
+        ("It GROWS.", "scale"),
+        ("a snowdrifts scene", OTHER),
+        ("", OTHER),
+        ("it shrinks, then drifts", "drift"),  # the first keyword, not the first word
+    ],
+)
+def test_families_are_whole_words(prompt: str, family: str) -> None:
+    assert prompt_family(prompt, FAMILIES) == family
+
+
+def test_groups_are_pooled_to_means_and_deviations() -> None:
+    many, one = torch.randn(4, 3, 5), torch.randn(4, 1, 2)
+    found = pool_groups(lambda latents: {"many": many, "one": one}, torch.zeros(4))
+    slow = torch.cat([many.mean(1), (many - many.mean(1, keepdim=True)).square().mean(1).sqrt()], 1)
+    torch.testing.assert_close(found, torch.cat([slow, one[:, 0]], 1))
+
+
+def test_reading_keeps_order_whatever_the_chunks_and_the_mode() -> None:
+    clips, count = Stored(80), 80
+    labels = torch.arange(count) % 5
+    splits = {name: np.arange(start, count, 4) for name, start in (("train", 0), ("val", 1))}
+    pseudo = PseudoClasses(labels, 5, torch.zeros(count, 2), splits)
+    found, features = read_sample(
+        cast(Clips, clips),
+        pseudo,
+        Pooling("text", 2, 2),
+        {"mean": lambda latents: {"all": latents.flatten(2).mean(2)[:, None]}},
+        count=70,
+        families=FAMILIES,
+        draw=generator(0),
+    )
+    assert len(found.indices) == 70
+    assert found.counts.tolist() == [16] * 5
+    assert found.labels.tolist() == (found.indices % 5).tolist()
+    assert found.is_query.tolist() == (found.indices % 4 != 0).tolist()
+    assert found.prompts[7] == f"number {found.indices[7]} grows"
+    assert set(found.families) == {"scale"}
+    torch.testing.assert_close(
+        torch.from_numpy(features["mean"]), clips.latents(found.indices).flatten(2).mean(2)
+    )
+    np.testing.assert_allclose(found.texts, clips.texts(found.indices).mean(1), atol=1e-6)
+    assert found.keyframes.shape == (70, 2 * 2 * 2 * 2)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from braid.representation import separation
+
+RNG = np.random.default_rng(0)
+LABELS = np.arange(120) % 4
+CENTRES = np.array([[9, 0, 0], [0, 9, 0], [0, 0, 9], [9, 9, 9]], np.float32)
+CLUSTERS = (CENTRES[LABELS] + RNG.normal(size=(120, 3)) * 0.01).astype(np.float32)
+CLOUD = RNG.normal(size=(120, 3)).astype(np.float32)
+HELD_OUT = np.arange(120) % 3 == 0
+
+
+def test_perfect_clusters_reach_the_extremes() -> None:
+    assert separation.intra_inter(CLUSTERS, LABELS).mean() < 0.01
+    assert separation.silhouettes(CLUSTERS, LABELS).mean() > 0.99
+    assert separation.davies_bouldin(CLUSTERS, LABELS) < 0.01
+    assert separation.probe(CLUSTERS, LABELS, HELD_OUT).mean() == 1
+
+
+def test_labels_without_meaning_separate_nothing() -> None:
+    assert separation.intra_inter(CLOUD, LABELS).mean() > 2
+    assert abs(separation.silhouettes(CLOUD, LABELS).mean()) < 0.1
+    assert separation.davies_bouldin(CLOUD, LABELS) > 3
+    assert separation.probe(CLOUD, LABELS, HELD_OUT).mean() < 0.5
+
+
+def test_intra_inter_on_a_line() -> None:
+    """Class means 1 and 11, 10 apart; every point is 1 from its own."""
+    points = np.array([[0], [2], [10], [12]], np.float32)
+    np.testing.assert_allclose(separation.intra_inter(points, np.array([3, 3, 7, 7])), 0.1)
+
+
+def test_silhouette_of_a_singleton_is_zero() -> None:
+    points = np.array([[0], [1], [10]], np.float32)
+    found = separation.silhouettes(points, np.array([0, 0, 1]))
+    np.testing.assert_allclose(found, [0.9, 8 / 9, 0])
+
+
+def test_the_probe_does_not_see_what_it_is_tested_on() -> None:
+    """In 400 dimensions it would know any 120 labels by heart."""
+    points = RNG.normal(size=(120, 400)).astype(np.float32)
+    assert separation.probe(points, LABELS, HELD_OUT).mean() < 0.6
+
+
+def test_the_probe_does_not_depend_on_the_scale_of_the_space() -> None:
+    small = separation.probe(CLOUD * np.float32(1e-3), LABELS, HELD_OUT)
+    np.testing.assert_array_equal(small, separation.probe(CLOUD, LABELS, HELD_OUT))
+
+
+def test_probe_chance_guesses_the_most_frequent_train_class() -> None:
+    labels = np.array([1, 1, 0, 0, 0, 1])
+    held_out = np.array([False, False, False, True, True, True])
+    assert separation.probe_chance(labels, held_out) == pytest.approx(1 / 3)
+
+
+def test_stability_of_the_same_and_of_unrelated_clusterings() -> None:
+    def same(x: Tensor, draw: torch.Generator) -> Tensor:
+        return torch.from_numpy(LABELS)
+
+    def unrelated(x: Tensor, draw: torch.Generator) -> Tensor:
+        return torch.randint(4, (len(x),), generator=draw)
+
+    found = separation.stability(CLOUD, same, 0)
+    assert found["stability_ari"] == found["stability_nmi"] == pytest.approx(1)
+    assert abs(found["stability_ari_random"]) < 0.1
+    assert found == separation.stability(CLOUD, same, 0)
+    assert abs(separation.stability(CLOUD, unrelated, 0)["stability_ari"]) < 0.1
+
+
+@pytest.mark.parametrize("shape", [(200, 8), (8, 200)])
+def test_rank_of_orthogonal_features_is_full_and_of_a_line_one(shape: tuple[int, int]) -> None:
+    orthogonal, _ = np.linalg.qr(RNG.normal(size=(200, 8)))
+    features = orthogonal if shape == (200, 8) else orthogonal.T
+    assert separation.rank_me(features.astype(np.float32)) == pytest.approx(8, rel=1e-4)
+    line = np.outer(RNG.normal(size=shape[0]), RNG.normal(size=shape[1])).astype(np.float32)
+    assert separation.rank_me(line) == pytest.approx(1, rel=1e-3)
+
+
+def test_rank_of_unequal_singular_values() -> None:
+    """3 and 1, of which the shares are 3/4 and 1/4."""
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    features = np.array([[3, 0], [0, 1], [0, 0]], np.float32)
+    assert separation.rank_me(features) == pytest.approx(math.exp(entropy))
+
+
+def test_mean_cosine_against_a_loop() -> None:
+    unit = CLOUD[:9] / np.linalg.norm(CLOUD[:9], axis=1, keepdims=True)
+    slow = [unit[a] @ unit[b] for a in range(9) for b in range(9) if a != b]
+    assert separation.mean_cosine(CLOUD[:9]) == pytest.approx(np.mean(slow), abs=1e-6)
+    assert separation.mean_cosine(np.ones((5, 3), np.float32)) == pytest.approx(1)
+
+
+def test_usage_of_even_and_of_empty_classes() -> None:
+    even = separation.usage(np.array([5, 5, 5, 5]))
+    assert even["usage_entropy"] == pytest.approx(math.log(4))
+    assert even["usage_share"] == pytest.approx(1)
+    one = separation.usage(np.array([7, 0, 0, 0]))
+    assert (one["usage_perplexity"], one["usage_share"], one["max_share"]) == (1, 0.25, 1)
+
+
+def test_one_class_or_one_point_is_named() -> None:
+    with pytest.raises(ValueError, match="two pseudo-classes or more"):
+        separation.intra_inter(CLOUD, np.zeros(120, int))
+    with pytest.raises(ValueError, match="same point"):
+        separation.intra_inter(np.ones((120, 2), np.float32), LABELS)

@@ -1,0 +1,432 @@
+"""The cache of the teacher's answers: as good as the teacher, and no other's."""
+
+import json
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from braid.segmentation.data.prompted import PromptedImages, images_of
+from braid.segmentation.data.prompts import Prompt
+from braid.segmentation.distillation.losses import DistillationLoss
+from braid.segmentation.distillation.matching import Matcher
+from braid.segmentation.sam3.sam3 import Prediction, predict
+from braid.segmentation.sam3.tokens import word_tokenizer
+from braid.segmentation.teacher import cache as cache_shards
+from braid.segmentation.teacher.answers import Kept, OnlineTeacher, encode_texts
+from braid.segmentation.teacher.cache import (
+    cache_key,
+    logit_table,
+    open_answers,
+    open_cache,
+    quantised,
+    write_cache,
+)
+from braid.segmentation.teacher.teacher import remove_text_tower
+from tests.segmentation.answers import random_answer
+from tests.segmentation.tiny_models import CONTEXT, IMAGE_SIZE, MASK_SIZE, QUERIES, tiny_teacher
+
+CPU = torch.device("cpu")
+KEPT = Kept(masks=QUERIES, mask_size=MASK_SIZE, levels=3)
+CIRCLE, STAR = (
+    Prompt("category", text, None, None, True) for text in ("red circle", "a blue star")
+)
+LEFT, RIGHT = (Prompt("box", "visual", (x, 0.5, 0.3, 0.4), None, True) for x in (0.3, 0.7))
+PROMPTS = [[CIRCLE, LEFT], [], [STAR, RIGHT, CIRCLE], [LEFT], [STAR], []]
+PAIRS = [(image, place) for image, each in enumerate(PROMPTS) for place in range(len(each))]
+
+
+class RandomImages:
+    """Six images without files."""
+
+    size = IMAGE_SIZE
+
+    def __len__(self):
+        return len(PROMPTS)
+
+    def pixels(self, index):
+        source = torch.Generator().manual_seed(index)
+        shape = (3, IMAGE_SIZE, IMAGE_SIZE)
+        return torch.randint(0, 256, shape, generator=source, dtype=torch.uint8)
+
+    def record(self, index):
+        return SimpleNamespace(file=f"sa_{index + 1}.jpg")
+
+
+def made(prompts=PROMPTS, seed=0, **kept):
+    model = tiny_teacher(seed)
+    prompted = PromptedImages(RandomImages(), prompts)
+    words = word_tokenizer(["a", "blue", "circle", "red", "star", "visual"], length=CONTEXT)
+    asked = [prompt.text for each in prompts for prompt in each]
+    texts = encode_texts(asked, model, words, device=CPU)
+    return OnlineTeacher(prompted, model, texts, replace(KEPT, **kept), device=CPU)
+
+
+def written(folder, teacher, *, mode="full", shard=2, batch=2, name="cache"):
+    scratch = folder / "scratch"
+    scratch.mkdir(exist_ok=True)
+    place = folder / name
+    write_cache(place, teacher, mode=mode, shard=shard, batch=batch, scratch=scratch)
+    shutil.rmtree(scratch)
+    return place
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return made()
+
+
+@pytest.fixture(scope="module")
+def cache(teacher, tmp_path_factory):
+    return open_cache(written(tmp_path_factory.mktemp("full"), teacher))
+
+
+ORDERS = [PAIRS, [(4, 0), (2, 1), (0, 0), (2, 0), (2, 1)], [(3, 0)]]
+
+
+@pytest.mark.parametrize("pairs", ORDERS)
+def test_the_cache_answers_as_the_teacher_would(pairs, teacher, cache):
+    given, expected = cache.predictions(pairs), teacher.predictions(pairs)
+    for name in ("boxes", "logits", "presence"):
+        torch.testing.assert_close(getattr(given, name), getattr(expected, name))
+    for name in ("masks", "semantic"):
+        found, truth = (getattr(each, name).sigmoid() for each in (given, expected))
+        assert 0 < (found - truth).abs().max() < 0.0032
+    assert [each.shape for each in given.fpn] == [each.shape for each in expected.fpn]
+    assert len(given.fpn[0]) == len({image for image, _ in pairs})
+    for found, truth in zip(
+        (*given.fpn, given.encoder), (*expected.fpn, expected.encoder), strict=True
+    ):
+        torch.testing.assert_close(found, truth, rtol=2e-3, atol=2e-3)  # 16 bits
+
+
+def test_the_teacher_says_what_a_sam3_says(teacher):
+    """Each prompt alone, from its tokens, in the model's own call."""
+    words = word_tokenizer(["a", "blue", "circle", "red", "star", "visual"], length=CONTEXT)
+    answers = teacher.predictions(PAIRS)
+    for row, pair in enumerate(PAIRS):
+        inputs = teacher.prompted.inputs([pair], torch.tensor([0]), words, CONTEXT)
+        with torch.no_grad():
+            alone = predict(teacher.model, teacher.prompted.pixels([pair[0]]), inputs)
+        for name in ("masks", "boxes", "logits", "presence", "semantic"):
+            found = getattr(answers, name)[row : row + 1]
+            torch.testing.assert_close(found, getattr(alone, name), rtol=1e-4, atol=1e-4)
+
+
+def test_cached_and_online_losses_agree_within_a_thousandth(teacher, cache):
+    student = random_answer(len(PAIRS), 3, 14, seed=3, features=(16, 14, 4))
+    student = replace(student, fpn=student.fpn[:3])
+    loss = DistillationLoss(Matcher())
+    online, cached = (loss(student, each.predictions(PAIRS)) for each in (teacher, cache))
+    assert set(online) == {
+        "mask", "box", "giou", "logit", "presence", "semantic", "fpn", "encoder",
+    }  # fmt: skip
+    for name, value in online.items():
+        assert cached[name].item() == pytest.approx(value.item(), abs=1e-3, rel=1e-3), name
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+def test_losses_agree_for_faint_and_for_saturated_masks_and_a_student_that_is_right(scale):
+    teacher = random_answer(4, 6, 32, seed=1)
+    teacher = replace(teacher, masks=scale * teacher.masks, semantic=scale * teacher.semantic)
+    kept = {name: getattr(teacher, name) for name in ("masks", "semantic")}
+    read = {name: logit_table()[quantised(each).int()] for name, each in kept.items()}
+    cached = replace(teacher, **read)
+    loss = DistillationLoss(Matcher())
+    for student in (random_answer(4, 3, 28, seed=2), teacher):
+        for name, value in loss(student, teacher).items():
+            found = loss(student, cached)[name].item()
+            assert found == pytest.approx(value.item(), abs=1e-3, rel=1e-3), name
+
+
+def test_a_cache_of_outputs_has_no_features_and_takes_less(tmp_path):
+    place = written(tmp_path, made(levels=0), mode="outputs")
+    given = open_cache(place).predictions(PAIRS)
+    assert given.fpn == ()
+    assert given.encoder is None
+    figures = open_cache(place).figures()
+    assert figures["bytes_per_image_features"] == 0
+    assert figures["bytes_per_image_outputs"] > 0
+
+
+def test_the_queries_with_the_highest_scores_are_kept_in_their_order():
+    answer = random_answer(3, 6, 8, seed=5, features=(4, 8, 2))
+    kept = Kept(masks=2, mask_size=8, levels=1).of(answer)
+    for row in range(3):
+        best = sorted(range(6), key=lambda query: -answer.scores[row, query].item())[:2]
+        for name in ("masks", "boxes", "logits"):
+            assert torch.equal(getattr(kept, name)[row], getattr(answer, name)[row, sorted(best)])
+    assert [each.shape for each in kept.fpn] == [answer.fpn[-1].shape]
+    assert torch.equal(kept.fpn[0], answer.fpn[-1].half())
+    assert Kept(masks=6, mask_size=8, levels=0).of(answer).fpn == ()
+
+
+def test_smaller_masks_are_mean_probabilities():
+    answer = random_answer(2, 3, 8, seed=6)
+    kept = Kept(masks=3, mask_size=4, levels=0).of(answer)
+    for name in ("masks", "semantic"):
+        p = getattr(answer, name).sigmoid()
+        mean = p.unflatten(-1, (4, 2)).unflatten(-3, (4, 2)).mean((-1, -3))
+        torch.testing.assert_close(getattr(kept, name).sigmoid(), mean)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"masks": 7}, "sam3_cache.masks is 7, expected at most the teacher's 6 queries"),
+        ({"mask_size": 9}, "sam3_cache.mask_size is 9, expected at most the teacher's 8 pixels"),
+        ({"levels": 4}, "sam3_cache.levels is 4, expected at most the teacher's 3 levels"),
+    ],
+)
+def test_more_than_the_teacher_has_is_refused(change, message):
+    answer = random_answer(2, 6, 8, features=(4, 8, 2))
+    with pytest.raises(ValueError, match=message):
+        replace(Kept(masks=6, mask_size=8, levels=3), **change).of(answer)
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    teacher = made()
+    expected = content(written(tmp_path, teacher, name="at_once"))
+    assert list(expected) == [
+        "0000.safetensors", "0001.safetensors", "index.json", "text.safetensors",
+    ]  # fmt: skip
+    scratch, asked, answers = tmp_path / "kept", [], teacher.answers
+    scratch.mkdir()
+
+    def killed(pairs):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(pairs)
+        return answers(pairs)
+
+    options = {"mode": "full", "shard": 2, "batch": 1, "scratch": scratch}
+    monkeypatch.setattr(teacher, "answers", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_cache(tmp_path / "first", teacher, **options)
+    assert [path.name for path in scratch.iterdir()] == ["0000.safetensors"]
+    (scratch / "0001.partial").write_bytes(b"half a shard")
+
+    again = []
+    monkeypatch.setattr(teacher, "answers", lambda pairs: (again.append(pairs), answers(pairs))[1])
+    write_cache(tmp_path / "second", teacher, **options)
+    assert again == [[(3, 0)], [(4, 0)]]
+    monkeypatch.setattr(teacher, "answers", answers)
+    at_once = written(tmp_path, teacher, batch=1, name="anew")
+    assert content(tmp_path / "second") == content(at_once)
+    assert content(at_once)["0001.safetensors"] != expected["0001.safetensors"]  # another key
+
+
+def test_shards_of_another_teacher_are_not_gone_on_with(tmp_path):
+    scratch = tmp_path / "kept"
+    scratch.mkdir()
+    options = {"mode": "full", "shard": 2, "batch": 2, "scratch": scratch}
+    write_cache(tmp_path / "first", made(), **options)
+    other = made(seed=1)
+    write_cache(tmp_path / "second", other, **options)
+    assert content(tmp_path / "second") == content(written(tmp_path, other))
+
+
+def layout(**changes):
+    return {"mode": "full", "kept": [5, 16, 3], "precision": "float32", **changes}
+
+
+def key(teacher, **changes):
+    return cache_key(teacher.prompted, teacher.model, teacher.texts, layout(**changes))
+
+
+def test_the_key_tells_apart_whatever_changes_an_answer(teacher):
+    other_text = [[STAR, LEFT], *PROMPTS[1:]]
+    other_box = [[CIRCLE, RIGHT], *PROMPTS[1:]]
+    other_size = made()
+    other_size.prompted.images.size = 1008
+    found = [
+        key(teacher),
+        key(made(seed=1)),
+        key(made(other_text)),
+        key(made(other_box)),
+        key(other_size),
+        key(teacher, mode="outputs"),
+        key(teacher, precision="bfloat16"),
+    ]
+    assert len(set(found)) == len(found)
+    relabelled = [[replace(CIRCLE, answers=(), labelled=False), LEFT], *PROMPTS[1:]]
+    without = made(relabelled)
+    remove_text_tower(without.model)
+    assert key(without) == key(teacher)
+
+
+def test_answers_are_opened_for_their_teacher_and_prompts_alone(tmp_path, teacher):
+    place = written(tmp_path, teacher)
+    given = open_answers(place, teacher.prompted, teacher.model, CPU).predictions(PAIRS)
+    assert torch.equal(given.masks, open_cache(place).predictions(PAIRS).masks)
+    others = [(made(seed=1).model, teacher.prompted), (teacher.model, made([[STAR]] * 6).prompted)]
+    for model, prompted in others:
+        with pytest.raises(ValueError, match="of another teacher or of other prompts"):
+            open_answers(place, prompted, model, CPU)
+
+
+def test_online_the_teacher_is_asked_and_the_folder_has_texts_and_a_survey(tmp_path):
+    teacher = made(masks=3, mask_size=8, levels=2)
+    place = written(tmp_path, teacher, mode="online")
+    assert [path.name for path in sorted(place.iterdir())] == [
+        "0000.safetensors", "index.json", "text.safetensors",
+    ]  # fmt: skip
+    model = tiny_teacher()
+    remove_text_tower(model)
+    answers = open_answers(place, teacher.prompted, model, CPU)
+    given, expected = answers.predictions(PAIRS), teacher.predictions(PAIRS)
+    assert given.masks.shape == (len(PAIRS), 3, 8, 8)
+    assert len(given.fpn) == 2
+    for name in ("masks", "boxes", "logits", "presence", "semantic", "encoder"):
+        assert torch.equal(getattr(given, name), getattr(expected, name))
+    figures = answers.figures()
+    assert (figures["prompts"], figures["prompts_in_figures"]) == (7, 5)
+    assert figures["bytes_per_image_features"] == 0
+    assert answers.query_usage().sum() >= 5
+    with pytest.raises(ValueError, match="holds no sizes"):
+        open_cache(place).predictions(PAIRS)
+
+
+def test_the_teacher_answers_in_the_precision_of_the_cache(tmp_path):
+    teacher = made([[CIRCLE, STAR], *[[]] * 5])
+    pairs = [(0, 1), (0, 0)]
+    exact = teacher.predictions(pairs)
+    teacher.precision = "bfloat16"
+    place = written(tmp_path, teacher, mode="online")
+    online = open_answers(place, teacher.prompted, teacher.model, CPU).predictions(pairs)
+    assert online.logits.dtype == torch.float32
+    assert 1e-4 < (online.logits - exact.logits).abs().max() < 0.5
+
+
+def test_each_text_is_encoded_once_and_the_text_tower_is_needed_no_more(monkeypatch):
+    model, seen = tiny_teacher(), []
+    encode = model.get_text_features
+    monkeypatch.setattr(
+        model, "get_text_features", lambda **given: (seen.append(given), encode(**given))[1]
+    )
+    words = word_tokenizer(["circle", "red"], length=CONTEXT)
+    texts = encode_texts(["red", "circle", "red", "red circle"], model, words, device=CPU)
+    assert texts.texts == ["red", "circle", "red circle"]
+    assert sum(len(given["input_ids"]) for given in seen) == 3
+    assert texts.rows(["red circle", "red", "red"]).tolist() == [2, 0, 0]
+    with pytest.raises(ValueError, match="text 'green' is not among those"):
+        texts.rows(["green"])
+    remove_text_tower(model)
+    with pytest.raises(ValueError, match="has no text tower"):
+        encode_texts(["red"], model, words, device=CPU)
+    with pytest.raises(ValueError, match="no image has a prompt"):
+        encode_texts([], model, words, device=CPU)
+
+
+@pytest.mark.parametrize("name", ["logits", "masks", "encoder", "fpn"])
+def test_an_answer_that_is_no_number_names_image_and_prompt(name, monkeypatch):
+    def spoiled(*given, **options) -> Prediction:
+        answer = predict(*given, **options)
+        if name == "fpn":
+            answer.fpn[1][1, 0, 0, 0] = 1e6  # of the second image; too large for 16 bits
+        else:
+            getattr(answer, name)[2, 0] = torch.nan
+        return answer
+
+    monkeypatch.setattr("braid.segmentation.teacher.answers.predict", spoiled)
+    message = rf"sa_3.jpg: the teacher's {name} .* prompt 1 \(box: 'visual'\) are not finite"
+    with pytest.raises(ValueError, match=message):
+        made().predictions([(0, 0), (0, 1), (2, 1), (2, 0)])
+
+
+def test_queries_in_use_are_the_likely_ones_and_the_best(cache, teacher):
+    usage = torch.zeros(QUERIES, dtype=torch.int64)
+    for pair in PAIRS:
+        images, owner = images_of([pair])
+        inputs = teacher.texts.inputs([teacher.prompted.prompt(pair)], owner)
+        with torch.no_grad():
+            scores = predict(teacher.model, teacher.prompted.pixels(images), inputs).scores[0]
+        for query in range(QUERIES):
+            usage[query] += bool(scores[query] > 0.5) or int(scores.argmax()) == query
+    assert torch.equal(cache.query_usage(), usage)
+    assert cache.figures()["queries_used"] == int((usage > 0).sum())
+
+
+def test_a_query_that_was_not_kept_may_have_been_in_use():
+    teacher = made(masks=1)
+    answers = teacher.answers
+    teacher.answers = lambda pairs: (torch.full((len(pairs), QUERIES), 0.9), answers(pairs)[1])
+    tensors = cache_shards.ask(teacher, [0], ("used",), 1)
+    assert tensors["used"].tolist() == [[1] * QUERIES] * 2
+
+
+def test_the_figures_are_those_of_the_answers_and_the_files(cache, teacher, tmp_path):
+    answers = teacher.predictions(PAIRS)
+    figures = cache.figures()
+    assert figures["images"] == 4
+    assert figures["prompts"] == figures["prompts_in_figures"] == 7
+    assert figures["mean_presence"] == pytest.approx(answers.presence.sigmoid().mean().item())
+    assert figures["mean_score"] == pytest.approx(answers.scores.amax(1).mean().item(), rel=1e-5)
+    assert figures["queries"] == QUERIES
+    place = written(tmp_path, teacher)
+    size = sum(path.stat().st_size for path in place.glob("0*.safetensors"))
+    total = figures["bytes_per_image_outputs"] + figures["bytes_per_image_features"]
+    assert 0 < size - 4 * total < 2500  # two headers
+    features = answers.encoder.nbytes + sum(each.nbytes for each in answers.fpn)
+    assert figures["bytes_per_image_features"] == features / 4
+
+
+@pytest.mark.parametrize("pair", [(1, 0), (0, 2), (0, -1), (9, 0)])
+def test_what_was_not_asked_has_no_answer(pair, cache):
+    with pytest.raises(ValueError, match=rf"image {pair[0]} has no prompt {pair[1]}"):
+        cache.predictions([pair])
+
+
+def without_index(place):
+    (place / "index.json").unlink()
+
+
+def other_index(place):
+    (place / "index.json").write_text(json.dumps({"key": "x"}))
+
+
+def without_shard(place):
+    (place / "0001.safetensors").unlink()
+
+
+def half_a_shard(place):
+    path = place / "0001.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def foreign_shard(place):
+    write = cache_shards.write_shard
+    write(place / "0001.safetensors", {"boxes": torch.zeros(1)}, "of another")
+
+
+def damaged_masks(place):
+    index = json.loads((place / "index.json").read_text())
+    tensors = cache_shards.Shard(place / "0001.safetensors", index["key"]).tensors
+    tensors = {name: each.clone() for name, each in tensors.items()}
+    tensors["grids"][5:] = 0
+    cache_shards.write_shard(place / "0001.safetensors", tensors, index["key"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_index, "cache: no cache of a teacher"),
+        (other_index, "cache: no cache of a teacher"),
+        (without_shard, "0001.safetensors: cannot be read"),
+        (half_a_shard, "0001.safetensors: cannot be read"),
+        (foreign_shard, "0001.safetensors: of a cache with key of another"),
+        (damaged_masks, "cache: damaged masks"),
+    ],
+)
+def test_a_damaged_cache_is_named_in_one_line(damage, message, tmp_path, teacher):
+    place = written(tmp_path, teacher)
+    damage(place)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_cache(place).predictions(PAIRS)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,209 @@
+"""The stage contract: atomic outs, keyed scratch, one-line faults."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from braid.stage.context import open_stage
+from tests.stage.conftest import DAG, ROOT, write_everything
+
+
+def test_a_finished_stage_shows_all_its_outs(repo: Path) -> None:
+    with open_stage("toy") as stage:
+        assert stage.item == ("bricks",)
+        assert stage.dep("data/in").read_text() == "declared"
+        write_everything(stage)
+        stage.runtime["fps"] = 3.0
+        assert not (repo / "models/bricks.bin").exists()  # nothing shows before the end
+    assert (repo / "data/out/bricks/a.txt").read_text() == "made"
+    assert json.loads((repo / "metrics/toy/bricks.json").read_text()) == {
+        "score": 1.5,
+        "lpips": None,
+    }
+    runtime = json.loads((repo / "metrics/runtime/toy/bricks.json").read_text())
+    assert runtime["fps"] == 3.0
+    assert runtime["seconds"] >= 0
+    assert runtime["peak_rss_mib"] > 1
+    assert not list((repo / ".partial").iterdir())
+
+
+def test_a_failed_stage_leaves_what_was_there(repo: Path, capsys: pytest.CaptureFixture) -> None:
+    (repo / "models").mkdir()
+    (repo / "models/bricks.bin").write_bytes(b"older")
+    with pytest.raises(SystemExit) as fault, open_stage("toy") as stage:
+        write_everything(stage)
+        raise ValueError("data/in/bricks.txt: expected 3 columns")
+    assert fault.value.code == "error: toy bricks: data/in/bricks.txt: expected 3 columns"
+    assert (repo / "models/bricks.bin").read_bytes() == b"older"
+
+
+def test_an_out_that_is_not_written_fails(repo: Path) -> None:
+    with (
+        pytest.raises(SystemExit, match=r"declared but not written: data/out/bricks"),
+        open_stage("toy") as stage,
+    ):
+        stage.out("models").write_bytes(b"weights")
+        stage.write_metrics({"score": 1.0})
+
+
+def test_a_file_that_cannot_be_opened_is_one_line(repo: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: toy bricks: .*No such file.*data/in/bricks"):
+        with open_stage("toy") as stage:
+            path = stage.dep("data/in")
+            (path / "deeper").read_text() if path.is_dir() else (path.parent / "bricks").read_text()
+
+
+def test_a_fault_of_several_lines_is_put_on_one(repo: Path) -> None:
+    with pytest.raises(SystemExit) as fault, open_stage("toy"):
+        raise ValueError("weights:\n\tsize mismatch\n  for a")
+    assert fault.value.code == "error: toy bricks: weights: size mismatch for a"
+
+
+def test_a_programming_error_keeps_its_traceback(repo: Path) -> None:
+    with pytest.raises(TypeError, match="no such argument"), open_stage("toy"):
+        raise TypeError("no such argument")
+
+
+def test_a_fault_keeps_its_traceback_where_asked(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRAID_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="bad"), open_stage("toy"):
+        raise ValueError("bad")
+
+
+def test_outs_of_an_earlier_run_are_replaced_whole(repo: Path) -> None:
+    (repo / "data/out/bricks").mkdir(parents=True)
+    (repo / "data/out/bricks/stale.txt").write_text("of an earlier run")
+    with open_stage("toy") as stage:
+        write_everything(stage)
+    assert [path.name for path in (repo / "data/out/bricks").iterdir()] == ["a.txt"]
+
+
+def test_what_a_killed_run_left_unfinished_is_not_shown(repo: Path) -> None:
+    with suppress(KeyboardInterrupt), open_stage("toy") as stage:
+        write_everything(stage)
+        (stage.out("data/out") / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+    assert not (repo / "models").exists()
+    with open_stage("toy") as stage:
+        write_everything(stage)
+    assert not (repo / "data/out/bricks/half.txt").exists()
+
+
+def test_an_undeclared_params_section_fails_with_its_name(repo: Path) -> None:
+    message = "reads the params section 'student', which dvc.yaml does not list under its params"
+    with pytest.raises(SystemExit, match=message), open_stage("toy") as stage:
+        _ = stage.params.student
+
+
+def test_a_missing_dep_is_named(repo: Path) -> None:
+    (repo / "data/in/bricks.txt").unlink()
+    with (
+        pytest.raises(SystemExit, match=r"data/in/bricks.txt: missing"),
+        open_stage("toy") as stage,
+    ):
+        stage.dep("data/in")
+
+
+def test_an_unknown_item_lists_the_known_ones(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["toy", "castle"])
+    with pytest.raises(SystemExit, match=r"no stage toy@castle \(it has: toy@bricks\)"):
+        with open_stage("toy"):
+            pass
+
+
+def scratch(repo: Path) -> Path:
+    found = []
+    with pytest.raises(SystemExit), open_stage("toy") as stage:
+        found.append(stage.scratch())
+        raise ValueError("killed")
+    return found[0]
+
+
+def test_scratch_is_kept_by_a_rerun_and_not_shared_with_other_inputs(repo: Path) -> None:
+    first = scratch(repo)
+    assert scratch(repo) == first
+    (repo / "data/in/bricks.txt").write_text("other data")
+    other_data = scratch(repo)
+    (repo / "code.py").write_text("x = 2\n")
+    other_code = scratch(repo)
+    text = (repo / "params.yaml").read_text()
+    (repo / "params.yaml").write_text(text.replace("seed: 0", "seed: 1", 1))
+    other_params = scratch(repo)
+    (repo / "params.yaml").write_text(text.replace("seed: 0", "seed: 1 # a comment", 1))
+    assert scratch(repo) == other_params
+    assert len({first, other_data, other_code, other_params}) == 4
+
+
+def test_scratch_is_not_shared_between_counts_of_processes(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = scratch(repo)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert scratch(repo) != alone
+
+
+def test_scratch_knows_the_names_and_contents_of_a_folder_but_no_bytecode(repo: Path) -> None:
+    (repo / "dvc.yaml").write_text(DAG.replace("code.py", "code"))
+    (repo / "code").mkdir()
+    (repo / "code/a.py").write_text("x = 1\n")
+    first = scratch(repo)
+    (repo / "code/__pycache__").mkdir()
+    (repo / "code/__pycache__/a.pyc").write_bytes(b"compiled")
+    assert scratch(repo) == first
+    (repo / "code/a.py").rename(repo / "code/b.py")
+    renamed = scratch(repo)
+    (repo / "code/b.py").write_text("x = 2\n")
+    assert len({first, renamed, scratch(repo)}) == 3
+
+
+def test_scratch_is_removed_when_the_stage_has_finished(repo: Path) -> None:
+    with open_stage("toy") as stage:
+        folder = stage.scratch()
+        (folder / "checkpoint.pt").write_bytes(b"state")
+        write_everything(stage)
+    assert not folder.exists()
+
+
+def test_scratch_may_lie_elsewhere(
+    repo: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("scratch")
+    monkeypatch.setenv("BRAID_SCRATCH", str(elsewhere))
+    assert scratch(repo).is_relative_to(elsewhere)
+
+
+def test_a_rank_that_is_not_the_main_one_shows_nothing(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with open_stage("toy") as stage:
+        write_everything(stage)
+    assert not (repo / "models").exists()
+
+
+def test_a_nan_is_no_metric(repo: Path) -> None:
+    with pytest.raises(SystemExit, match=r"score is nan, expected a finite number or null"):
+        with open_stage("toy") as stage:
+            stage.write_metrics({"score": float("nan")})
+
+
+def test_a_fault_is_one_line_on_standard_error(repo: Path) -> None:
+    script = "from braid.stage.context import open_stage\nwith open_stage('toy'): pass"
+    result = subprocess.run(
+        [sys.executable, "-c", script, "castle"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: toy castle: dvc.yaml declares no stage toy@castle")
+    assert result.stderr.count("\n") == 1
