@@ -1,4 +1,4 @@
-"""The teacher's folder: a `Sam3Model` as `save_pretrained` writes it, or where one is.
+"""The teacher's checkpoint: a `Sam3Model` as `save_pretrained` writes it, or where one is.
 
     write_source(folder, "/models/sam3", image_size=1008)   # or "facebook/sam3", of the hub
     model = load_teacher(folder, device, drop_text=True)
@@ -6,7 +6,7 @@
 
 A real checkpoint is 3.4 GB and never copied: `source.json` names its folder and the content of its
 weights, so that what was cached of one checkpoint is not taken for another's. Once the features of
-all texts are known the text tower, 353 of 840 million parameters, need not be loaded, and a folder
+all texts are known, the text tower, 353 of 840 million parameters, need not be loaded, and a folder
 that was saved without it will do.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from braid.common.config import external_path
 from braid.common.torchvision import mend_torchvision
 
 SOURCE = "source.json"
@@ -33,7 +34,7 @@ def load_teacher(
     device: torch.device | None = None,
     *,
     image_size: int | None = None,  # of the data; None: not checked
-    drop_text: bool = False,  # the model then answers to text features alone
+    drop_text: bool = False,  # the model then takes text features alone
 ) -> Any:
     """The frozen `Sam3Model` of a folder, in evaluation mode; without text tower if it has none.
 
@@ -42,8 +43,8 @@ def load_teacher(
     """
     place = located(folder)
     check(place, image_size)
-    held = _source(folder)
-    if held is not None and held["weights"] != weights_hash(place):
+    source = _source(folder)
+    if source is not None and source["weights"] != weights_hash(place):
         raise ValueError(f"{place}: other weights than {folder} was made for; run its stage again")
     mend_torchvision()
     from transformers import Sam3Model
@@ -73,8 +74,8 @@ def located(folder: Path) -> Path:
     Raises:
         ValueError: that is not there any more.
     """
-    held = _source(folder)
-    return folder if held is None else _fetched(held["source"], offline=True)
+    source = _source(folder)
+    return folder if source is None else _fetched(source["source"], offline=True)
 
 
 def write_source(folder: Path, source: str, image_size: int) -> Path:
@@ -86,19 +87,22 @@ def write_source(folder: Path, source: str, image_size: int) -> Path:
         image_size: of the data, which the checkpoint must take.
 
     Raises:
-        ValueError: it is not there, or no whole `Sam3Model` for such images.
+        ValueError: it is not there, lies in the repository, or is no whole `Sam3Model` for such
+            images.
     """
+    if Path(source).is_dir():
+        external_path(source, "sam3.teacher.source")
     place = _fetched(source, offline=False)
     summary = check(place, image_size)
     local = place.resolve() if Path(source).is_dir() else source
-    held = {"source": str(local), "weights": weights_hash(place), "config": summary}
+    content = {"source": str(local), "weights": weights_hash(place), "config": summary}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SOURCE).write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
+    (folder / SOURCE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return place
 
 
 def check(place: Path, image_size: int | None) -> dict[str, Any]:
-    """Look at a checkpoint without loading it; a summary of its configuration.
+    """Check a checkpoint without loading it; a summary of its configuration.
 
     Raises:
         ValueError: no configuration or weights, broken ones, or those of something else.
@@ -124,7 +128,9 @@ def check(place: Path, image_size: int | None) -> dict[str, Any]:
     config = getattr(config, "detector_config", config)
     side = config.vision_config.image_size
     if image_size not in (None, side):
-        raise ValueError(f"{place}: takes images of {side} pixels, sa1b.image_size is {image_size}")
+        raise ValueError(
+            f"{place}: takes images of {side} pixels, sam3.data.image_size is {image_size}"
+        )
     return {
         "model_type": kind,
         "image_size": side,
@@ -167,8 +173,8 @@ def _fetched(source: str, *, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = ["*.json", "*.safetensors", "*.txt"]
-        return Path(snapshot_download(source, allow_patterns=wanted, local_files_only=offline))
+        patterns = ["*.json", "*.safetensors", "*.txt"]
+        return Path(snapshot_download(source, allow_patterns=patterns, local_files_only=offline))
     except Exception as error:  # whatever the client lets through
         raise ValueError(
             f"{source}: no such folder, and not had from the hub: {_line(error)}"
@@ -179,20 +185,20 @@ def _source(folder: Path) -> dict[str, Any] | None:
     """What source.json says; None where the folder has the model itself."""
     if not (folder / SOURCE).is_file():
         return None
-    held = _json(folder / SOURCE)
-    if not isinstance(held.get("source"), str) or not isinstance(held.get("weights"), str):
+    content = _json(folder / SOURCE)
+    if not isinstance(content.get("source"), str) or not isinstance(content.get("weights"), str):
         raise ValueError(f"{folder / SOURCE}: expected the strings source and weights")
-    return held
+    return content
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: missing or no JSON ({_line(error)})") from None
-    if not isinstance(held, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object")
-    return held
+    return content
 
 
 def _line(error: Exception) -> str:

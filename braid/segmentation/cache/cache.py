@@ -1,19 +1,20 @@
-"""The teacher's answers, asked once and written down: what each epoch would ask again.
+"""The teacher's predictions, made once and written down: what each epoch would compute again.
 
-    write_cache(folder, teacher, mode="outputs", shard=256, batch=1, scratch=scratch)
-    answers = open_answers(folder, prompted, model, device)
-    answers.predictions([(0, 2), (0, 5), (7, 1)])  # as the teacher would answer
+    write_cache(folder, teacher, config, scratch)
+    cache = open_predictions(folder, prompted, model, device)
+    cache.predictions([(0, 2), (0, 5), (7, 1)])  # as the teacher would predict
 
 A forward pass of SAM3 costs more than three times what a training step of its student does, and as
-images are not augmented it never says anything new. A cache is a folder of
+images are not augmented its predictions never change. A cache is a folder of
 
     index.json         its key, what is kept, how many prompts each image has, all texts
     text.safetensors   features and attention of the texts
-    0000.safetensors   the answers to all prompts of the first `shard` images that have any, ...
+    0000.safetensors   the predictions for all prompts of the first `shard` images that have any,
+                       0001 those of the next ones, ...
 
-In mode `outputs` answers have no features of the teacher, in mode `full` they have. In mode
-`online` there is only a survey of the first shard's images: which queries are in use, and how
-likely the teacher finds what it is asked for. Texts are cached all the same; predictions come from
+In mode `outputs` predictions have no features of the teacher, in mode `full` they have. In mode
+`online` there are only statistics of the first shard's images: which queries are in use, and how
+likely the teacher detects what a prompt means. Texts are cached all the same; predictions come from
 the teacher itself.
 """
 
@@ -29,7 +30,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,10 +41,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from braid.segmentation.cache.online import Kept, OnlineTeacher
+from braid.segmentation.config import CacheConfig
 from braid.segmentation.data.prompted import Pair, PromptedImages, images_of
+from braid.segmentation.sam3.checkpoint import TEXT
+from braid.segmentation.sam3.predictor import Predictor, Texts
 from braid.segmentation.sam3.sam3 import Prediction
-from braid.segmentation.teacher.answers import Kept, OnlineTeacher, Texts
-from braid.segmentation.teacher.teacher import TEXT
 
 # ---- Mask logits in a byte a pixel, and grids of such bytes compressed -------------------------
 # A probability p = sigmoid(x) is kept as the angle
@@ -58,7 +61,7 @@ from braid.segmentation.teacher.teacher import TEXT
 _STEP = math.pi / 2 / 255
 
 
-def quantised(
+def quantize(
     logits: Tensor,  # [...]
 ) -> Tensor:
     """The nearest of 256 angles, [...] uint8; 0 and 255 are p below 1e-5 and above 1 - 1e-5."""
@@ -72,7 +75,7 @@ def logit_table() -> Tensor:
     return (2 * angle.tan().log()).float()
 
 
-def packed(
+def pack(
     levels: Tensor,  # [N, h, w] uint8
 ) -> bytes:
     """Levels as differences along the rows, mostly runs of zeros in a mask, compressed."""
@@ -82,8 +85,8 @@ def packed(
     return deflate.compress((levels - left).numpy().tobytes()) + deflate.flush()
 
 
-def unpacked(
-    blobs: Sequence[NDArray[np.uint8]],  # what `packed` gave, for each of B
+def unpack(
+    blobs: Sequence[NDArray[np.uint8]],  # what `pack` gave, for each of B
     shape: tuple[int, int, int],  # N, h, w
 ) -> Tensor:
     """The levels, [B, N, h, w] uint8.
@@ -104,19 +107,19 @@ def unpacked(
     return torch.from_numpy(differences).reshape(-1, *shape).cumsum(-1, dtype=torch.uint8)
 
 
-# ---- Shards of the teacher's cached answers: safetensors files of a few hundred images each ----
+# ---- Shards: safetensors files of a few hundred images each ------------------------------------
 # A shard holds, of P prompts on I images, K queries kept of Q, g pixels a side,
 #
 #     boxes [P, K, 4], logits [P, K], presence [P, 1]    float32
-#     grids [bytes], sizes [P]        K masks and the semantic map, [K + 1, g, g], of `mask_codec`
+#     grids [bytes], sizes [P]        K masks and the semantic map, [K + 1, g, g], of `pack`
 #     used [P, Q]                     the queries of a score above .5, and the best
 #     encoder [P, C, h, w], fpn.0 [I, C, h, w], ...      float16, the finest level first
 #
 # or, of these, what the cache's mode keeps. Tensors are mapped into memory: what is not read takes
 # none.
 
-SURVEY = ("logits", "presence", "used")
-OUTPUTS = (*SURVEY, "boxes", "grids", "sizes")
+STATISTICS = ("logits", "presence", "used")
+OUTPUTS = (*STATISTICS, "boxes", "grids", "sizes")
 FEATURES = ("encoder", "fpn.0", "fpn.1", "fpn.2")
 
 _LIKELY = 0.5  # a query of a higher score is in use
@@ -133,18 +136,18 @@ class Shard:
         self.path = path
         try:
             with safe_open(path, "pt") as file:
-                found = (file.metadata() or {}).get("key")
+                own_key = (file.metadata() or {}).get("key")
                 names: list[str] = file.keys()
-                self.tensors: dict[str, Tensor] = {each: file.get_tensor(each) for each in names}
+                self.tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path}: cannot be read ({error})") from None
-        if found != key:
-            raise ValueError(f"{path}: of a cache with key {found}, expected {key}")
+        if own_key != key:
+            raise ValueError(f"{path}: of a cache with key {own_key}, expected {key}")
         sizes = self.tensors.get("sizes", torch.zeros(0, dtype=torch.int64))
         self._ends = sizes.cumsum(0).tolist()
 
     def row(self, name: str, row: int) -> Tensor:
-        """What is held of one prompt, or of one image."""
+        """That of one prompt, or of one image."""
         try:
             return self.tensors[name][row]
         except (KeyError, IndexError):
@@ -160,13 +163,13 @@ class Shard:
         return sum(self.tensors[name].nbytes for name in names if name in self.tensors)
 
 
-def ask(
+def shard_of(
     teacher: OnlineTeacher,
     images: Sequence[int],
     names: Sequence[str],  # of the tensors to keep
     batch: int,  # images
 ) -> dict[str, Tensor]:
-    """The tensors of a shard: the teacher's answers to all prompts of the images."""
+    """The tensors of a shard: the teacher's predictions for all prompts of the images."""
     parts = []
     for start in range(0, len(images), batch):
         pairs = [
@@ -174,14 +177,14 @@ def ask(
             for image in images[start : start + batch]
             for place in range(len(teacher.prompted.prompts[image]))
         ]
-        parts.append(_answers(teacher, pairs))
+        parts.append(_tensors(teacher, pairs))
     return {name: torch.cat([part[name] for part in parts]) for name in names if name in parts[0]}
 
 
-def _answers(teacher: OnlineTeacher, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-    scores, kept = teacher.answers(pairs)
-    levels = quantised(torch.cat([kept.masks, kept.semantic], dim=1)).cpu()
-    blobs = [packed(each) for each in levels]
+def _tensors(teacher: OnlineTeacher, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+    scores, kept = teacher.scored(pairs)
+    levels = quantize(torch.cat([kept.masks, kept.semantic], dim=1)).cpu()
+    blobs = [pack(of_prompt) for of_prompt in levels]
     used = (scores > _LIKELY).scatter(1, scores.argmax(1, keepdim=True), True)
     tensors = {
         "boxes": kept.boxes,
@@ -194,7 +197,7 @@ def _answers(teacher: OnlineTeacher, pairs: Sequence[Pair]) -> dict[str, Tensor]
     }
     if kept.encoder is not None:
         tensors["encoder"] = kept.encoder
-    return {name: each.cpu().contiguous() for name, each in tensors.items()}
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor], key: str) -> None:
@@ -216,59 +219,64 @@ def duplicate(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-Mode = Literal["online", "outputs", "full"]
+# ---- The cache ---------------------------------------------------------------------------------
 
 _FORMAT = 1  # raised with any change of what is written, or of how images are prepared
-_TENSORS = {"online": SURVEY, "outputs": OUTPUTS, "full": (*OUTPUTS, *FEATURES)}
+_TENSORS = {"online": STATISTICS, "outputs": OUTPUTS, "full": (*OUTPUTS, *FEATURES)}
 _AGAIN = "`dvc repro -f cache_teacher` makes it anew"
+
+
+def kept_by(config: CacheConfig) -> Kept:
+    """What of a prediction the params want kept."""
+    levels = 0 if config.mode == "outputs" else config.levels
+    return Kept(config.masks, config.mask_size, levels)
 
 
 def write_cache(
     folder: Path,
     teacher: OnlineTeacher,
-    *,
-    mode: Mode,
-    shard: int,  # images
-    batch: int,  # images, with all their prompts
+    config: CacheConfig,
     scratch: Path,  # keeps finished shards, for a run that goes on where this one was killed
 ) -> None:
-    """Ask the teacher all prompts and write its answers; a shard is held in memory.
+    """Write the teacher's predictions for all prompts; a shard is held in memory.
 
     Raises:
-        ValueError: an answer is not finite.
+        ValueError: a prediction is not finite.
     """
-    prompts = [len(each) for each in teacher.prompted.prompts]
-    asked = [image for image, count in enumerate(prompts) if count]
-    layout: dict[str, Any] = {"mode": mode, "shard": shard, "batch": batch}
-    layout |= {"kept": asdict(teacher.kept), "precision": teacher.precision}
-    key = cache_key(teacher.prompted, teacher.model, teacher.texts, layout)
-    index = {"key": key, "layout": layout, "prompts": prompts, "texts": teacher.texts.texts}
+    prompted, texts = teacher.prompted, teacher.predictor.texts
+    prompts = [len(of_image) for of_image in prompted.prompts]
+    images = [image for image, count in enumerate(prompts) if count]
+    layout: dict[str, Any] = {"mode": config.mode, "shard": config.shard, "batch": config.images}
+    layout |= {"kept": asdict(teacher.kept), "precision": teacher.predictor.precision}
+    key = cache_key(prompted, teacher.predictor.model, texts, layout)
+    index = {"key": key, "layout": layout, "prompts": prompts, "texts": texts.texts}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
-    texts = {"features": teacher.texts.features, "attention": teacher.texts.attention}
-    (folder / "text.safetensors").write_bytes(save(texts))
+    encoded = {"features": texts.features, "attention": texts.attention}
+    (folder / "text.safetensors").write_bytes(save(encoded))
 
-    starts = range(0, len(asked), shard)[: 1 if mode == "online" else None]
+    starts = range(0, len(images), config.shard)[: 1 if config.mode == "online" else None]
     for number, start in enumerate(tqdm(starts, desc="shards", disable=None)):
-        done = scratch / _name(number)
-        if not _finished(done, key):
-            images = asked[start : start + shard]
-            tensors = ask(teacher, images, _TENSORS[mode], batch)
-            write_shard(done, tensors, key)
-        duplicate(done, folder / _name(number))
+        finished = scratch / _name(number)
+        if not _is_of(finished, key):
+            of_shard = images[start : start + config.shard]
+            tensors = shard_of(teacher, of_shard, _TENSORS[config.mode], config.images)
+            write_shard(finished, tensors, key)
+        duplicate(finished, folder / _name(number))
 
 
 def cache_key(prompted: PromptedImages, model: Any, texts: Texts, layout: Mapping[str, Any]) -> str:
-    """A hash of prompts, weights, preparation and layout: whatever answers depend on but pixels."""
+    """A hash of prompts, weights, preparation and layout: all that predictions take but pixels."""
     digest = hashlib.blake2b(digest_size=16)
-    asked = [[(each.text, each.box) for each in prompts] for prompts in prompted.prompts]
-    settings = [_FORMAT, prompted.images.size, asked, layout]
+    prompts = [[(prompt.text, prompt.box) for prompt in group] for group in prompted.prompts]
+    settings = [_FORMAT, prompted.images.size, prompts, layout]
     digest.update(json.dumps(settings, sort_keys=True).encode())
-    # The text tower has done its work: what it said counts.
-    held = {name: each for name, each in model.state_dict().items() if not name.startswith(TEXT)}
-    for name, each in sorted({**held, "texts": texts.features}.items()):
-        digest.update(f"{name} {each.dtype} {list(each.shape)}".encode())
-        content = each.detach().cpu().contiguous().flatten()
+    # The text tower has done its work: its features count.
+    state = model.state_dict()
+    weights = {name: state[name] for name in state if not name.startswith(TEXT)}
+    for name, tensor in sorted({**weights, "texts": texts.features}.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        content = tensor.detach().cpu().contiguous().flatten()
         digest.update(content.view(torch.uint8).numpy())
     return digest.hexdigest()
 
@@ -287,48 +295,46 @@ def open_cache(folder: Path) -> Cache:
         raise ValueError(f"{folder}: no cache of a teacher ({error}); {_AGAIN}") from None
 
 
-def open_answers(
+def open_predictions(
     folder: Path,
     prompted: PromptedImages,
-    model: Any,  # the teacher, which answers itself in mode online; its text tower is not needed
+    model: Any,  # the teacher, which predicts itself in mode online; its text tower is not needed
     device: torch.device,
 ) -> Cache:
-    """Open a cache as the answers of this teacher to these prompts.
+    """Open a cache as the predictions of this teacher for these prompts.
 
     Raises:
-        ValueError: it holds those of another teacher or to other prompts, or is damaged.
+        ValueError: it holds those of another teacher or for other prompts, or is damaged.
     """
     cache = open_cache(folder)
     key = cache_key(prompted, model, cache.texts, cache.layout)
     if key != cache.key:
         raise ValueError(f"{folder}: of another teacher or of other prompts; {_AGAIN}")
     if cache.mode == "online":
-        precision = cache.layout["precision"]
-        cache.teacher = OnlineTeacher(
-            prompted, model, cache.texts, cache.kept, device=device, precision=precision
-        )
+        predictor = Predictor(model, cache.texts, device, cache.layout["precision"])
+        cache.teacher = OnlineTeacher(prompted, predictor, cache.kept)
     return cache
 
 
 class Cache:
-    """The teacher's answers; made by `open_cache` or `open_answers`."""
+    """The teacher's predictions; made by `open_cache` or `open_predictions`."""
 
-    teacher: OnlineTeacher | None = None  # who answers in mode online
+    teacher: OnlineTeacher | None = None  # which predicts in mode online
 
     def __init__(self, folder: Path, index: Mapping[str, Any], texts: Texts) -> None:
         self.key: str = index["key"]
         self.layout: dict[str, Any] = index["layout"]
-        self.mode: Mode = self.layout["mode"]
+        self.mode: str = self.layout["mode"]
         self.kept, self.texts = Kept(**self.layout["kept"]), texts
         self._folder, self._images = folder, int(self.layout["shard"])
-        asked = [(image, count) for image, count in enumerate(index["prompts"]) if count]
-        self._place = {image: place for place, (image, _) in enumerate(asked)}
-        self._first = list(accumulate((count for _, count in asked), initial=0))
+        counts = [(image, count) for image, count in enumerate(index["prompts"]) if count]
+        self._place = {image: place for place, (image, _) in enumerate(counts)}
+        self._first = list(accumulate((count for _, count in counts), initial=0))
         self._open: dict[int, Shard] = {}
         self._logits = logit_table()
 
     def predictions(self, pairs: Sequence[Pair]) -> Prediction:
-        """Answers in the order of the pairs, features of the images as these first come.
+        """Predictions in the order of the pairs, features of the images as these first come.
 
         Raises:
             ValueError: there is no such prompt, or a shard is damaged.
@@ -337,38 +343,43 @@ class Cache:
             return self.teacher.predictions(pairs)
         rows = [self._row(pair) for pair in pairs]
         grids = self._grids(rows)
-        found: dict[str, Any] = {"masks": grids[:, :-1], "semantic": grids[:, -1:]}
+        parts: dict[str, Any] = {"masks": grids[:, :-1], "semantic": grids[:, -1:]}
         for name in ("boxes", "logits", "presence"):
-            found[name] = self._stacked(name, rows)
+            parts[name] = self._stacked(name, rows)
         if self.mode == "full":
             images = [divmod(self._place[image], self._images) for image in images_of(pairs)[0]]
             levels = range(self.kept.levels)
-            found["fpn"] = tuple(self._stacked(f"fpn.{level}", images) for level in levels)
-            found["encoder"] = self._stacked("encoder", rows)
-        return Prediction(**found)
+            parts["fpn"] = tuple(self._stacked(f"fpn.{level}", images) for level in levels)
+            parts["encoder"] = self._stacked("encoder", rows)
+        return Prediction(**parts)
 
     def query_usage(self) -> Tensor:
         """How often each of the teacher's queries scored above .5 or best, [Q] long."""
         counts = [shard.tensors["used"].sum(0, dtype=torch.int64) for shard in self.shards()]
         return torch.stack(counts).sum(0)
 
-    def figures(self) -> dict[str, Any]:
-        """What was asked, how likely the teacher found it, and what the answers take on disk."""
+    def statistics(self) -> dict[str, Any]:
+        """How many prompts there are, how likely they are detected, what predictions take on disk.
+
+        `mean_presence` and `mean_score` are of `prompts_read`, which are fewer in mode online.
+        """
         shards = list(self.shards())
-        presence = torch.cat([each.tensors["presence"] for each in shards]).double().sigmoid()
-        best = torch.cat([each.tensors["logits"] for each in shards]).double().amax(1, True)
+        presence = torch.cat([shard.tensors["presence"] for shard in shards]).double().sigmoid()
+        best = torch.cat([shard.tensors["logits"] for shard in shards]).double().amax(1, True)
         usage = self.query_usage()
         images = len(self._place)
         sizes = {
-            f"bytes_per_image_{name}": round(sum(each.bytes_of(held) for each in shards) / images)
-            for name, held in (("outputs", OUTPUTS), ("features", FEATURES))
+            f"bytes_per_image_{name}": round(
+                sum(shard.bytes_of(names) for shard in shards) / images
+            )
+            for name, names in (("outputs", OUTPUTS), ("features", FEATURES))
         }
         return {
             "key": self.key,
             "mode": self.mode,
             "images": images,
             "prompts": self._first[-1],
-            "prompts_in_figures": len(presence),  # fewer in mode online
+            "prompts_read": len(presence),
             "mean_presence": float(presence.mean()),
             "mean_score": float((presence * best.sigmoid()).mean()),  # of each prompt's best query
             "queries": len(usage),
@@ -403,14 +414,14 @@ class Cache:
         size = self.kept.mask_size
         shape = (self.kept.masks + 1, size, size)
         try:
-            levels = unpacked([self._shard(number).grids(row) for number, row in rows], shape)
+            levels = unpack([self._shard(number).grids(row) for number, row in rows], shape)
         except ValueError as error:
             raise ValueError(f"{self._folder}: {error}; {_AGAIN}") from None
         return self._logits.index_select(0, levels.flatten().int()).view(levels.shape)
 
 
-def _finished(path: Path, key: str) -> bool:
-    """Whether there is such a shard from an earlier run."""
+def _is_of(path: Path, key: str) -> bool:
+    """Whether there is a whole shard of this key, from an earlier run."""
     try:
         Shard(path, key)
     except ValueError:

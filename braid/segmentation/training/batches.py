@@ -1,4 +1,4 @@
-"""Batches of prompts: which images an update takes, and what it asks of them.
+"""Batches of prompts: which images an update takes, and which prompts of theirs.
 
 A batch is a few images, each with a few of its prompts. Every image comes once an epoch, in an
 order of that epoch's own. As an epoch need not be a multiple of what an update takes, it is filled
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from braid.common.rng import generator
-from braid.segmentation.data.prompted import Pair, PromptedImages, images_of
+from braid.segmentation.data.prompted import Pair, Prompt, PromptedImages, prompt_batch
 from braid.segmentation.sam3.sam3 import PromptInputs
+from braid.segmentation.sam3.tokens import encode
 from braid.training.distributed import ALONE, Process
 
 
@@ -52,58 +53,78 @@ class Epochs:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A batch of prompts."""
+class Batch:
+    """Prompts and their images, tokenized and on the device of a model."""
 
     pairs: list[Pair]
     pixels: Tensor  # [I, 3, S, S]
     inputs: PromptInputs
 
 
-class Questions:
-    """Makes batches: prompts of the images at hand, tokenised for the student."""
+class PromptSampler:
+    """Makes batches: prompts of the images at hand, tokenized for one model."""
 
     def __init__(
         self,
         prompted: PromptedImages,
-        pairs: Sequence[Pair],  # that may be asked
+        pairs: Sequence[Pair],  # to draw from
         tokenizer: Any,
         length: int,  # tokens a prompt
         device: torch.device,
     ) -> None:
         self.prompted, self.tokenizer, self.length = prompted, tokenizer, length
         self.device = device
-        self.of_image: dict[int, list[Pair]] = {}
+        self.by_image: dict[int, list[Pair]] = {}
         for pair in pairs:
-            self.of_image.setdefault(pair[0], []).append(pair)
+            self.by_image.setdefault(pair[0], []).append(pair)
         boxed = [pair for pair in pairs if prompted.prompt(pair).box is not None]
-        self.boxed, self.boxed_share = set(boxed), len(boxed) / max(1, len(pairs))
+        self.boxed, self.boxed_fraction = set(boxed), len(boxed) / max(1, len(pairs))
+
+    @property
+    def images(self) -> list[int]:
+        """The images that have prompts to draw from, ascending."""
+        return sorted(self.by_image)
 
     def draw(
         self,
         images: Sequence[int],
         count: int,  # of each image, at most
         stream: torch.Generator,  # on the CPU
-    ) -> Asked:
+    ) -> Batch:
         """Some prompts of each image: with boxes all, or none, where an image has such prompts.
 
-        A batch of one kind takes one pass through the heads; the kinds' shares stay as they are.
+        A batch of one kind takes one pass through the heads; the kinds' fractions stay as they are.
         """
-        wanted = bool(torch.rand((), generator=stream) < self.boxed_share)
+        wanted = bool(torch.rand((), generator=stream) < self.boxed_fraction)
         chosen: list[Pair] = []
         for image in images:
-            offered = self.of_image[image]
-            kind = [pair for pair in offered if (pair in self.boxed) == wanted] or offered
+            pairs = self.by_image[image]
+            kind = [pair for pair in pairs if (pair in self.boxed) == wanted] or pairs
             order = torch.randperm(len(kind), generator=stream)[:count].tolist()
             chosen += [kind[place] for place in order]
-        return self.ask(chosen)
+        return self.batch(chosen)
 
-    def ask(self, pairs: Sequence[Pair]) -> Asked:
+    def batch(self, pairs: Sequence[Pair]) -> Batch:
         """The batch of these prompts."""
-        images, owner = images_of(pairs)
-        inputs = self.prompted.inputs(pairs, owner, self.tokenizer, self.length)
-        pixels = self.prompted.pixels(images)
-        return Asked(list(pairs), pixels.to(self.device), inputs.to(self.device))
+        prompts, owner, pixels = prompt_batch(self.prompted, pairs)
+        inputs = tokenized(prompts, owner, self.tokenizer, self.length)
+        return Batch(list(pairs), pixels.to(self.device), inputs.to(self.device))
+
+
+def tokenized(
+    prompts: Sequence[Prompt],
+    owner: Tensor,  # [B] row of each prompt's image among the pixels
+    tokenizer: Any,
+    length: int,  # tokens
+) -> PromptInputs:
+    """Prompts for a model that has this tokenizer."""
+    tokens, attention = encode(tokenizer, [prompt.text for prompt in prompts], length)
+    boxed = torch.tensor([prompt.box is not None for prompt in prompts])
+    if not boxed.any():
+        return PromptInputs(owner, tokens, attention)
+    nowhere = (0.0, 0.0, 0.0, 0.0)
+    boxes = torch.tensor([prompt.box or nowhere for prompt in prompts])
+    return PromptInputs(owner, tokens, attention, boxes, boxed)
 
 
 def on_cpu(stream: torch.Generator) -> torch.Generator:

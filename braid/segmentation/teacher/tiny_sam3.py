@@ -6,8 +6,8 @@ normal(0, .02) is meant for loading a checkpoint over it and leaves so small a n
 standstill. Here
 
 - a layer's weights have the scale of its fan-in (LeCun et al. 1998), residual branches less;
-- what is read in the prompt counts more than that: if not, some runs end before any word matters;
-- patches know where they are by sines, which a large model has the time to learn;
+- attention to the prompt counts more than that: if not, some runs end before any word matters;
+- position embeddings of patches are sines, which a large model has the time to learn;
 - the queries' reference boxes stand all over the image, and each query attends to what lies in
   its own: without that, some hundred steps pass before the first object is told from another.
 """
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from braid.common.torchvision import mend_torchvision
+from braid.segmentation.sam3.geometry import spread
 
 PATCH = 14  # pixels a side, as in SAM3: the finest features and the masks have stride 3.5
 
@@ -37,23 +38,15 @@ STEEPEST = 8.0  # slope of the attention outside of a reference box
 
 def tiny_sam3(
     *,
-    width: int,  # channels everywhere
+    width: int,  # channels everywhere, a multiple of 8
     layers: int,  # of the vision encoder, the DETR encoder and the decoder
     queries: int,
-    image_size: int,  # pixels a side
+    image_size: int,  # pixels a side, a multiple of 14
     vocabulary: int,  # tokens
     context: int,  # tokens of a prompt, at most
     generator: torch.Generator,
 ) -> Any:
-    """A `Sam3Model` with random weights, masks of `image_size` / 3.5 pixels a side.
-
-    Raises:
-        ValueError: a width that heads and groups do not divide, or an image that patches do not.
-    """
-    if width % 8:
-        raise ValueError(f"sam3_teacher.width is {width}, expected a multiple of 8")
-    if image_size % PATCH:
-        raise ValueError(f"the image size is {image_size}, expected a multiple of {PATCH}")
+    """A `Sam3Model` with random weights, masks of `image_size` / 3.5 pixels a side."""
     mend_torchvision()
     from transformers import Sam3Config, Sam3Model
 
@@ -73,7 +66,7 @@ def tiny_sam3(
         mask_decoder_config={**sizes, "dropout": 0.0},
     )
     model = Sam3Model(config)
-    initialise(model, generator)
+    initialize(model, generator)
     return model
 
 
@@ -111,7 +104,7 @@ def _text(width: int, vocabulary: int, context: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def initialise(model: Any, generator: torch.Generator) -> None:
+def initialize(model: Any, generator: torch.Generator) -> None:
     """Give a `Sam3Model` weights from which it learns, every one from the generator."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
@@ -127,16 +120,16 @@ def initialise(model: Any, generator: torch.Generator) -> None:
     embeddings = model.vision_encoder.backbone.embeddings
     embeddings.patch_embeddings.projection.weight.mul_(PATCHES)
     side = math.isqrt(embeddings.position_embeddings.shape[1])
-    known = sines(side, embeddings.position_embeddings.shape[2])
-    embeddings.position_embeddings.copy_(known[None])
+    positions = sines(side, embeddings.position_embeddings.shape[2])
+    embeddings.position_embeddings.copy_(positions[None])
     decoder = model.detr_decoder
     decoder.reference_points.weight.copy_(spread(len(decoder.reference_points.weight)).logit())
     decoder.box_head.layer3.weight.mul_(CORRECTIONS)
     for axis in (decoder.box_rpb_embed_x, decoder.box_rpb_embed_y):
-        look_inside(axis)
+        attend_inside(axis)
 
 
-def look_inside(bias: Any) -> None:
+def attend_inside(bias: Any) -> None:
     """Make a decoder's queries attend to what lies in their reference boxes.
 
     The perceptron `bias` turns the signed log-distances from a box's two sides along one axis, to
@@ -171,15 +164,8 @@ def sines(side: int, channels: int) -> Tensor:
     quarter = channels // 4
     frequencies = 0.5 * math.pi * torch.linspace(1, side, quarter) / side
     place = torch.arange(side)[:, None] * frequencies
-    one = torch.cat([place.sin(), place.cos()], 1)  # [side, channels / 2]
-    rows = one[:, None].expand(-1, side, -1)
-    columns = one[None].expand(side, -1, -1)
+    axis = torch.cat([place.sin(), place.cos()], 1)  # [side, channels / 2]
+    rows = axis[:, None].expand(-1, side, -1)
+    columns = axis[None].expand(side, -1, -1)
     both = torch.cat([rows, columns], 2).flatten(0, 1)
     return nn.functional.pad(both, (0, channels - both.shape[1]))
-
-
-def spread(count: int) -> Tensor:
-    """Boxes all over the image, [count, 4] cxcywh: centres by the R2 sequence, sides of .3."""
-    step = torch.tensor([0.7548776662466927, 0.5698402909980532])
-    centres = 0.1 + 0.8 * ((0.5 + torch.arange(count)[:, None] * step) % 1)
-    return torch.cat([centres, torch.full((count, 2), 0.3)], 1)
