@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro test lint bench board lock clean
+.PHONY: help env repro exp test lint bench board lock clean
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ $(STAMP): requirements.lock
 
 repro: env ## Run the whole DAG on the embedded default (dvc repro)
 	dvc repro
+
+exp: env ## Run a file of recipes/: make exp RECIPE=lego_200 ARGS="-S drift.K=512 --queue"
+	@python -m recipes $(RECIPE) $(ARGS)
 
 test: env lint ## Lint, type-check and run every test
 	OMP_NUM_THREADS=1 python -m pytest
@@ -41,7 +44,7 @@ lock: ## Renew requirements.lock from the ranges in pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet torch==2.13.0 torchvision==0.28.0
 	$(VENV)/bin/python -m pip install --quiet '.[dev]'
-	$(VENV)/bin/python -m pip freeze --exclude braid --exclude pip --exclude setuptools | sed 's/+cpu$$//' > requirements.lock
+	$(VENV)/bin/python -m pip freeze --exclude braid-pipeline --exclude pip --exclude setuptools | sed 's/+cpu$$//' > requirements.lock
 	rm -rf build *.egg-info
 
 clean: ## Remove the environment, caches and unfinished work (never outputs)

@@ -17,7 +17,7 @@ from typing import Any
 from braid.stage.params import check_params, load_yaml, renamed
 
 # `params.yaml:` in front is optional; `+` adds a key, `++` adds or replaces, `~` takes away.
-_OVERRIDE = re.compile(r"(?:params\.yaml:)?(?P<sign>\+{0,2}|~)(?P<key>[^=:]+)(?:=.*)?", re.DOTALL)
+_OVERRIDE = re.compile(r"(?:params\.yaml:)?(?P<sign>~|\+{0,2})(?P<key>[^=:]+)(?:=.*)?", re.DOTALL)
 _BEFORE_QUOTE = re.compile(r"(\\*)('|$)")
 
 
