@@ -213,11 +213,17 @@ class Stage:
             with suppress(OSError):
                 self._scratch.parent.rmdir()
 
+    def _prepare_staging(self) -> None:
+        self._clear_staging()
+        for top in self._tops():
+            self._staging(top).mkdir(parents=True)
+
     def _clear_staging(self) -> None:
         for top in self._tops():
             shutil.rmtree(self._staging(top), ignore_errors=True)
-            with suppress(OSError):
+            with suppress(OSError):  # not empty: of another stage, or with outs
                 self._staging(top).parent.rmdir()
+                (self._root / top).rmdir()
 
     def _write_runtime(self) -> None:
         records.write_json(self._staged(runtime_file(self._declared)), self.usage())
@@ -240,7 +246,7 @@ def open_stage(name: str) -> Iterator[Stage]:
         params = load_params(root / "params.yaml")
         declared = declaration(root, name, tuple(sys.argv[1:]))
         stage = Stage(root, declared, params)
-        stage._clear_staging()
+        stage._prepare_staging()
         readable = [root / path for path in declared.deps]
         staging = [stage._staging(top).parent for top in stage._tops()]
         writable = [*staging, stage._scratch_of_stage().parent, root / "runs"]

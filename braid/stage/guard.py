@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_ALWAYS_READABLE = ("params.yaml", "dvc.yaml", ".venv", ".git")
+_ALWAYS_READABLE = ("params.yaml", "dvc.yaml", ".dvcignore", ".venv", ".git")
 # How many of an event's first arguments are paths, and which argument is the descriptor (-1: none)
 # of the folder they are relative to. `shutil.rmtree` works with such; it has an event of its own.
 _CHANGES = {

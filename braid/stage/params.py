@@ -1,4 +1,8 @@
-"""params.yaml, read once, checked against the typed sections of `braid.stage.sections`."""
+"""params.yaml, read once: composed of the strands' models, each declared in its `config.py`.
+
+The models are imported by name at run time, so that a stage's code does not depend on the settings
+of strands that it does not use, though all of params.yaml is checked before any work starts.
+"""
 
 from __future__ import annotations
 
