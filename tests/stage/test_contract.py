@@ -16,6 +16,7 @@ import pytest
 from braid.stage.context import RUNTIME, runtime_file
 from braid.stage.dag import Declaration, declarations
 from braid.stage.params import MODELS, Params, load_params, load_yaml
+from braid.stage.records import read_json
 
 ROOT = Path(__file__).parents[2]
 STAGES = list(declarations(ROOT))
@@ -316,7 +317,7 @@ def test_the_closure_follows_every_way_of_importing(
     modules = {
         "room/a.py": "from room.b import late\nimport room.c\n",
         "room/b.py": "def late():\n    from room.d import thing\n",
-        "room/c.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import room.unused\n",
+        "room/c.py": "if TYPE_CHECKING:\n    import room.unused\n",
         "room/d.py": "thing = 1\n",
         "room/unused.py": "",
         "room/__init__.py": '"""Nothing."""\n',
@@ -391,3 +392,28 @@ def test_there_is_no_circle_between_folders() -> None:
     while leaf := next((name for name, targets in below.items() if not targets & set(below)), None):
         del below[leaf]
     assert not below, f"folders that import one another: {below}"
+
+
+def committed_metrics() -> dict[str, dict[str, Any]]:
+    """Each metrics file that dvc.yaml declares, as committed."""
+    declared = load_yaml(ROOT / "dvc.yaml")["stages"].values()
+    templates = [
+        next(iter(metric))
+        for entry in declared
+        for metric in entry.get("do", entry).get("metrics", [])
+    ]
+    patterns = [re.sub(r"\$\{[^}]+\}", "*", template) for template in templates]
+    files = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    return {str(path.relative_to(ROOT)): read_json(path) for path in sorted(files)}
+
+
+def test_a_metrics_file_has_at_most_12_figures() -> None:
+    for name, figures in committed_metrics().items():
+        assert len(list(leaves(figures))) <= 12, name
+
+
+def test_metrics_of_all_stages_fit_on_a_screen() -> None:
+    """`dvc metrics show` has a row a file, and a column a key and one of paths."""
+    files = committed_metrics()
+    assert len(files) <= 40
+    assert len({leaf for figures in files.values() for leaf in leaves(figures)}) + 1 <= 60
