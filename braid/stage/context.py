@@ -135,7 +135,7 @@ class Stage:
 
     def write_metrics(self, values: Mapping[str, Any]) -> None:
         """Write the stage's deterministic scalars to its declared metrics file."""
-        declared = [each for each in self._declared.outs if not _below(each, RUNTIME)]
+        declared = [out for out in self._declared.outs if not _below(out, RUNTIME)]
         records.write_json(
             self._staged(self._only("metrics", declared, "metrics", ".json")), values
         )
@@ -154,11 +154,10 @@ class Stage:
         return records.tensorboard(folder)
 
     def _only(self, folder: str, declared: Sequence[str], kind: str, ending: str = "") -> str:
-        found = [each for each in declared if _below(each, folder) and each.endswith(ending)]
-        found = list(dict.fromkeys(found))
-        if len(found) != 1:
-            raise ValueError(f"dvc.yaml lists {len(found)} {kind} below {folder}, expected one")
-        return found[0]
+        below = {path for path in declared if _below(path, folder) and path.endswith(ending)}
+        if len(below) != 1:
+            raise ValueError(f"dvc.yaml lists {len(below)} {kind} below {folder}, expected one")
+        return below.pop()
 
     def _existing(self, declared: str) -> Path:
         path = self._root / declared
@@ -311,8 +310,8 @@ def _content_hash(path: Path, ignored: GitIgnoreSpec) -> bytes:
 def _counted(path: Path, ignored: GitIgnoreSpec) -> Iterable[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(each for each in path.rglob("*") if each.is_file())
-    return [each for each in files if not ignored.match_file(each.relative_to(path).as_posix())]
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return [file for file in files if not ignored.match_file(file.relative_to(path).as_posix())]
 
 
 def _commit(root: Path) -> str | None:

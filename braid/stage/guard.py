@@ -54,7 +54,7 @@ class _Guard:
         if not _within(name, self.root) or "__pycache__" in name:
             return
         allowed = self.writable if writing else self.readable
-        if any(_within(name, each) for each in allowed) or name == self.root:
+        if any(_within(name, path) for path in allowed) or name == self.root:
             return
         if not writing and not os.path.isfile(name):
             return  # listing a folder reads no declared content; what is not there has none

@@ -42,7 +42,7 @@ def test_exp_run_of_one_param_reruns_only_what_depends_on_it(tiny_repo: TinyRepo
     back_to_the_commit(tiny_repo)
 
 
-def test_the_metrics_of_an_experiment_in_K_fit_on_a_screen(tiny_repo: TinyRepo) -> None:
+def test_the_metrics_of_another_number_of_classes_fit_on_a_screen(tiny_repo: TinyRepo) -> None:
     tiny_repo.run("dvc", "exp", "run", "-S", "drift.K=4")
     lines = tiny_repo.run("dvc", "metrics", "diff").stdout.splitlines()
     assert any("quantize.json" in line and " K " in line for line in lines)
