@@ -6,10 +6,10 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro exp test lint bench board lock clean
+.PHONY: help env repro exp test lint bench board lock clean clean-scratch
 
 help: ## Explain every target
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP) ## Make .venv from requirements.lock, if it is missing or stale
 
@@ -48,4 +48,8 @@ lock: ## Renew requirements.lock from the ranges in pyproject.toml
 	rm -rf build *.egg-info
 
 clean: ## Remove the environment, caches and unfinished work (never outputs)
-	rm -rf $(VENV) .partial scratch runs dvc_plots .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) */.partial scratch runs dvc_plots .mypy_cache .ruff_cache .pytest_cache
+
+DAYS ?= 30
+clean-scratch: ## Remove training states of killed runs that are older than DAYS (30)
+	find $${BRAID_SCRATCH:-scratch} -mindepth 2 -maxdepth 2 -type d -mtime +$(DAYS) -exec rm -r {} +
