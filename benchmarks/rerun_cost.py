@@ -7,7 +7,8 @@ A stage reruns when a commit touched a file of its code deps, or when a stage th
 reran. Deps are those of today's dvc.yaml, seconds those of the last run (`metrics/runtime`), and
 files that have moved since are looked up in the table of CHANGELOG.md.
 
-Expected for 21 commits up to c7e86ac: a mean of at most 428 s, what the layout of that day took.
+Expected for 21 commits up to c7e86ac: at most 56 % of the seconds of all stages, which is what the
+layout of that day came to (430 s of 770 s by its own clocks).
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ def main() -> None:
         stale = rerun(stages, commit.files)
         costs.append(sum(seconds[stage] for stage in stale))
         print(f"{commit.name}  {costs[-1]:5.0f} s  {len(stale):2d} stages  {commit.subject}")
-    if costs:
-        print(f"mean of {len(costs)} commits: {sum(costs) / len(costs):.0f} s")
-    print(f"all {len(stages)} stages: {sum(seconds.values()):.0f} s")
+    mean, whole = sum(costs) / len(costs), sum(seconds.values())
+    print(f"mean of {len(costs)} commits: {mean:.0f} s, {100 * mean / whole:.0f} % of", end=" ")
+    print(f"all {len(stages)} stages: {whole:.0f} s")
 
 
 def rerun(stages: Sequence[Declaration], touched: AbstractSet[str]) -> list[Declaration]:
