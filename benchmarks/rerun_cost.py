@@ -98,11 +98,11 @@ def _commit(entry: str, moved: Mapping[str, set[str]]) -> Commit:
 
 def moves(changelog: str) -> dict[str, set[str]]:
     """Where the changelog's tables say that files of braid/ have gone to."""
-    found: dict[str, set[str]] = {}
+    places: dict[str, set[str]] = {}
     for old, new in _rows(changelog):
         for path in _files(old):
-            found.setdefault(path, set()).update(_files(new))
-    return found
+            places.setdefault(path, set()).update(_files(new))
+    return places
 
 
 def _rows(text: str) -> Iterator[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """What a recipe makes of params.yaml, and how `dvc exp run` is told: one `-S` for each leaf.
 
 A recipe is a sparse params.yaml: what it has replaces, what it has not stays, and `bricks: null`
-takes an entry with settings of its own away. `base: lego_200` makes it go on from another recipe, so
-that a value stands in one place.
+takes an entry with settings of its own away. `base: lego_200` makes it go on from another recipe,
+so that a value stands in one place.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def resolve(root: Path, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge(settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with what the recipe has instead; null takes a mapping away."""
+    """Settings with what the recipe has instead; null takes a mapping away, if it is there."""
     merged = dict(settings)
     for key, value in recipe.items():
         present = settings.get(key)
         if isinstance(present, Mapping) and isinstance(value, Mapping):
             merged[key] = merge(present, value)
-        elif isinstance(present, Mapping) and value is None:
-            del merged[key]
+        elif value is None and (isinstance(present, Mapping) or key not in settings):
+            merged.pop(key, None)
         else:
             merged[key] = value
     return merged

@@ -48,10 +48,12 @@ def test_the_tree_of_an_output_folder_is_that_of_dvc_yaml(folder: str) -> None:
         if out.startswith(f"{folder}/")
     }
     listed = tree(folder).items()
-    for out, stage in outs:
-        assert any(made == stage and fnmatchcase(out, pattern(path)) for path, made in listed), out
-    for path, made in listed:
-        assert any(made == stage and fnmatchcase(out, pattern(path)) for out, stage in outs), path
+
+    def same(out: tuple[str, str], entry: tuple[str, str]) -> bool:
+        return out[1] == entry[1] and fnmatchcase(out[0], pattern(entry[0]))
+
+    assert [out for out in outs if not any(same(out, entry) for entry in listed)] == []
+    assert [entry for entry in listed if not any(same(out, entry) for out in outs)] == []
 
 
 def test_pages_of_output_folders_are_tracked_and_outputs_are_not() -> None:
@@ -69,8 +71,11 @@ def test_nothing_tells_anybody_to_install_our_names_from_a_registry() -> None:
     tool = re.compile(r"\b(?:pip|pipx|uv|poetry|conda)\b")
     for path in tracked():
         for line in path.read_text(errors="replace").splitlines():
-            told = tool.search(line) and advice.search(line)
-            assert not told or path == Path(__file__), f"{path.relative_to(ROOT)}: {line.strip()}"
+            advises = tool.search(line) and advice.search(line)
+            assert not advises or path == Path(__file__), f"{path.relative_to(ROOT)}: {line}"
+    assert advice.search("pip install 'braid[decode]'")
+    assert advice.search("uv add braid-pipeline")
+    assert not advice.search("pip install -e '.[wan]' in the folder of braid/images")
 
 
 def test_extras_that_are_named_exist() -> None:

@@ -188,10 +188,17 @@ def test_entries_are_added_replaced_and_taken_away(tmp_path: Path) -> None:
     assert load_yaml(as_dvc_writes_it(words, tmp_path)) == settings
 
 
+def test_a_recipe_runs_where_it_was_run_before() -> None:
+    """`dvc exp run` leaves its params in the workspace."""
+    after = resolve(ROOT, "lego_200", PARAMS)
+    assert resolve(ROOT, "lego_200", after) == after
+    assert list(overrides(after, after)) == []
+
+
 def test_a_recipe_goes_on_from_its_base() -> None:
-    base, made = (resolve(ROOT, name, PARAMS) for name in ("lego_200", "ga_vae_data_lego"))
-    assert made["radiance"]["teacher"] == base["radiance"]["teacher"]
-    assert made["radiance"]["features"]["cells"] == 128
+    base, further = (resolve(ROOT, name, PARAMS) for name in ("lego_200", "ga_vae_data_lego"))
+    assert further["radiance"]["teacher"] == base["radiance"]["teacher"]
+    assert further["radiance"]["features"]["cells"] == 128
 
 
 @pytest.fixture
@@ -271,14 +278,14 @@ def test_the_tool_ends_in_one_line_or_becomes_dvc(monkeypatch: pytest.MonkeyPatc
 
 def test_make_passes_recipe_and_arguments_on() -> None:
     arguments = """ARGS=-S 'launch.train=python -m' --queue"""
-    made = subprocess.run(
+    printed = subprocess.run(
         ["make", "-n", "exp", "RECIPE=wan", arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    last = shlex.split(made.stdout.splitlines()[-1])
+    last = shlex.split(printed.stdout.splitlines()[-1])
     assert last == ["python", "-m", "recipes", "wan", "-S", "launch.train=python -m", "--queue"]
 
 
