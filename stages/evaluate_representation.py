@@ -44,7 +44,7 @@ def main() -> None:
         }
         for name, evaluation in evaluations.items():
             write_json(stage.out(f"metrics/representation/{name}.json"), evaluation.headline)
-        rows = [{"space": name, **each.metrics} for name, each in evaluations.items()]
+        rows = [{"space": name, **space.metrics} for name, space in evaluations.items()]
         stage.write_table("metrics/tables", rows)
 
         examples = clips.latents(sample.indices[:16])

@@ -148,8 +148,14 @@ _PALETTE = [colormaps["tab10"](place) for place in (0, 1, 2, 3, 4, 5, 6, 9)]
 _COMPONENTS, _PERPLEXITY = 50, 30
 _ITERATIONS = 600  # of t-SNE; scikit-learn's 1000 take most of the stage's time
 _LEGEND: dict[str, Any] = {
-    **{"loc": "upper center", "bbox_to_anchor": (0.5, -0.02), "ncols": 5, "frameon": False},
-    **{"fontsize": 7, "handletextpad": 0.2, "columnspacing": 0.9, "markerscale": 2},
+    "loc": "upper center",
+    "bbox_to_anchor": (0.5, -0.02),
+    "ncols": 5,
+    "frameon": False,
+    "fontsize": 7,
+    "handletextpad": 0.2,
+    "columnspacing": 0.9,
+    "markerscale": 2,
 }
 
 
@@ -161,7 +167,7 @@ def project(
     """A map of the points, [n, 2]; on one thread, since more would change the order of sums.
 
     Raises:
-        ValueError: UMAP is asked for and not installed, or there are fewer than 4 points.
+        ValueError: UMAP is not installed, or there are fewer than 4 points.
     """
     count = len(points)
     if count < 4:

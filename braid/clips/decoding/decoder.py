@@ -53,7 +53,7 @@ def decoder(
     examples: Tensor,  # [N, 16, T, H, W] that a preview's colors are fitted to
     wan_vae: Path | None = None,
 ) -> Decoder:
-    """The decoder of latents that ``codec`` made, as `Clips.codec` says.
+    """The decoder of latents of a ``codec``, as `Clips.codec` names it.
 
     Args:
         codec: ``space_time_transform`` or ``wan``.
