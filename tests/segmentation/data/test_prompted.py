@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from braid.segmentation.data import prompted as module
-from braid.segmentation.data.prompted import PromptedImages, Truth, images_of, open_prompted
+from braid.segmentation.data.prompted import PromptedImages, GroundTruth, images_of, open_prompted
 from braid.segmentation.data.prompts import Prompt, write_prompts
 from braid.segmentation.data.sa1b import open_images
 from braid.segmentation.preparation.built_in import Annotated, write_annotated
-from braid.segmentation.preparation.scan import survey, write_manifest
+from braid.segmentation.preparation.scan import scan, write_manifest
 from braid.segmentation.sam3.sam3 import predict
 from braid.segmentation.sam3.tokens import word_tokenizer
 from tests.segmentation.tiny_models import IMAGE_SIZE, tiny_teacher
@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
     for identity in range(1, 5):
         pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
         write_annotated(made, identity, Annotated(pixels, MASKS, NAMES, (), True))
-    write_manifest(made, survey(made, val=1, faults="fatal"), image_size=IMAGE_SIZE)
+    write_manifest(made, scan(made, val=1, faults="fatal"), image_size=IMAGE_SIZE)
     write_prompts(made, PROMPTS)
     return made
 
@@ -64,8 +64,8 @@ def test_pairs_are_those_of_a_split_that_pass_the_filters(prompted):
     train = [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 0)]
     assert prompted.pairs("train") == train
     assert prompted.pairs("val") == [(3, 0), (3, 1)]
-    assert prompted.pairs("train", labelled=False) == [(0, 1)]
-    assert prompted.pairs("val", labelled=True) == [(3, 1)]
+    assert prompted.pairs("train", labeled=False) == [(0, 1)]
+    assert prompted.pairs("val", labeled=True) == [(3, 1)]
     assert prompted.pairs("train", known=True) == [pair for pair in train if pair != (0, 4)]
     assert prompted.pairs("train", known=False) == [(0, 4)]
     assert prompted.prompt((3, 0)) == PROMPTS[3][0]
@@ -120,7 +120,7 @@ def test_truth_without_any_object_has_an_empty_slot(prompted):
 def test_truth_is_taken_and_moved(prompted):
     truth = prompted.truth([(0, 0), (0, 1), (0, 2)], 8)
     part = truth.take(torch.tensor([1, 2])).to(torch.device("cpu"))
-    assert isinstance(part, Truth)
+    assert isinstance(part, GroundTruth)
     for name in ("masks", "boxes", "count", "semantic"):
         assert torch.equal(getattr(part, name), getattr(truth, name)[1:])
 

@@ -13,13 +13,17 @@ import torch
 from torch import nn
 
 from braid.common.rng import generator
-from braid.segmentation.data.prompted import Pair, Truth
-from braid.segmentation.distillation.distillation import Distillation, FromTeacher, FromTruth
+from braid.segmentation.data.prompted import Pair, GroundTruth
+from braid.segmentation.distillation.distillation import (
+    Distillation,
+    TeacherSupervision,
+    GroundTruthSupervision,
+)
 from braid.segmentation.distillation.losses import DistillationLoss
 from braid.segmentation.distillation.matching import Matcher
 from braid.segmentation.sam3.sam3 import Prediction, PromptInputs, predict
-from braid.segmentation.supervised.batches import Epochs, Questions
-from braid.segmentation.supervised.loss import TruthLoss
+from braid.segmentation.training.batches import Epochs, PromptSampler
+from braid.segmentation.training.ground_truth import GroundTruthLoss
 from braid.training.distributed import Process
 from tests.segmentation.tiny_models import CONTEXT, some_images, tiny_teacher
 
@@ -47,18 +51,18 @@ class FewImages:
         boxes = torch.tensor([BOX] * len(pairs)) if boxed.any() else None
         return PromptInputs(owner, tokens, tokens > 0, boxes, boxed if boxed.any() else None)
 
-    def truth(self, pairs: Sequence[Pair], size: int) -> Truth:
+    def truth(self, pairs: Sequence[Pair], size: int) -> GroundTruth:
         masks = torch.zeros(len(pairs), 1, size, size)
         masks[:, :, : size // 2] = 1
         boxes = torch.tensor([0.0, 0.0, 1.0, 0.5]).expand(len(pairs), 1, 4)
-        return Truth(masks, boxes, torch.ones(len(pairs)).long(), masks)
+        return GroundTruth(masks, boxes, torch.ones(len(pairs)).long(), masks)
 
 
 PAIRS = [(image, place) for image in range(3) for place in range(4)]
 
 
-def questions(images: Any = None) -> Questions:
-    return Questions(images or FewImages(), PAIRS, None, CONTEXT, CPU)
+def questions(images: Any = None) -> PromptSampler:
+    return PromptSampler(images or FewImages(), PAIRS, None, CONTEXT, CPU)
 
 
 def epochs(images: Sequence[int] = range(3), **changes: Any) -> Epochs:
@@ -127,7 +131,7 @@ def test_each_prompt_asks_its_own_image() -> None:
     assert torch.equal(asked.pixels, FewImages().images[[2, 1]])
 
 
-class Asked:
+class Batch:
     """A teacher that answers at once."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -139,9 +143,9 @@ class Asked:
         return predict(self.model, asked.pixels, asked.inputs, features=True)
 
 
-def from_teacher(features: bool = True) -> FromTeacher:
+def from_teacher(features: bool = True) -> TeacherSupervision:
     loss = DistillationLoss(Matcher(size=16))
-    return FromTeacher(Asked(tiny_teacher(0)), loss, features=features)
+    return TeacherSupervision(Batch(tiny_teacher(0)), loss, features=features)
 
 
 def test_features_are_compared_only_where_a_phase_wants_them() -> None:
@@ -175,7 +179,7 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:
 
 @pytest.mark.parametrize("supervision", ["teacher", "truth"])
 def test_a_batch_is_overfitted(supervision: str) -> None:
-    truth = FromTruth(FewImages(), TruthLoss())  # type: ignore[arg-type]
+    truth = GroundTruthSupervision(FewImages(), GroundTruthLoss())  # type: ignore[arg-type]
     taught = from_teacher() if supervision == "teacher" else truth
     objective = Distillation(tiny_teacher(1), questions(), taught, epochs(), prompts=2)
     asked = questions().ask(PAIRS[:4])

@@ -13,13 +13,13 @@ from braid.segmentation.distillation.losses import (
     feature_error,
 )
 from braid.segmentation.distillation.matching import Matcher
-from braid.segmentation.sam3.masks import giou, resized
+from braid.segmentation.sam3.geometry import giou, resized
 from braid.segmentation.sam3.sam3 import predict
-from tests.segmentation.answers import (
+from tests.segmentation.predictions import (
     learning,
     leaves,
     mapped,
-    random_answer,
+    random_prediction,
     with_prompt,
     with_queries,
 )
@@ -31,8 +31,12 @@ ONES = DistillationLoss(Matcher(size=8), **dict.fromkeys(NAMES, 1.0))
 
 
 def student_and_teacher(prompts=2, queries=(4, 7), sides=(14, 16)):
-    student = random_answer(prompts, queries[0], sides[0], seed=1, features=(6, sides[0], prompts))
-    teacher = random_answer(prompts, queries[1], sides[1], seed=2, features=(6, sides[1], prompts))
+    student = random_prediction(
+        prompts, queries[0], sides[0], seed=1, features=(6, sides[0], prompts)
+    )
+    teacher = random_prediction(
+        prompts, queries[1], sides[1], seed=2, features=(6, sides[1], prompts)
+    )
     return student, teacher
 
 
@@ -143,7 +147,7 @@ def surest(prediction, count):
 @pytest.mark.parametrize("side", [12, 7])  # the teacher's masks as they are, and from a cache
 @pytest.mark.parametrize("count", [4, 9])  # its surest queries, and all
 def test_a_student_that_answers_like_the_teacher_is_at_rest(side, count):
-    teacher = random_answer(1, 9, 12, seed=3, features=(6, 12, 1))
+    teacher = random_prediction(1, 9, 12, seed=3, features=(6, 12, 1))
     student = learning(with_queries(teacher, surest(teacher, count)))
     small = {name: resized(getattr(teacher, name), side) for name in ("masks", "semantic")}
     terms = LOSS(student, replace(teacher, **small))
@@ -156,7 +160,7 @@ def test_a_student_that_answers_like_the_teacher_is_at_rest(side, count):
 
 
 def test_saturated_answers_are_at_rest_too():
-    teacher = mapped(random_answer(1, 5, 12, seed=3), lambda held: held)
+    teacher = mapped(random_prediction(1, 5, 12, seed=3), lambda held: held)
     teacher = replace(teacher, masks=30 * teacher.masks, logits=torch.full((1, 5), 12.0))
     student = learning(teacher)
     total = sum(LOSS(student, teacher).values())
@@ -242,9 +246,9 @@ def test_what_is_not_there_moves_no_masks_and_boxes():
 
 
 def test_queries_that_agree_on_nothing_dilute_nothing():
-    teacher = random_answer(1, 3, 16, seed=2, features=(6, 16, 1))
+    teacher = random_prediction(1, 3, 16, seed=2, features=(6, 16, 1))
     student = mapped(teacher, lambda held: held + 0.1 * torch.ones_like(held).cumsum(-1).cos())
-    nothing = random_answer(1, 4, 16, seed=9)
+    nothing = random_prediction(1, 4, 16, seed=9)
     nothing = replace(nothing, logits=torch.full((1, 4), -12.0))
     more = [
         replace(

@@ -9,8 +9,8 @@ import torch
 
 from benchmarks import matching as bench
 from braid.segmentation.distillation.matching import Matcher, assign
-from braid.segmentation.sam3.masks import shares
-from tests.segmentation.answers import mapped, random_answer, with_prompt, with_queries
+from braid.segmentation.sam3.geometry import area_means
+from tests.segmentation.predictions import mapped, random_prediction, with_prompt, with_queries
 
 
 def cheapest(cost):
@@ -41,10 +41,10 @@ def iou(a, b):
 
 
 def test_the_cost_is_that_of_pair_after_pair():
-    student, teacher = random_answer(2, 4, 9, seed=1), random_answer(2, 6, 12, seed=2)
+    student, teacher = random_prediction(2, 4, 9, seed=1), random_prediction(2, 6, 12, seed=2)
     matcher = Matcher(mask=1.5, box=2.0, giou=0.5, logit=3.0, size=6)
     found = matcher.cost(student, teacher)
-    p, q = (shares(each.masks.double().sigmoid(), 6).numpy() for each in (student, teacher))
+    p, q = (area_means(each.masks.double().sigmoid(), 6).numpy() for each in (student, teacher))
     left, right = (each.logits.double().sigmoid().numpy() for each in (student, teacher))
     for n, s, t in np.ndindex(2, 4, 6):
         both = (p[n, s] * q[n, t]).sum()
@@ -65,7 +65,7 @@ def test_a_pair_with_nothing_in_common_costs_the_worst():
         masks[..., column] = 50.0
         box = torch.tensor([[[at, at, at + 1e-4, at + 1e-4]]])
         return replace(
-            random_answer(1, 1, 8), masks=masks, boxes=box, logits=box[..., 0] * 0 + logit
+            random_prediction(1, 1, 8), masks=masks, boxes=box, logits=box[..., 0] * 0 + logit
         )
 
     cost = Matcher().cost(corner(0.0, -50, 0), corner(1.0, 50, 1))
@@ -80,10 +80,10 @@ def surest(prediction, count):
 @pytest.mark.parametrize("teacher_side", [12, 9])
 @pytest.mark.parametrize("count", [4, 9])
 def test_the_surest_queries_find_themselves(teacher_side, count):
-    teacher = random_answer(1, 9, 12, seed=3)
+    teacher = random_prediction(1, 9, 12, seed=3)
     chosen = surest(teacher, count)
     student = with_queries(teacher, chosen)
-    seen = replace(teacher, masks=shares(teacher.masks.sigmoid(), teacher_side).logit())
+    seen = replace(teacher, masks=area_means(teacher.masks.sigmoid(), teacher_side).logit())
     pairs = Matcher(size=8)(student, seen)
     assert pairs.rows.tolist() == [list(range(count))]
     assert torch.equal(pairs.columns[0], chosen)
@@ -93,7 +93,7 @@ def test_the_surest_queries_find_themselves(teacher_side, count):
 
 def test_what_the_teacher_is_sure_of_is_left_to_nobody():
     """The student is unlike the one sure query and just like the five doubtful ones."""
-    teacher = random_answer(1, 6, 12, seed=4)
+    teacher = random_prediction(1, 6, 12, seed=4)
     student = with_queries(teacher, torch.tensor([0, 1, 2]))
     logits = torch.tensor([[-3.0, -3.0, -3.0, -3.0, -3.0, 3.0]])
     teacher = replace(teacher, logits=logits)
@@ -104,8 +104,8 @@ def test_what_the_teacher_is_sure_of_is_left_to_nobody():
 
 
 def test_a_teacher_of_few_queries_leaves_students_alone():
-    teacher = random_answer(2, 3, 12, seed=5)
-    student = random_answer(2, 6, 12, seed=6)
+    teacher = random_prediction(2, 3, 12, seed=5)
+    student = random_prediction(2, 6, 12, seed=6)
     student.masks[:, 3:], student.boxes[:, 3:] = teacher.masks, teacher.boxes
     student.logits[:, 3:] = teacher.logits
     pairs = Matcher()(student, teacher)
@@ -114,7 +114,7 @@ def test_a_teacher_of_few_queries_leaves_students_alone():
 
 
 def test_prompts_do_not_touch_one_another():
-    student, teacher = random_answer(4, 5, 9, seed=1), random_answer(4, 8, 12, seed=2)
+    student, teacher = random_prediction(4, 5, 9, seed=1), random_prediction(4, 8, 12, seed=2)
     together = Matcher()(student, teacher)
     for prompt in range(4):
         alone = Matcher()(with_prompt(student, prompt), with_prompt(teacher, prompt))
@@ -122,7 +122,7 @@ def test_prompts_do_not_touch_one_another():
 
 
 def test_the_order_of_queries_is_nothing():
-    student, teacher = random_answer(2, 5, 9, seed=1), random_answer(2, 8, 12, seed=2)
+    student, teacher = random_prediction(2, 5, 9, seed=1), random_prediction(2, 8, 12, seed=2)
     columns = Matcher()(student, teacher).columns
     order = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
     assert torch.equal(order[Matcher()(student, with_queries(teacher, order)).columns], columns)
@@ -148,7 +148,7 @@ def test_a_broken_query_is_matched_last(name, weight):
     matcher = replace(
         Matcher(), **{{"masks": "mask", "boxes": "box", "logits": "logit"}[name]: weight}
     )
-    few, many = random_answer(2, 5, 9, seed=1), random_answer(2, 8, 9, seed=2)
+    few, many = random_prediction(2, 5, 9, seed=1), random_prediction(2, 8, 9, seed=2)
     others = torch.tensor([0, 1, 3, 4])
 
     spoiled = matcher(broken(few, name, float("nan")), many)
@@ -161,13 +161,13 @@ def test_a_broken_query_is_matched_last(name, weight):
 
 
 def test_infinite_boxes_are_broken_too():
-    few, many = random_answer(2, 5, 9, seed=1), random_answer(2, 8, 9, seed=2)
+    few, many = random_prediction(2, 5, 9, seed=1), random_prediction(2, 8, 9, seed=2)
     assert 2 not in Matcher()(broken(many, "boxes", float("inf")), few).rows[0]
 
 
 def test_nothing_but_broken_numbers_is_matched_somehow():
-    nothing = mapped(random_answer(2, 5, 9), lambda held: torch.full_like(held, float("nan")))
-    pairs = Matcher()(nothing, random_answer(2, 8, 9))
+    nothing = mapped(random_prediction(2, 5, 9), lambda held: torch.full_like(held, float("nan")))
+    pairs = Matcher()(nothing, random_prediction(2, 8, 9))
     assert all(len(set(each)) == 5 for each in pairs.columns.tolist())
 
 
@@ -180,7 +180,7 @@ def test_one_broken_pair_is_dearer_than_all_others():
 
 @pytest.mark.parametrize("name", ["mask", "box", "giou", "logit", "size"])
 def test_every_setting_changes_the_cost(name):
-    student, teacher = random_answer(1, 5, 9, seed=1), random_answer(1, 8, 12, seed=2)
+    student, teacher = random_prediction(1, 5, 9, seed=1), random_prediction(1, 8, 12, seed=2)
     base = Matcher(size=6)
     other = replace(base, **{name: 3 if name == "size" else 0.7})
     assert not torch.allclose(base.cost(student, teacher), other.cost(student, teacher))
@@ -189,7 +189,7 @@ def test_every_setting_changes_the_cost(name):
 
 
 def test_half_precision_comes_in_and_autocast_is_off():
-    student, teacher = random_answer(2, 5, 9, seed=1), random_answer(2, 8, 12, seed=2)
+    student, teacher = random_prediction(2, 5, 9, seed=1), random_prediction(2, 8, 12, seed=2)
     expected = Matcher()(student, teacher)
     for lowered in (torch.Tensor.half, torch.Tensor.bfloat16):
         pairs = Matcher()(mapped(student, lowered), mapped(teacher, lowered))

@@ -5,16 +5,21 @@ from functools import cache
 import pytest
 import torch
 
-from braid.segmentation.data.prompted import Truth, images_of
+from braid.segmentation.data.prompted import GroundTruth, images_of
 from braid.segmentation.data.prompts import Prompt
-from braid.segmentation.evaluation.agreement import answers_of, compare, mask_figures, true_answers
+from braid.segmentation.metrics.agreement import (
+    predicted_detections,
+    compare,
+    mask_metrics,
+    true_detections,
+)
 from braid.segmentation.evaluation.cost import latencies, latency, percentiles
-from braid.segmentation.evaluation.evaluation import (
+from braid.segmentation.evaluation.evaluator import (
     RANDOM_TEACHER,
     TEACHER,
     TRUTH,
-    Panel,
-    Respondent,
+    Evaluator,
+    Predictor,
     batches,
     other_images,
     question,
@@ -22,8 +27,8 @@ from braid.segmentation.evaluation.evaluation import (
 )
 from braid.segmentation.evaluation.report import BY_LABEL, flattened, null_reason, report, verdict
 from braid.segmentation.sam3.sam3 import PromptInputs, predict
-from braid.segmentation.teacher.answers import Texts
-from tests.segmentation.made_answers import generator
+from braid.segmentation.cache.online import Texts
+from tests.segmentation.detections import generator
 from tests.segmentation.tiny_models import CONTEXT, some_images, tiny_teacher
 
 CPU, SIZE = torch.device("cpu"), 16
@@ -50,7 +55,7 @@ class Prompted:
         count = torch.tensor([(image + place) % 4 - 1 for image, place in pairs])
         masks = masks * (torch.arange(2) < count[:, None])[..., None, None]
         boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(len(pairs), 2, 4)
-        return Truth(masks, boxes, count, masks.amax(1, keepdim=True))
+        return GroundTruth(masks, boxes, count, masks.amax(1, keepdim=True))
 
 
 def texts(seed):
@@ -64,20 +69,20 @@ def texts(seed):
 def models():
     names = (TEACHER, "student")
     return {
-        name: Respondent(tiny_teacher(seed), texts(seed), CPU) for seed, name in enumerate(names)
+        name: Predictor(tiny_teacher(seed), texts(seed), CPU) for seed, name in enumerate(names)
     }
 
 
 @cache
 def judged(images=2):
-    panel = Panel(Prompted(), models(), score=0.2, size=SIZE, device=CPU)
+    panel = Evaluator(Prompted(), models(), score=0.2, size=SIZE, device=CPU)
     return panel.judge(PAIRS, images=images, generator=generator())
 
 
 def test_a_model_is_asked_as_predict_asks_it():
     model, held = tiny_teacher(3), texts(3)
     pairs = [PAIRS[3], PAIRS[1], PAIRS[5]]
-    made = Respondent(model, held, CPU).asked(question(Prompted(), pairs))()
+    made = Predictor(model, held, CPU).asked(question(Prompted(), pairs))()
     for row, (image, place) in enumerate(pairs):
         boxes = torch.tensor([[0.4, 0.5, 0.3, 0.3]]) if place == 1 else None
         boxed = torch.ones(1).bool() if place == 1 else None
@@ -105,8 +110,8 @@ def test_texts_are_encoded_once_as_the_model_reads_them():
 
 
 def test_figures_do_not_depend_on_how_prompts_are_batched():
-    labelled = torch.tensor([place != 2 for _, place in PAIRS])
-    one, all_at_once = (report(judged(images), labelled, 5) for images in (2, 5))
+    labeled = torch.tensor([place != 2 for _, place in PAIRS])
+    one, all_at_once = (report(judged(images), labeled, 5) for images in (2, 5))
     for name in (TEACHER, "student", TRUTH):
         assert set(one[name]) == set(all_at_once[name])
         for figure, value in one[name].items():
@@ -117,26 +122,26 @@ def test_figures_do_not_depend_on_how_prompts_are_batched():
 
 
 def test_every_figure_is_that_of_the_prompts_taken_together():
-    labelled = torch.tensor([place != 2 for _, place in PAIRS])
-    found = report(judged(), labelled, 5)["student"]
-    truth = true_answers(Prompted().truth(PAIRS, SIZE))
+    labeled = torch.tensor([place != 2 for _, place in PAIRS])
+    found = report(judged(), labeled, 5)["student"]
+    truth = true_detections(Prompted().truth(PAIRS, SIZE))
     held = models()
     made, teacher = (
-        answers_of(held[name].asked(question(Prompted(), PAIRS))(), score=0.2, size=SIZE)
+        predicted_detections(held[name].asked(question(Prompted(), PAIRS))(), score=0.2, size=SIZE)
         for name in ("student", TEACHER)
     )
-    assert found["miou"] == pytest.approx(mask_figures(compare(made, truth))["matched_iou"])
-    agreement = mask_figures(compare(made, teacher))
+    assert found["miou"] == pytest.approx(mask_metrics(compare(made, truth))["matched_iou"])
+    agreement = mask_metrics(compare(made, teacher))
     for name in ("agreement_iou", "matched_iou", "score_gap_signed"):
         assert found[name] == pytest.approx(agreement[name]), name
-    hidden = mask_figures(compare(made.take(~labelled), teacher.take(~labelled)))
+    hidden = mask_metrics(compare(made.take(~labeled), teacher.take(~labeled)))
     assert found["agreement_iou_withheld"] == pytest.approx(hidden["agreement_iou"])
-    assert {f"{name}_labelled" for name in BY_LABEL} <= set(found)
+    assert {f"{name}_labeled" for name in BY_LABEL} <= set(found)
 
 
 def test_the_truth_and_chance_stand_beside_the_models():
-    labelled = torch.ones(len(PAIRS), dtype=torch.bool)
-    found = report(judged(), labelled, 5)
+    labeled = torch.ones(len(PAIRS), dtype=torch.bool)
+    found = report(judged(), labeled, 5)
     assert "miou" not in found[TRUTH]
     assert "agreement_iou" not in found[TEACHER]
     assert found[TRUTH]["agreement_iou"] > 0
@@ -155,7 +160,7 @@ def test_the_random_teacher_answers_for_other_images():
 
 
 def test_nothing_to_judge_by_is_an_error():
-    panel = Panel(Prompted(), models(), score=0.2, size=SIZE, device=CPU)
+    panel = Evaluator(Prompted(), models(), score=0.2, size=SIZE, device=CPU)
     one = [pair for pair in PAIRS if pair[0] == PAIRS[0][0]]
     for pairs, images in (([], 2), (one, 2), (PAIRS, 1)):  # chance is taken from another image
         with pytest.raises(ValueError, match=f"a batch has {images}: expected 2 or more"):

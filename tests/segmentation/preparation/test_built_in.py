@@ -5,7 +5,7 @@ import pytest
 
 from braid.segmentation.data.sa1b import read_pixels, read_record
 from braid.segmentation.preparation.built_in import TILES, draw_scene, write_built_in
-from braid.segmentation.preparation.scan import survey
+from braid.segmentation.preparation.scan import scan
 
 SMALL = {"scenes": 20, "photos": 5, "most_shapes": 3, "size": 48}
 
@@ -26,7 +26,7 @@ def is_scene(folder, identity):
 
 
 def test_a_survey_finds_no_fault(folder):
-    found = survey(folder, val=6, faults="fatal")
+    found = scan(folder, val=6, faults="fatal")
     assert [entry.id for entry in found.images] == list(range(1, 26))
     assert sum(entry.annotations for entry in found.images) > 40
 

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from braid.segmentation.sam3.sam3 import predict, roi_align, separable_roi_align, text_features
-from braid.segmentation.teacher.teacher import remove_text_tower
+from braid.segmentation.sam3.checkpoint import remove_text_tower
 from tests.segmentation.tiny_models import (
     CONTEXT,
     MASK_SIZE,

@@ -1,4 +1,4 @@
-"""The student's eyes: normalisation, pyramid, backbones of timm and their weights."""
+"""The student's eyes: normalization, pyramid, backbones of timm and their weights."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from braid.segmentation.student.vision import (
     StudentVision,
     load_backbone,
     make_backbone,
-    normalisation,
+    normalization,
 )
 from tests.segmentation.tiny_models import some_images, tiny_teacher
 from tests.segmentation.tiny_students import RECIPE, tiny_student
@@ -26,7 +26,7 @@ OPTIONS = RECIPE["backbone_options"]
 def test_one_affine_step_is_as_good_as_preprocessing_twice():
     pixels = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0)) / 255
     mean, std = (each.double().view(3, 1, 1) for each in IMAGENET)
-    gain, offset = normalisation("repvit_m2_3")
+    gain, offset = normalization("repvit_m2_3")
     own = ((pixels - 0.5) / 0.5) * gain + offset
     assert ((pixels.double() - mean) / std - own).abs().max() < 1e-6
 
@@ -35,14 +35,14 @@ def test_the_backbone_sees_its_own_normalisation():
     vision = StudentVision("repvit_m0_9", OPTIONS, 16).eval()
     seen = []
     vision.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    white = torch.ones(1, 3, 56, 56)  # 255 in the teacher's normalisation
+    white = torch.ones(1, 3, 56, 56)  # 255 in the teacher's normalization
     vision(pixel_values=white)
     mean, std = IMAGENET
     torch.testing.assert_close(seen[0][0, :, 3, 3], (1 - mean) / std)
 
 
 def test_a_backbone_keeps_the_normalisation_that_timm_gives_it():
-    gain, offset = normalisation("vit_tiny_patch16_224")  # .5 and .5, as the teacher's
+    gain, offset = normalization("vit_tiny_patch16_224")  # .5 and .5, as the teacher's
     torch.testing.assert_close(gain, torch.ones(3, 1, 1))
     torch.testing.assert_close(offset, torch.zeros(3, 1, 1))
 

@@ -8,10 +8,15 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from braid.segmentation.data.prompted import Truth
-from braid.segmentation.sam3.masks import dice, giou
+from braid.segmentation.data.prompted import GroundTruth
+from braid.segmentation.sam3.geometry import dice, giou
 from braid.segmentation.sam3.sam3 import Layer, Prediction
-from braid.segmentation.supervised.loss import MATCHING, MatchingWeights, TruthLoss, match_truth
+from braid.segmentation.training.ground_truth import (
+    MATCHING,
+    MatchingWeights,
+    GroundTruthLoss,
+    match_targets,
+)
 
 B, Q, M, G = 4, 5, 3, 6
 COUNTS = (2, 3, 0, -1)
@@ -28,7 +33,7 @@ def some_truth(seed=0, counts=COUNTS):
     real = torch.arange(M) < count[:, None]
     masks = torch.rand(len(counts), M, G, G, generator=generator) * real[:, :, None, None]
     boxes = random_boxes(generator, len(counts), M) * real[:, :, None]
-    return Truth(masks, boxes, count, masks.amax(1, keepdim=True))
+    return GroundTruth(masks, boxes, count, masks.amax(1, keepdim=True))
 
 
 def some_prediction(seed=1, prompts=B, layers=0):
@@ -80,7 +85,7 @@ def pair_cost(prediction, truth, b, q, m, weights):
 
 def matched(prediction, truth, weights=MATCHING):
     given = (prediction.masks, prediction.boxes, prediction.logits)
-    pairs = match_truth(*given, truth.masks, truth.boxes, truth.count, weights)
+    pairs = match_targets(*given, truth.masks, truth.boxes, truth.count, weights)
     triples = zip(pairs.prompt, pairs.query, pairs.object, strict=True)
     return [tuple(map(int, each)) for each in triples]
 
@@ -145,7 +150,7 @@ def test_a_query_without_numbers_is_no_match(value):
 def test_terms_are_what_they_are_by_hand():
     truth, prediction = some_truth(), some_prediction()
     weights = {"box": 2.0, "giou": 3.0, "score": 4.0, "dice": 5.0}
-    loss = TruthLoss(**weights, bce=6.0, presence=7.0, semantic=8.0, spare=0.25)
+    loss = GroundTruthLoss(**weights, bce=6.0, presence=7.0, semantic=8.0, spare=0.25)
     found = matched(prediction, truth)
     b, q, m = (torch.tensor(each) for each in zip(*found, strict=True))
     masks, true = prediction.masks[b, q], truth.masks[b, m]
@@ -174,7 +179,7 @@ def test_terms_are_what_they_are_by_hand():
 
 def test_the_truth_itself_costs_nothing():
     truth, prediction = perfect(some_truth(counts=(2, 3, 0, 1)))
-    for name, term in TruthLoss()(prediction, truth).items():
+    for name, term in GroundTruthLoss()(prediction, truth).items():
         assert term.item() == pytest.approx(0, abs=1e-5), name
 
 
@@ -185,7 +190,7 @@ def test_what_is_unknown_has_no_part_and_negatives_teach_presence_and_semantics_
     values += tuple(vars(prediction.earlier[0]).values())
     for each in values:
         each.requires_grad_()
-    sum(TruthLoss()(prediction, truth).values()).backward()
+    sum(GroundTruthLoss()(prediction, truth).values()).backward()
     for each in values:
         assert not each.grad[3].any()
     touched = {id(each): bool(each.grad[2].any()) for each in values}
@@ -197,7 +202,7 @@ def test_what_is_unknown_has_no_part_and_negatives_teach_presence_and_semantics_
 def test_without_any_known_truth_the_loss_is_zero_and_can_be_differentiated():
     truth, prediction = some_truth(counts=(-1, -1)), some_prediction(prompts=2)
     prediction.presence.requires_grad_()
-    terms = TruthLoss()(prediction, truth)
+    terms = GroundTruthLoss()(prediction, truth)
     total = sum(terms.values())
     total.backward()
     assert total.item() == 0
@@ -214,19 +219,19 @@ def test_the_order_of_queries_and_objects_is_nothing():
         logits=prediction.logits[:, queries],
     )
     other = replace(truth, masks=truth.masks[:, objects], boxes=truth.boxes[:, objects])
-    expected = TruthLoss()(prediction, truth)
-    for name, term in TruthLoss()(shuffled, other).items():
+    expected = GroundTruthLoss()(prediction, truth)
+    for name, term in GroundTruthLoss()(shuffled, other).items():
         assert_close(term, expected[name], msg=name)
 
 
 def test_earlier_layers_add_their_own_boxes_scores_and_presence():
     truth, prediction = some_truth(), some_prediction(layers=2)
-    loss = TruthLoss()
+    loss = GroundTruthLoss()
     terms, last = loss(prediction, truth), loss(replace(prediction, earlier=()), truth)
     for name in ("dice", "bce", "semantic"):
         assert_close(terms[name], last[name])
     blind = MatchingWeights(dice=0.0, bce=0.0)  # earlier layers have no masks to be matched by
-    by_box = TruthLoss(matching=blind)
+    by_box = GroundTruthLoss(matching=blind)
     for name in ("box", "giou", "score", "presence"):
         alone = [
             by_box(replace(prediction, **vars(each), earlier=()), truth)[name]
@@ -240,8 +245,8 @@ def test_half_precision_is_compared_in_float32():
     names = ("masks", "boxes", "logits", "presence", "semantic")
     half = replace(prediction, **{name: getattr(prediction, name).half() for name in names})
     widened = replace(half, **{name: getattr(half, name).float() for name in names})
-    expected = TruthLoss()(widened, truth)
-    for name, term in TruthLoss()(half, truth).items():
+    expected = GroundTruthLoss()(widened, truth)
+    for name, term in GroundTruthLoss()(half, truth).items():
         assert term.dtype == torch.float32
         assert torch.equal(term, expected[name]), name
 
@@ -249,4 +254,4 @@ def test_half_precision_is_compared_in_float32():
 def test_masks_of_another_size_are_refused():
     truth = replace(some_truth(), masks=torch.zeros(B, M, 4, 4))
     with pytest.raises(ValueError, match=r"truth has masks of \(4, 4\), the prediction of \(6, 6"):
-        TruthLoss()(some_prediction(), truth)
+        GroundTruthLoss()(some_prediction(), truth)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from braid.segmentation.evaluation.agreement import (
+from braid.segmentation.metrics.agreement import (
     joined_scores,
     mask_iou,
     reliability,
     score_masks,
 )
-from tests.segmentation.made_answers import A, B, C, answers, generator, random_answers
+from tests.segmentation.detections import A, B, C, answers, generator, random_detections
 
 
 def test_the_surest_mask_of_an_object_is_right_and_its_duplicates_are_wrong():
@@ -28,7 +28,7 @@ def test_the_surest_mask_of_an_object_is_right_and_its_duplicates_are_wrong():
 
 
 def test_right_masks_are_those_of_a_greedy_loop_over_instances():
-    made, real = random_answers(1, queries=6), random_answers(2, queries=3)
+    made, real = random_detections(1, queries=6), random_detections(2, queries=3)
     made.masks[:, :3] = real.masks[:, [0, 0, 1]]  # two of one object, one of another
     made.masks[:, :3, :2] ^= torch.rand(6, 3, 2, 8, generator=generator(3)) > 0.7
     iou = mask_iou(made, real) * real.found[:, None]
@@ -83,7 +83,7 @@ def test_empty_bins_have_no_share_and_no_masks_no_error():
 
 
 def test_parts_join_to_the_whole():
-    made, real = random_answers(6), random_answers(7)
+    made, real = random_detections(6), random_detections(7)
     whole = score_masks(made, real)
     rows = [torch.arange(2), torch.arange(2, 6)]
     parts = joined_scores([score_masks(made.take(each), real.take(each)) for each in rows])

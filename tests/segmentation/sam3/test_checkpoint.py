@@ -8,7 +8,7 @@ import torch
 
 from braid.segmentation.sam3.sam3 import predict, text_features
 from braid.segmentation.teacher import teacher as teachers
-from braid.segmentation.teacher.teacher import (
+from braid.segmentation.sam3.checkpoint import (
     load_teacher,
     located,
     remove_text_tower,
@@ -186,7 +186,7 @@ def test_a_wrong_folder_is_one_clear_line(folder, spoil, message):
 
 def test_images_of_another_size_are_refused_before_anything_is_loaded(folder, tmp_path):
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    message = f"takes images of {IMAGE_SIZE} pixels, sa1b.image_size is 112"
+    message = f"takes images of {IMAGE_SIZE} pixels, sam3.data.image_size is 112"
     with pytest.raises(ValueError, match=message):
         load_teacher(folder, image_size=112)
     with pytest.raises(ValueError, match=message):

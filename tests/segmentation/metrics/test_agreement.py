@@ -7,35 +7,35 @@ import pytest
 import torch
 from scipy.ndimage import binary_erosion
 
-from braid.segmentation.data.prompted import Truth
-from braid.segmentation.evaluation.agreement import (
-    Answers,
-    answers_of,
+from braid.segmentation.data.prompted import GroundTruth
+from braid.segmentation.metrics.agreement import (
+    Detections,
+    predicted_detections,
     assign,
     compare,
     joined,
-    mask_figures,
+    mask_metrics,
     mask_iou,
-    presence_figures,
+    presence_metrics,
     prompt_sensitivity,
-    true_answers,
+    true_detections,
 )
-from braid.segmentation.sam3.masks import band_width, boundary_iou, box_iou, inner_band
+from braid.segmentation.sam3.geometry import band_width, boundary_iou, box_iou, inner_band
 from braid.segmentation.sam3.sam3 import Prediction
-from tests.segmentation.made_answers import (
+from tests.segmentation.detections import (
     SIDE,
     A,
     B,
     C,
     answers,
     generator,
-    random_answers,
+    random_detections,
     rectangle,
 )
 
 
 def test_masks_overlap_as_sets_of_pixels():
-    one, other = random_answers(1), random_answers(2)
+    one, other = random_detections(1), random_detections(2)
     left, right, iou = one.masks, other.masks, mask_iou(one, other)
     for b, i, j in itertools.product(range(6), range(5), range(5)):
         common = (left[b, i] & right[b, j]).sum()
@@ -77,7 +77,7 @@ def test_missed_and_extra_masks_count_zero():
     table = compare(made, real)
     assert table["iou"].tolist() == [0.5, 1.0, 0.0]
     assert table["box"].tolist() == pytest.approx([0.5, 1.0, 0.0])
-    found = mask_figures(table)
+    found = mask_metrics(table)
     assert found["matched_iou"] == pytest.approx(1.5 / 4)
     assert found["extra_iou"] == pytest.approx(1.5 / 3)
     assert found["agreement_iou"] == pytest.approx(3.0 / 7)
@@ -86,21 +86,21 @@ def test_missed_and_extra_masks_count_zero():
 
 
 def test_agreement_is_symmetric_and_perfect_with_itself_alone():
-    one, other = random_answers(4), random_answers(5)
-    here, there = mask_figures(compare(one, other)), mask_figures(compare(other, one))
+    one, other = random_detections(4), random_detections(5)
+    here, there = mask_metrics(compare(one, other)), mask_metrics(compare(other, one))
     assert here["agreement_iou"] == pytest.approx(there["agreement_iou"])
     assert here["matched_iou"] == pytest.approx(there["extra_iou"])
     assert 0 < here["agreement_iou"] < 1
-    itself = mask_figures(compare(one, one))
+    itself = mask_metrics(compare(one, one))
     for name in ("matched_iou", "extra_iou", "agreement_iou", "boundary_iou", "box_iou"):
         assert itself[name] == pytest.approx(1), name
     assert itself["score_gap"] == itself["score_gap_signed"] == 0
 
 
 def test_the_order_of_queries_and_of_prompts_does_not_matter():
-    one, other = random_answers(6), random_answers(7)
+    one, other = random_detections(6), random_detections(7)
     order = torch.randperm(5, generator=generator(8))
-    shuffled = Answers(
+    shuffled = Detections(
         one.masks[:, order],
         one.boxes[:, order],
         one.scores[:, order],
@@ -109,21 +109,21 @@ def test_the_order_of_queries_and_of_prompts_does_not_matter():
         one.semantic,
         one.known,
     )
-    expected = mask_figures(compare(one, other))
-    assert mask_figures(compare(shuffled, other)) == pytest.approx(expected)
+    expected = mask_metrics(compare(one, other))
+    assert mask_metrics(compare(shuffled, other)) == pytest.approx(expected)
     rows = torch.randperm(6, generator=generator(9))
     parts = [compare(one.take(each), other.take(each)) for each in rows.split(4)]
-    assert mask_figures(joined(parts)) == pytest.approx(expected)
+    assert mask_metrics(joined(parts)) == pytest.approx(expected)
 
 
 def test_nothing_is_said_of_prompts_whose_truth_is_unknown():
     made = answers([(A, 0.9)], [(A, 0.9)])
     real = answers([(A, 1.0)], [(B, 1.0)], known=[True, False])
     table = compare(made, real)
-    assert mask_figures(table)["agreement_iou"] == 1
+    assert mask_metrics(table)["agreement_iou"] == 1
     assert table["answers"].tolist() == [1, 0]
     assert table["positive"].tolist() == [True, False]
-    assert presence_figures(table)["presence_precision"] == 1
+    assert presence_metrics(table)["presence_precision"] == 1
 
 
 def test_scores_are_compared_on_masks_of_one_thing_found_or_not():
@@ -131,8 +131,8 @@ def test_scores_are_compared_on_masks_of_one_thing_found_or_not():
     high = answers([(A, 0.8), (B, 0.8)], [(B, 0.9)])
     table = compare(low, high)
     assert table["gap_pairs"].tolist() == [2, 0]
-    assert mask_figures(table)["score_gap"] == pytest.approx((0.6 + 0.1) / 2)
-    assert mask_figures(table)["score_gap_signed"] == pytest.approx((-0.6 + 0.1) / 2)
+    assert mask_metrics(table)["score_gap"] == pytest.approx((0.6 + 0.1) / 2)
+    assert mask_metrics(table)["score_gap_signed"] == pytest.approx((-0.6 + 0.1) / 2)
 
 
 def test_boxes_overlap_as_rectangles():
@@ -178,7 +178,7 @@ def test_boundary_iou_sees_a_rough_edge_that_mask_iou_hardly_does():
 def test_presence_is_judged_with_negatives(present, expected):
     made = answers([], [], [], [], present=present)
     real = answers([(A, 1.0)], [], [(B, 1.0)], [])
-    found = presence_figures(compare(made, real))
+    found = presence_metrics(compare(made, real))
     names = ("presence_precision", "presence_recall", "presence_balanced_accuracy")
     assert tuple(found[name] for name in names) == expected
     assert found["presence_f1_always"] == pytest.approx(2 / 3)
@@ -188,8 +188,8 @@ def test_presence_is_judged_with_negatives(present, expected):
 
 def test_without_anything_to_divide_by_a_figure_is_none():
     nothing = compare(answers([], []), answers([], []))
-    assert set(mask_figures(nothing).values()) == {None}
-    assert presence_figures(nothing)["presence_balanced_accuracy"] is None
+    assert set(mask_metrics(nothing).values()) == {None}
+    assert presence_metrics(nothing)["presence_balanced_accuracy"] is None
 
 
 def test_a_prediction_is_brought_to_the_grid_of_the_truth():
@@ -202,11 +202,11 @@ def test_a_prediction_is_brought_to_the_grid_of_the_truth():
         presence=torch.tensor([[2.0]]),
         semantic=logits[:, :1],
     )
-    made = answers_of(given, score=0.5, size=SIDE)
+    made = predicted_detections(given, score=0.5, size=SIDE)
     assert torch.equal(made.masks[0, 0], rectangle(0, 0, SIDE, SIDE // 2))
     assert torch.equal(made.union[0], made.masks[0, 0])
     assert made.found.tolist() == [[True, False]]
-    assert answers_of(given, score=0.3, size=SIDE).found.all()
+    assert predicted_detections(given, score=0.3, size=SIDE).found.all()
     assert made.present.tolist() == [True]
     assert torch.equal(made.semantic[0], made.masks[0, 0])
 
@@ -214,10 +214,10 @@ def test_a_prediction_is_brought_to_the_grid_of_the_truth():
 def test_the_truth_is_an_answer_with_its_negatives_and_unknowns():
     masks = torch.zeros(3, 2, 4, 4)
     masks[0, 0, 0], masks[0, 0, 1], masks[0, 1, 3] = 1.0, 0.4, 0.5
-    truth = Truth(
+    truth = GroundTruth(
         masks, torch.zeros(3, 2, 4), torch.tensor([2, 0, -1]), masks.amax(1, keepdim=True)
     )
-    real = true_answers(truth)
+    real = true_detections(truth)
     assert real.found.tolist() == [[True, True], [False, False], [False, False]]
     assert real.masks[0].sum(dim=(1, 2)).tolist() == [4, 4]
     assert real.union[0].sum() == 8

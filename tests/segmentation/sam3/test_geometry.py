@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from braid.segmentation.sam3.masks import dice, resized, shares
+from braid.segmentation.sam3.geometry import dice, resized, area_means
 
 
 def random(*shape, seed=0):
@@ -29,24 +29,26 @@ def means_by_area(image, size):
 def test_shares_are_the_means_over_areas(shape, size):
     image = random(*shape).sigmoid()
     expected = torch.from_numpy(means_by_area(image.double().numpy(), size)).float()
-    torch.testing.assert_close(shares(image, size), expected)
+    torch.testing.assert_close(area_means(image, size), expected)
 
 
 @pytest.mark.parametrize(("side", "size"), [(252, 64), (288, 64), (252, 144), (28, 32)])
 def test_shares_keep_constants_and_the_mean(side, size):
-    torch.testing.assert_close(shares(torch.ones(2, side, side), size), torch.ones(2, size, size))
+    torch.testing.assert_close(
+        area_means(torch.ones(2, side, side), size), torch.ones(2, size, size)
+    )
     image = random(3, side, side).sigmoid()
-    torch.testing.assert_close(shares(image, size).mean((1, 2)), image.mean((1, 2)))
+    torch.testing.assert_close(area_means(image, size).mean((1, 2)), image.mean((1, 2)))
 
 
 def test_whole_cells_are_pooled():
     image = random(2, 3, 12, 12)
-    torch.testing.assert_close(shares(image, 4), F.avg_pool2d(image, 3))
+    torch.testing.assert_close(area_means(image, 4), F.avg_pool2d(image, 3))
 
 
 def test_coarser_logits_are_those_of_the_mean_probability():
     logits = 4 * random(2, 3, 9, 9)
-    expected = shares(logits.double().sigmoid(), 4).logit()
+    expected = area_means(logits.double().sigmoid(), 4).logit()
     torch.testing.assert_close(resized(logits, 4).double(), expected, atol=1e-5, rtol=1e-5)
 
 

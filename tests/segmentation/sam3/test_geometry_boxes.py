@@ -1,10 +1,10 @@
-"""Generalised IoU against hand cases and torchvision's."""
+"""Generalized IoU against hand cases and torchvision's."""
 
 import pytest
 import torch
 
 from braid.common.torchvision import mend_torchvision
-from braid.segmentation.sam3.masks import giou
+from braid.segmentation.sam3.geometry import giou
 
 mend_torchvision()
 

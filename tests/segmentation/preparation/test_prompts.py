@@ -27,8 +27,8 @@ from braid.segmentation.data.run_lengths import encode
 from braid.segmentation.data.sa1b import Annotation, Record
 
 ALL = ("generic", "category", "box", "caption")
-ASKING = Asking(ALL, "objects in the image", per_image=100, negative_share=0.4)
-COLOURS, SHAPES = ("red", "blue", "green"), ("circle", "star", "square")
+ASKING = Asking(ALL, "objects in the image", per_image=100, negative_fraction=0.4)
+COLORS, SHAPES = ("red", "blue", "green"), ("circle", "star", "square")
 
 
 def image(*names, exhaustive=True, captions=(), identity=1):
@@ -52,7 +52,7 @@ def scenes(count=200, most=4):
     drawn = []
     for identity in range(count):
         names = [
-            f"{rng.choice(COLOURS)} {rng.choice(SHAPES)}" for _ in range(rng.integers(1, most + 1))
+            f"{rng.choice(COLORS)} {rng.choice(SHAPES)}" for _ in range(rng.integers(1, most + 1))
         ]
         caption = f"a {names[0]} and a {names[-1]}"
         drawn.append(image(*names, captions=[caption], identity=identity))
@@ -72,7 +72,7 @@ def texts(prompts, kind):
 def test_an_exhaustive_image_answers_each_kind_of_prompt():
     captions = ["A blue star and two red circles", "a red star", "the sky"]
     record = image("red circle", "blue star", "red circle", captions=captions)
-    prompts = asked(record, negative_share=0.0)
+    prompts = asked(record, negative_fraction=0.0)
     assert texts(prompts, "generic") == {"objects in the image": (0, 1, 2)}
     assert texts(prompts, "category") == {
         "red circle": (0, 2),
@@ -96,14 +96,14 @@ def test_an_exhaustive_image_answers_each_kind_of_prompt():
     assert [prompt.kind for prompt in prompts] == sorted(
         (prompt.kind for prompt in prompts), key=ALL.index
     )
-    assert all(prompt.labelled for prompt in prompts)
+    assert all(prompt.labeled for prompt in prompts)
 
 
 def test_the_truth_of_what_may_not_be_annotated_is_unknown_but_for_a_box():
     names = ("red circle", "blue star", "red circle", None)
     for record in (image(*names[:3], exhaustive=False), image(*names)):
         record = replace(record, captions=("a red circle",))
-        prompts = asked(record, [image("green star")] * 5, negative_share=0.5)
+        prompts = asked(record, [image("green star")] * 5, negative_fraction=0.5)
         kinds = {"category", "caption"} | ({"generic"} if not record.exhaustive else set())
         assert {p.answers for p in prompts if p.kind in kinds} == {None}
         boxes = [prompt.answers for prompt in prompts if prompt.kind == "box"]
@@ -194,7 +194,7 @@ def test_negatives_are_certain_and_as_many_as_asked_for():
 
 
 def test_a_share_of_nought_has_no_negatives():
-    prompts = ask(scenes(30), replace(ASKING, negative_share=0.0), seed=0)
+    prompts = ask(scenes(30), replace(ASKING, negative_fraction=0.0), seed=0)
     assert all(prompt.answers != () for of_image in prompts for prompt in of_image)
 
 
@@ -253,9 +253,9 @@ def test_withheld_names_are_not_labelled_wherever_they_are_mentioned():
     captions = ["two red stars", "a blue star and a red star", "a blue star"]
     record = image("red star", "blue star", captions=captions)
     prompts = asked(record, [image("red star")] * 9, withheld=("red star",))
-    told = {prompt.text: prompt.labelled for prompt in prompts if prompt.kind != "box"}
-    assert {text for text, labelled in told.items() if not labelled} == {"red star", *captions[:2]}
-    boxes = {prompt.answers: prompt.labelled for prompt in prompts if prompt.kind == "box"}
+    told = {prompt.text: prompt.labeled for prompt in prompts if prompt.kind != "box"}
+    assert {text for text, labeled in told.items() if not labeled} == {"red star", *captions[:2]}
+    boxes = {prompt.answers: prompt.labeled for prompt in prompts if prompt.kind == "box"}
     assert boxes == {(0,): False, (1,): True}
     negatives = [
         prompt
@@ -263,7 +263,7 @@ def test_withheld_names_are_not_labelled_wherever_they_are_mentioned():
         for prompt in asked(image("coin"), [record], seed=seed, withheld=("star",))
         if prompt.answers == ()
     ]
-    assert {prompt.text: prompt.labelled for prompt in negatives} == {
+    assert {prompt.text: prompt.labeled for prompt in negatives} == {
         "star": False,
         "red star": False,
         "blue star": False,
@@ -275,12 +275,12 @@ def test_params_become_settings_and_impossible_ones_are_refused():
         "kinds": ["generic", "box"],
         "generic": "all",
         "per_image": 3,
-        "negative_share": 0.5,
+        "negative_fraction": 0.5,
         "withheld": ["red star"],
     }
     asking = Asking(**Prompts(**params).model_dump())
     assert asking == Asking(("generic", "box"), "all", 3, 0.5, ("red star",))
-    impossible = {"kinds": ["box", "box"], "generic": "", "per_image": 0, "negative_share": 1.0}
+    impossible = {"kinds": ["box", "box"], "generic": "", "per_image": 0, "negative_fraction": 1.0}
     for key, value in impossible.items():
         with pytest.raises(ValidationError, match=key):
             Prompts(**{**params, key: value})
@@ -315,7 +315,7 @@ def test_prompts_are_read_as_they_were_written(tmp_path):
 
 
 GOOD = {"kind": "box", "text": "visual", "box": [0.5, 0.5, 0.2, 0.2], "answers": [0]}
-GOOD["labelled"] = True
+GOOD["labeled"] = True
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ GOOD["labelled"] = True
         ({"answers": [-1]}, r"0\.0\.answers\.0"),
         ({"answers": "all"}, r"0\.0\.answers"),
         ({"text": None}, r"0\.0\.text: Input should be a valid string"),
-        ({"labelled": 1}, r"0\.0\.labelled"),
+        ({"labeled": 1}, r"0\.0\.labeled"),
         ({"label": 1}, r"0\.0\.label: Unexpected"),
     ],
 )

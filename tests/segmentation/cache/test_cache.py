@@ -15,17 +15,17 @@ from braid.segmentation.distillation.matching import Matcher
 from braid.segmentation.sam3.sam3 import Prediction, predict
 from braid.segmentation.sam3.tokens import word_tokenizer
 from braid.segmentation.teacher import cache as cache_shards
-from braid.segmentation.teacher.answers import Kept, OnlineTeacher, encode_texts
-from braid.segmentation.teacher.cache import (
+from braid.segmentation.cache.online import Kept, OnlineTeacher, encode_texts
+from braid.segmentation.cache.cache import (
     cache_key,
     logit_table,
-    open_answers,
+    open_predictions,
     open_cache,
-    quantised,
+    quantized,
     write_cache,
 )
-from braid.segmentation.teacher.teacher import remove_text_tower
-from tests.segmentation.answers import random_answer
+from braid.segmentation.sam3.checkpoint import remove_text_tower
+from tests.segmentation.predictions import random_prediction
 from tests.segmentation.tiny_models import CONTEXT, IMAGE_SIZE, MASK_SIZE, QUERIES, tiny_teacher
 
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def test_the_teacher_says_what_a_sam3_says(teacher):
 
 
 def test_cached_and_online_losses_agree_within_a_thousandth(teacher, cache):
-    student = random_answer(len(PAIRS), 3, 14, seed=3, features=(16, 14, 4))
+    student = random_prediction(len(PAIRS), 3, 14, seed=3, features=(16, 14, 4))
     student = replace(student, fpn=student.fpn[:3])
     loss = DistillationLoss(Matcher())
     online, cached = (loss(student, each.predictions(PAIRS)) for each in (teacher, cache))
@@ -129,13 +129,13 @@ def test_cached_and_online_losses_agree_within_a_thousandth(teacher, cache):
 
 @pytest.mark.parametrize("scale", [0.3, 3.0])
 def test_losses_agree_for_faint_and_for_saturated_masks_and_a_student_that_is_right(scale):
-    teacher = random_answer(4, 6, 32, seed=1)
+    teacher = random_prediction(4, 6, 32, seed=1)
     teacher = replace(teacher, masks=scale * teacher.masks, semantic=scale * teacher.semantic)
     kept = {name: getattr(teacher, name) for name in ("masks", "semantic")}
-    read = {name: logit_table()[quantised(each).int()] for name, each in kept.items()}
+    read = {name: logit_table()[quantized(each).int()] for name, each in kept.items()}
     cached = replace(teacher, **read)
     loss = DistillationLoss(Matcher())
-    for student in (random_answer(4, 3, 28, seed=2), teacher):
+    for student in (random_prediction(4, 3, 28, seed=2), teacher):
         for name, value in loss(student, teacher).items():
             found = loss(student, cached)[name].item()
             assert found == pytest.approx(value.item(), abs=1e-3, rel=1e-3), name
@@ -152,7 +152,7 @@ def test_a_cache_of_outputs_has_no_features_and_takes_less(tmp_path):
 
 
 def test_the_queries_with_the_highest_scores_are_kept_in_their_order():
-    answer = random_answer(3, 6, 8, seed=5, features=(4, 8, 2))
+    answer = random_prediction(3, 6, 8, seed=5, features=(4, 8, 2))
     kept = Kept(masks=2, mask_size=8, levels=1).of(answer)
     for row in range(3):
         best = sorted(range(6), key=lambda query: -answer.scores[row, query].item())[:2]
@@ -164,7 +164,7 @@ def test_the_queries_with_the_highest_scores_are_kept_in_their_order():
 
 
 def test_smaller_masks_are_mean_probabilities():
-    answer = random_answer(2, 3, 8, seed=6)
+    answer = random_prediction(2, 3, 8, seed=6)
     kept = Kept(masks=3, mask_size=4, levels=0).of(answer)
     for name in ("masks", "semantic"):
         p = getattr(answer, name).sigmoid()
@@ -175,13 +175,13 @@ def test_smaller_masks_are_mean_probabilities():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"masks": 7}, "sam3_cache.masks is 7, expected at most the teacher's 6 queries"),
-        ({"mask_size": 9}, "sam3_cache.mask_size is 9, expected at most the teacher's 8 pixels"),
-        ({"levels": 4}, "sam3_cache.levels is 4, expected at most the teacher's 3 levels"),
+        ({"masks": 7}, "sam3.cache.masks is 7, expected at most the teacher's 6 queries"),
+        ({"mask_size": 9}, "sam3.cache.mask_size is 9, expected at most the teacher's 8 pixels"),
+        ({"levels": 4}, "sam3.cache.levels is 4, expected at most the teacher's 3 levels"),
     ],
 )
 def test_more_than_the_teacher_has_is_refused(change, message):
-    answer = random_answer(2, 6, 8, features=(4, 8, 2))
+    answer = random_prediction(2, 6, 8, features=(4, 8, 2))
     with pytest.raises(ValueError, match=message):
         replace(Kept(masks=6, mask_size=8, levels=3), **change).of(answer)
 
@@ -255,7 +255,7 @@ def test_the_key_tells_apart_whatever_changes_an_answer(teacher):
         key(teacher, precision="bfloat16"),
     ]
     assert len(set(found)) == len(found)
-    relabelled = [[replace(CIRCLE, answers=(), labelled=False), LEFT], *PROMPTS[1:]]
+    relabelled = [[replace(CIRCLE, answers=(), labeled=False), LEFT], *PROMPTS[1:]]
     without = made(relabelled)
     remove_text_tower(without.model)
     assert key(without) == key(teacher)
@@ -263,12 +263,12 @@ def test_the_key_tells_apart_whatever_changes_an_answer(teacher):
 
 def test_answers_are_opened_for_their_teacher_and_prompts_alone(tmp_path, teacher):
     place = written(tmp_path, teacher)
-    given = open_answers(place, teacher.prompted, teacher.model, CPU).predictions(PAIRS)
+    given = open_predictions(place, teacher.prompted, teacher.model, CPU).predictions(PAIRS)
     assert torch.equal(given.masks, open_cache(place).predictions(PAIRS).masks)
     others = [(made(seed=1).model, teacher.prompted), (teacher.model, made([[STAR]] * 6).prompted)]
     for model, prompted in others:
         with pytest.raises(ValueError, match="of another teacher or of other prompts"):
-            open_answers(place, prompted, model, CPU)
+            open_predictions(place, prompted, model, CPU)
 
 
 def test_online_the_teacher_is_asked_and_the_folder_has_texts_and_a_survey(tmp_path):
@@ -279,7 +279,7 @@ def test_online_the_teacher_is_asked_and_the_folder_has_texts_and_a_survey(tmp_p
     ]  # fmt: skip
     model = tiny_teacher()
     remove_text_tower(model)
-    answers = open_answers(place, teacher.prompted, model, CPU)
+    answers = open_predictions(place, teacher.prompted, model, CPU)
     given, expected = answers.predictions(PAIRS), teacher.predictions(PAIRS)
     assert given.masks.shape == (len(PAIRS), 3, 8, 8)
     assert len(given.fpn) == 2
@@ -299,7 +299,7 @@ def test_the_teacher_answers_in_the_precision_of_the_cache(tmp_path):
     exact = teacher.predictions(pairs)
     teacher.precision = "bfloat16"
     place = written(tmp_path, teacher, mode="online")
-    online = open_answers(place, teacher.prompted, teacher.model, CPU).predictions(pairs)
+    online = open_predictions(place, teacher.prompted, teacher.model, CPU).predictions(pairs)
     assert online.logits.dtype == torch.float32
     assert 1e-4 < (online.logits - exact.logits).abs().max() < 0.5
 
@@ -334,7 +334,7 @@ def test_an_answer_that_is_no_number_names_image_and_prompt(name, monkeypatch):
             getattr(answer, name)[2, 0] = torch.nan
         return answer
 
-    monkeypatch.setattr("braid.segmentation.teacher.answers.predict", spoiled)
+    monkeypatch.setattr("braid.segmentation.cache.online.predict", spoiled)
     message = rf"sa_3.jpg: the teacher's {name} .* prompt 1 \(box: 'visual'\) are not finite"
     with pytest.raises(ValueError, match=message):
         made().predictions([(0, 0), (0, 1), (2, 1), (2, 0)])

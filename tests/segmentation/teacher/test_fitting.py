@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from braid.segmentation.data.prompted import Truth, open_prompted
+from braid.segmentation.data.prompted import GroundTruth, open_prompted
 from braid.segmentation.data.prompts import Asking, ask, write_prompts
 from braid.segmentation.data.sa1b import open_images
-from braid.segmentation.evaluation.evaluation import respondent
-from braid.segmentation.evaluation.teacher_report import filled, teacher_report, teacher_verdict
+from braid.segmentation.evaluation.evaluator import respondent
+from braid.segmentation.teacher.report import filled, teacher_report, teacher_verdict
 from braid.segmentation.preparation.built_in import write_built_in
-from braid.segmentation.preparation.scan import survey, write_manifest
+from braid.segmentation.preparation.scan import scan, write_manifest
 from braid.segmentation.sam3.tokens import word_tokenizer, words_in
-from braid.segmentation.supervised.batches import Asked, Questions
-from braid.segmentation.supervised.loss import TruthLoss
-from braid.segmentation.supervised.teacher_fit import TruthObjective, mirror
+from braid.segmentation.training.batches import Batch, PromptSampler
+from braid.segmentation.training.ground_truth import GroundTruthLoss
+from braid.segmentation.teacher.fitting import GroundTruthObjective, mirror
 from braid.training.optimizers import hidden_matrices
 from tests.segmentation.tiny_models import CONTEXT, some_prompts, tiny_teacher
 
@@ -31,9 +31,9 @@ def generator(seed=0):
 def prompted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sa1b")
     write_built_in(folder / "images", scenes=6, photos=0, most_shapes=2, size=56, seed=0)
-    write_manifest(folder, survey(folder / "images", val=2, faults="fatal"), image_size=56)
+    write_manifest(folder, scan(folder / "images", val=2, faults="fatal"), image_size=56)
     kinds = ("generic", "category", "box", "caption")
-    asking = Asking(kinds=kinds, generic="objects", per_image=6, negative_share=0.3)
+    asking = Asking(kinds=kinds, generic="objects", per_image=6, negative_fraction=0.3)
     write_prompts(folder, ask(open_images(folder, cache_mib=1), asking, 0))
     return open_prompted(folder, cache_mib=1)
 
@@ -46,9 +46,9 @@ def tokenizer(prompted):
 
 def objective(prompted, tokenizer, pairs=None, **changes):
     pairs = prompted.pairs("train", known=True) if pairs is None else pairs
-    questions = Questions(prompted, pairs, tokenizer, CONTEXT, CPU)
+    questions = PromptSampler(prompted, pairs, tokenizer, CONTEXT, CPU)
     sizes = {"images": 2, "prompts": 2, **changes}
-    return TruthObjective(tiny_teacher(), questions, TruthLoss(), **sizes)
+    return GroundTruthObjective(tiny_teacher(), questions, GroundTruthLoss(), **sizes)
 
 
 def test_a_mirror_moves_image_truth_and_boxes_together():
@@ -56,14 +56,14 @@ def test_a_mirror_moves_image_truth_and_boxes_together():
     masks, boxes = torch.zeros(3, 2, 8, 8), torch.zeros(3, 2, 4)
     masks[:, 0, 1:3, 4:7] = 1
     boxes[:, 0] = torch.tensor([4, 1, 7, 3]) / 8
-    truth = Truth(masks, boxes, torch.tensor([1, 1, 1]), masks.amax(1, keepdim=True))
+    truth = GroundTruth(masks, boxes, torch.tensor([1, 1, 1]), masks.amax(1, keepdim=True))
     inputs = replace(
         some_prompts(1, 3),
         owner=torch.tensor([0, 1, 1]),
         boxes=torch.tensor([[5.5, 2.0, 3.0, 2.0]]).expand(3, 4) / 8,
         boxed=torch.ones(3).bool(),
     )
-    asked = Asked([(0, 0), (1, 0), (1, 1)], pixels, inputs)
+    asked = Batch([(0, 0), (1, 0), (1, 1)], pixels, inputs)
     for axis, dim in enumerate((-1, -2)):
         seen, known = mirror(asked, truth, torch.tensor([False, True]), axis)
         assert torch.equal(seen.pixels[0], pixels[0])

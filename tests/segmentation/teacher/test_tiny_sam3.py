@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from braid.segmentation.data.prompted import Truth
+from braid.segmentation.data.prompted import GroundTruth
 from braid.segmentation.sam3.sam3 import PromptInputs, predict
-from braid.segmentation.sam3.tiny_sam3 import initialise, sines, spread
-from braid.segmentation.supervised.loss import TruthLoss
+from braid.segmentation.teacher.tiny_sam3 import initialize, sines, spread
+from braid.segmentation.training.ground_truth import GroundTruthLoss
 from tests.segmentation.tiny_models import some_images, some_prompts, tiny_teacher
 
 
@@ -122,7 +122,7 @@ def test_it_overfits_one_batch():
         boxes[prompt, 0] = torch.tensor([column, row, column + 7, row + 8]) / 16
     count = torch.tensor([1, 1, 1, 0])
     masks[3], boxes[3] = 0, 0
-    truth, loss = Truth(masks, boxes, count, masks), TruthLoss()
+    truth, loss = GroundTruth(masks, boxes, count, masks), GroundTruthLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(60):
         terms = loss(predict(model, images, inputs, earlier=True), truth)
@@ -142,7 +142,7 @@ def test_it_overfits_one_batch():
 
 def test_initialising_again_gives_another_model():
     model = tiny_teacher(0)
-    initialise(model, torch.Generator().manual_seed(5))
+    initialize(model, torch.Generator().manual_seed(5))
     fresh = tiny_teacher(5)
     for a, b in zip(model.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(a, b)

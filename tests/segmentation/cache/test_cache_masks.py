@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from braid.segmentation.sam3.masks import resized
-from braid.segmentation.teacher.cache import logit_table, packed, quantised, unpacked
+from braid.segmentation.sam3.geometry import resized
+from braid.segmentation.cache.cache import logit_table, pack, quantized, unpack
 
 
 def generator(seed=0):
@@ -17,13 +17,13 @@ def generator(seed=0):
 def test_levels_are_equal_steps_of_the_angle_of_a_proportion():
     p = torch.linspace(1e-4, 1 - 1e-4, 1001, dtype=torch.float64)
     expected = (torch.asin(p.sqrt()) / (math.pi / 2) * 255).round()
-    assert torch.equal(quantised(p.logit()).double(), expected)
-    assert torch.equal(quantised(logit_table()), torch.arange(256).to(torch.uint8))
+    assert torch.equal(quantized(p.logit()).double(), expected)
+    assert torch.equal(quantized(logit_table()), torch.arange(256).to(torch.uint8))
 
 
 def test_a_soft_target_loses_the_same_little_divergence_whatever_its_probability():
     logits = torch.linspace(-12, 12, 24001, dtype=torch.float64)
-    p, q = logits.sigmoid(), logit_table()[quantised(logits).int()].double().sigmoid()
+    p, q = logits.sigmoid(), logit_table()[quantized(logits).int()].double().sigmoid()
     divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
     assert divergence.max() < 2.0 * (math.pi / 1020) ** 2 * 1.2
     assert divergence.max() < 2.5e-5
@@ -36,25 +36,25 @@ def test_the_table_is_odd_rising_and_finite_and_so_is_what_cannot_be_told_apart(
     assert (table.diff() > 0).all()
     assert table[0].item() == pytest.approx(-12.95, abs=0.01)
     extremes = torch.tensor([-math.inf, -1e4, 1e4, math.inf])
-    assert quantised(extremes).tolist() == [0, 0, 255, 255]
-    assert quantised(extremes.half()).tolist() == [0, 0, 255, 255]
+    assert quantized(extremes).tolist() == [0, 0, 255, 255]
+    assert quantized(extremes.half()).tolist() == [0, 0, 255, 255]
 
 
 def test_what_was_packed_is_unpacked_to_the_last_bit():
     levels = torch.randint(0, 256, (2, 3, 5, 7), generator=generator(), dtype=torch.uint8)
-    blobs = [np.frombuffer(packed(each), np.uint8) for each in levels]
-    assert torch.equal(unpacked(blobs, (3, 5, 7)), levels)
+    blobs = [np.frombuffer(pack(each), np.uint8) for each in levels]
+    assert torch.equal(unpack(blobs, (3, 5, 7)), levels)
 
 
 def test_damaged_and_foreign_masks_are_refused():
-    blob = packed(torch.arange(24, dtype=torch.uint8).view(2, 3, 4))
+    blob = pack(torch.arange(24, dtype=torch.uint8).view(2, 3, 4))
     whole = np.frombuffer(blob, np.uint8)
     with pytest.raises(ValueError, match="masks of 24 pixels, expected 12"):
-        unpacked([whole], (1, 3, 4))
+        unpack([whole], (1, 3, 4))
     with pytest.raises(ValueError, match="damaged masks"):
-        unpacked([whole[:-3]], (2, 3, 4))
+        unpack([whole[:-3]], (2, 3, 4))
     with pytest.raises(ValueError, match="damaged masks"):
-        unpacked([np.zeros(20, np.uint8)], (2, 3, 4))
+        unpack([np.zeros(20, np.uint8)], (2, 3, 4))
 
 
 def wobbly_discs(count, size):
@@ -73,7 +73,7 @@ def test_an_image_at_full_size_takes_less_than_300_kb(noise):
     """100 of SAM3's masks and the semantic map, at half of their 288 pixels."""
     masks = wobbly_discs(101, 288)
     masks += noise * torch.randn(masks.shape, generator=generator(2))
-    levels = quantised(resized(masks, 144))[0]
+    levels = quantized(resized(masks, 144))[0]
     rest = 100 * (4 + 1) * 4 + 4 + 8 + 200  # boxes, logits; presence, size, queries in use
-    assert len(packed(levels)) + rest < 300_000
+    assert len(pack(levels)) + rest < 300_000
     assert levels.numel() > 2_000_000

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from braid.segmentation.evaluation.cost import fused, megabytes, quantised
+from braid.segmentation.evaluation.cost import fused, megabytes, quantized
 from braid.segmentation.sam3.sam3 import predict
 from tests.segmentation.tiny_models import some_images, some_prompts
 from tests.segmentation.tiny_students import restless, tiny_student
@@ -41,7 +41,7 @@ def test_a_fused_student_keeps_its_precision():
 
 def test_a_quantised_student_answers_nearly_the_same():
     student = restless(tiny_student())
-    small, exact = quantised(student), masks(student)
+    small, exact = quantized(student), masks(student)
     error = (masks(small) - exact).abs().mean()
     assert 0 < error < 0.1 * exact.abs().mean()
     assert layers(student, nn.Linear) > 0  # the student itself is as it was
@@ -52,8 +52,8 @@ def test_linear_layers_and_words_take_a_byte_a_weight():
     student = tiny_student(vocabulary=2000, text_width=64, queries=3)
     linear = sum(each.weight.numel() for each in student.modules() if isinstance(each, nn.Linear))
     words = student.text_encoder.embeddings.token_embedding.weight.numel()
-    plain, small = megabytes(student), megabytes(quantised(student))
-    assert layers(quantised(student), nn.Linear) == 0
+    plain, small = megabytes(student), megabytes(quantized(student))
+    assert layers(quantized(student), nn.Linear) == 0
     saved = 1e6 * (plain - small) / (3 * (linear + words))
     assert 0.7 < saved < 1.1
 

@@ -1,8 +1,8 @@
-"""Answers of rectangles and of random pixels, for the tests of agreement."""
+"""Detections of rectangles and of random pixels, for the tests of agreement."""
 
 import torch
 
-from braid.segmentation.evaluation.agreement import Answers
+from braid.segmentation.metrics.agreement import Detections
 
 SIDE = 24
 
@@ -18,7 +18,7 @@ def rectangle(left, top, right, bottom, side=SIDE):
 
 
 def answers(*prompts, present=None, known=None):
-    """Answers of given (rectangle, score) lists; a score above 1/2 counts as found."""
+    """Detections of given (rectangle, score) lists; a score above 1/2 counts as found."""
     most = max(1, *(len(each) for each in prompts))
     masks = torch.zeros(len(prompts), most, SIDE, SIDE, dtype=torch.bool)
     scores, boxes = torch.zeros(len(prompts), most), torch.zeros(len(prompts), most, 4)
@@ -31,17 +31,17 @@ def answers(*prompts, present=None, known=None):
     union = (masks & found[..., None, None]).any(1)
     is_there = found.any(1) if present is None else torch.tensor(present)
     knows = torch.ones_like(is_there) if known is None else torch.tensor(known)
-    return Answers(masks, boxes, scores, found, is_there, union, knows)
+    return Detections(masks, boxes, scores, found, is_there, union, knows)
 
 
-def random_answers(seed, prompts=6, queries=5):
+def random_detections(seed, prompts=6, queries=5):
     masks = torch.rand(prompts, queries, 8, 8, generator=generator(seed)) > 0.5
     low, high = torch.rand(2, prompts, queries, 2, generator=generator(seed + 50)).sort(0).values
     scores = torch.rand(prompts, queries, generator=generator(seed + 100))
     found = scores > 0.5
     every = torch.ones(prompts, dtype=torch.bool)
     union = (masks & found[..., None, None]).any(1)
-    return Answers(masks, torch.cat([low, high], -1), scores, found, found.any(1), union, every)
+    return Detections(masks, torch.cat([low, high], -1), scores, found, found.any(1), union, every)
 
 
 A, B, C = (0, 0, 8, 8), (12, 12, 20, 20), (2, 12, 8, 22)

@@ -5,18 +5,18 @@ import pytest
 import torch
 
 from braid.segmentation.data.prompts import Prompt
-from braid.segmentation.evaluation.agreement import compare
-from braid.segmentation.evaluation.pictures import (
-    COLOURS,
+from braid.segmentation.metrics.agreement import compare
+from braid.segmentation.evaluation.figures import (
+    COLORS,
     UNMATCHED,
     Shown,
     answers_picture,
     caption,
     choose,
-    coloured,
+    colored,
     truth_caption,
 )
-from tests.segmentation.made_answers import A, B, C, answers
+from tests.segmentation.detections import A, B, C, answers
 
 
 class Images:
@@ -89,10 +89,10 @@ def test_no_more_are_shown_than_wanted_and_no_two_alike():
     assert choose(Prompted(one), list(one), table, 3) == {"negative": (0, 3)}
 
 
-def test_masks_have_the_colour_of_what_they_are_matched_to():
+def test_masks_have_the_color_of_what_they_are_matched_to():
     made, real = answers([(B, 0.9), (C, 0.8), (A, 0.7)]), answers([(A, 1.0), (B, 1.0)])
-    masks, colours = coloured(made, real)
-    assert colours == [COLOURS[1], UNMATCHED, COLOURS[0]]
+    masks, colors = colored(made, real)
+    assert colors == [COLORS[1], UNMATCHED, COLORS[0]]
     assert np.array_equal(masks[0], made.masks[0, 0].numpy())
 
 

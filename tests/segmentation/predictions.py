@@ -7,14 +7,14 @@ import torch
 from braid.segmentation.sam3.sam3 import Prediction
 
 
-def random_answer(prompts=2, queries=5, side=12, seed=0, features=None):
+def random_prediction(prompts=2, queries=5, side=12, seed=0, features=None):
     """Logits of a few units, boxes with an area; `features`: [channels, finest side, images]."""
     source = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
         return torch.randn(*shape, generator=source)
 
-    centre, half = torch.rand(2, prompts, queries, 2, generator=source) * 0.4 + 0.05
+    center, half = torch.rand(2, prompts, queries, 2, generator=source) * 0.4 + 0.05
     fpn, encoder = (), None
     if features:
         channels, finest, images = features
@@ -22,7 +22,7 @@ def random_answer(prompts=2, queries=5, side=12, seed=0, features=None):
         encoder = normal(prompts, channels, finest // 4, finest // 4)
     return Prediction(
         masks=3 * normal(prompts, queries, side, side),
-        boxes=torch.cat([centre + 0.2 - half / 2, centre + 0.2 + half / 2], -1),
+        boxes=torch.cat([center + 0.2 - half / 2, center + 0.2 + half / 2], -1),
         logits=2 * normal(prompts, queries),
         presence=2 * normal(prompts, 1),
         semantic=3 * normal(prompts, 1, side, side),
