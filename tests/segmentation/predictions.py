@@ -33,11 +33,11 @@ def random_prediction(prompts=2, queries=5, side=12, seed=0, features=None):
 
 def mapped(prediction, change):
     """Each tensor of a prediction changed alike."""
-    held = {each.name: getattr(prediction, each.name) for each in fields(prediction)}
+    tensors = {field.name: getattr(prediction, field.name) for field in fields(prediction)}
     return Prediction(
         **{
             name: tuple(map(change, value)) if isinstance(value, tuple) else change(value)
-            for name, value in held.items()
+            for name, value in tensors.items()
             if value is not None
         }
     )
@@ -51,16 +51,16 @@ def with_queries(prediction, chosen):
 
 def with_prompt(prediction, prompt):
     """One prompt alone; features of as many images as prompts."""
-    return mapped(prediction, lambda held: held[prompt : prompt + 1])
+    return mapped(prediction, lambda tensor: tensor[prompt : prompt + 1])
 
 
 def learning(prediction):
     """The same numbers as leaves that take a gradient."""
-    return mapped(prediction, lambda held: held.detach().clone().requires_grad_())
+    return mapped(prediction, lambda tensor: tensor.detach().clone().requires_grad_())
 
 
 def leaves(prediction):
     """All tensors, the features' too."""
-    found = []
-    mapped(prediction, lambda held: found.append(held) or held)
-    return found
+    tensors = []
+    mapped(prediction, lambda tensor: tensors.append(tensor) or tensor)
+    return tensors

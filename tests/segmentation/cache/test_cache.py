@@ -7,24 +7,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-from braid.segmentation.data.prompted import PromptedImages, images_of
 from braid.segmentation.data.prompts import Prompt
-from braid.segmentation.distillation.losses import DistillationLoss
-from braid.segmentation.distillation.matching import Matcher
-from braid.segmentation.sam3.sam3 import Prediction, predict
-from braid.segmentation.sam3.tokens import word_tokenizer
-from braid.segmentation.teacher import cache as cache_shards
-from braid.segmentation.cache.online import Kept, OnlineTeacher, encode_texts
+
 from braid.segmentation.cache.cache import (
     cache_key,
     logit_table,
-    open_predictions,
     open_cache,
+    open_predictions,
     quantized,
     write_cache,
 )
+from braid.segmentation.cache.online import Kept, OnlineTeacher, encode_texts
+from braid.segmentation.data.prompted import PromptedImages, images_of
+from braid.segmentation.distillation.losses import DistillationLoss
+from braid.segmentation.distillation.matching import Matcher
 from braid.segmentation.sam3.checkpoint import remove_text_tower
+from braid.segmentation.sam3.sam3 import Prediction, predict
+from braid.segmentation.sam3.tokens import word_tokenizer
+from braid.segmentation.teacher import cache as cache_shards
 from tests.segmentation.predictions import random_prediction
 from tests.segmentation.tiny_models import CONTEXT, IMAGE_SIZE, MASK_SIZE, QUERIES, tiny_teacher
 

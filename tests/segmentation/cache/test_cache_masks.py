@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from braid.segmentation.sam3.geometry import resized
 from braid.segmentation.cache.cache import logit_table, pack, quantized, unpack
+from braid.segmentation.sam3.geometry import resized
 
 
 def generator(seed=0):

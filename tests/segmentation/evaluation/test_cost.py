@@ -39,7 +39,7 @@ def test_a_fused_student_keeps_its_precision():
     assert {each.dtype for each in student.parameters()} == {torch.bfloat16}
 
 
-def test_a_quantised_student_answers_nearly_the_same():
+def test_a_quantized_student_answers_nearly_the_same():
     student = restless(tiny_student())
     small, exact = quantized(student), masks(student)
     error = (masks(small) - exact).abs().mean()

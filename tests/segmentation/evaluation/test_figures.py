@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-
 from braid.segmentation.data.prompts import Prompt
-from braid.segmentation.metrics.agreement import compare
+
 from braid.segmentation.evaluation.figures import (
     COLORS,
     UNMATCHED,
@@ -16,6 +15,7 @@ from braid.segmentation.evaluation.figures import (
     colored,
     truth_caption,
 )
+from braid.segmentation.metrics.agreement import compare
 from tests.segmentation.detections import A, B, C, answers
 
 

@@ -4,15 +4,10 @@ from functools import cache
 
 import pytest
 import torch
-
-from braid.segmentation.data.prompted import GroundTruth, images_of
 from braid.segmentation.data.prompts import Prompt
-from braid.segmentation.metrics.agreement import (
-    predicted_detections,
-    compare,
-    mask_metrics,
-    true_detections,
-)
+
+from braid.segmentation.cache.online import Texts
+from braid.segmentation.data.prompted import GroundTruth
 from braid.segmentation.evaluation.cost import latencies, latency, percentiles
 from braid.segmentation.evaluation.evaluator import (
     RANDOM_TEACHER,
@@ -20,14 +15,18 @@ from braid.segmentation.evaluation.evaluator import (
     TRUTH,
     Evaluator,
     Predictor,
-    batches,
     other_images,
     question,
     respondent,
 )
 from braid.segmentation.evaluation.report import BY_LABEL, flattened, null_reason, report, verdict
+from braid.segmentation.metrics.agreement import (
+    compare,
+    mask_metrics,
+    predicted_detections,
+    true_detections,
+)
 from braid.segmentation.sam3.sam3 import PromptInputs, predict
-from braid.segmentation.cache.online import Texts
 from tests.segmentation.detections import generator
 from tests.segmentation.tiny_models import CONTEXT, some_images, tiny_teacher
 
@@ -165,16 +164,6 @@ def test_nothing_to_judge_by_is_an_error():
     for pairs, images in (([], 2), (one, 2), (PAIRS, 1)):  # chance is taken from another image
         with pytest.raises(ValueError, match=f"a batch has {images}: expected 2 or more"):
             panel.judge(pairs, images=images, generator=generator())
-
-
-def test_batches_hold_all_prompts_of_some_images():
-    made = batches(PAIRS, 2)
-    assert [len(images_of(each)[0]) for each in made] == [2, 3]  # none is left alone
-    assert [pair for each in made for pair in each] == PAIRS
-    for images, sizes in ((1, [1] * 5), (3, [3, 2]), (4, [5]), (9, [5])):
-        assert [len(images_of(each)[0]) for each in batches(PAIRS, images)] == sizes
-    assert batches(PAIRS[:1], 2) == [PAIRS[:1]]
-    assert batches([], 2) == []
 
 
 GOOD = {"agreement_iou": 0.8, "prompt_sensitivity": 0.6, "miou": 0.7}

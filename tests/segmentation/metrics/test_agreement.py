@@ -10,12 +10,12 @@ from scipy.ndimage import binary_erosion
 from braid.segmentation.data.prompted import GroundTruth
 from braid.segmentation.metrics.agreement import (
     Detections,
-    predicted_detections,
     assign,
     compare,
     joined,
-    mask_metrics,
     mask_iou,
+    mask_metrics,
+    predicted_detections,
     presence_metrics,
     prompt_sensitivity,
     true_detections,

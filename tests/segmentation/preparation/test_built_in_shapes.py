@@ -52,11 +52,11 @@ def test_a_shape_covers_what_geometry_says(shape, tilt):
     y, x = (np.mgrid[: 50 * fine, : 60 * fine] + 0.5) / fine
     samples = inside(shape, x - center[0], y - center[1], radius, tilt)
     expected = samples.reshape(50, fine, 60, fine).mean((1, 3))
-    found = np.asarray(cover_of(shape, center, radius, tilt, (50, 60))) / 255
-    assert np.abs(found - expected).max() < 0.35  # of 4 x 4 samples a pixel
-    assert found.sum() == pytest.approx(expected.sum(), rel=0.04)
+    covered = np.asarray(cover_of(shape, center, radius, tilt, (50, 60))) / 255
+    assert np.abs(covered - expected).max() < 0.35  # of 4 x 4 samples a pixel
+    assert covered.sum() == pytest.approx(expected.sum(), rel=0.04)
     for axis in (x[::fine, ::fine], y[::fine, ::fine]):  # no shift
-        centroids = [(share * axis).sum() / share.sum() for share in (found, expected)]
+        centroids = [(cover * axis).sum() / cover.sum() for cover in (covered, expected)]
         assert centroids[0] == pytest.approx(centroids[1], abs=0.12)
 
 
@@ -101,7 +101,7 @@ def test_a_hidden_shape_remains_visible_for_the_most_part(scenes):
 def test_shapes_of_one_color_do_not_overlap(monkeypatch):
     covers, place = [], shapes._place
     monkeypatch.setattr(
-        shapes, "_place", lambda *of: (covers.append(found := place(*of)), found)[1]
+        shapes, "_place", lambda *of: (covers.append(cover := place(*of)), cover)[1]
     )
     for number in range(40):
         covers.clear()
@@ -117,7 +117,7 @@ def test_shapes_of_one_color_do_not_overlap(monkeypatch):
 def test_a_caption_names_two_of_the_objects_or_the_only_one(scenes):
     for scene in scenes:
         (caption,) = scene.captions
-        named = [each.removeprefix("a ") for each in caption.split(" and ")]
+        named = [name.removeprefix("a ") for name in caption.split(" and ")]
         assert len(set(named)) == len(named) == min(2, len(set(scene.names)))
         assert set(named) <= set(scene.names)
 
@@ -129,7 +129,7 @@ def test_everything_occurs(scenes):
     assert 0.1 < np.mean([shape != (SIZE, SIZE) for shape in shapes]) < 0.4
     assert all(SIZE <= side <= 1.4 * SIZE for shape in shapes for side in shape)
     squares = [
-        mask.sum() / np.prod([np.ptp(each) + 1 for each in mask.nonzero()])
+        mask.sum() / np.prod([np.ptp(indices) + 1 for indices in mask.nonzero()])
         for scene in scenes
         for mask, name in zip(scene.masks, scene.names, strict=True)
         if name.endswith("square") and len(scene.masks) == 1
@@ -140,7 +140,7 @@ def test_everything_occurs(scenes):
 
 
 @pytest.mark.parametrize("most", [1, 3])
-def test_no_more_shapes_than_asked_for(most):
+def test_no_more_shapes_than_the_most(most):
     counts = [
         len(draw_scene(np.random.default_rng(n), size=56, most_shapes=most).masks)
         for n in range(30)

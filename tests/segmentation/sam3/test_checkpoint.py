@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from braid.segmentation.sam3.sam3 import predict, text_features
-from braid.segmentation.teacher import teacher as teachers
 from braid.segmentation.sam3.checkpoint import (
     load_teacher,
     located,
     remove_text_tower,
+    weight_files,
     weights_hash,
     write_source,
 )
+from braid.segmentation.sam3.sam3 import predict, text_features
 from tests.segmentation.tiny_models import IMAGE_SIZE, some_images, some_prompts, tiny_teacher
 
 
@@ -35,54 +35,54 @@ def masks(model, inputs=None):
 
 
 def count(model):
-    return sum(each.numel() for each in model.parameters())
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_saved_model_answers_as_before_and_cannot_learn(original, folder):
+def test_a_saved_model_predicts_as_before_and_cannot_learn(original, folder):
     model = load_teacher(folder, torch.device("cpu"), image_size=IMAGE_SIZE)
     assert torch.equal(masks(model), masks(original))
     assert not model.training
-    assert not any(each.requires_grad for each in model.parameters())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
     assert located(folder) == folder
 
 
 def test_equal_models_give_equal_bytes(folder, tmp_path):
     tiny_teacher().save_pretrained(tmp_path / "again")
-    names = sorted(each.name for each in folder.iterdir())
-    assert names == sorted(each.name for each in (tmp_path / "again").iterdir())
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "again").iterdir())
     for name in names:
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
 def test_a_checkpoint_elsewhere_is_named_and_not_copied(original, folder, tmp_path):
-    made = tmp_path / "models"
-    assert write_source(made, str(folder), IMAGE_SIZE) == folder
-    assert [each.name for each in made.iterdir()] == ["source.json"]
-    held = json.loads((made / "source.json").read_text())
-    assert held["source"] == str(folder)
-    assert held["weights"] == weights_hash(folder)
-    assert held["config"]["image_size"] == IMAGE_SIZE
-    assert held["config"]["queries"] == original.config.detr_decoder_config.num_queries
-    assert located(made) == folder
-    assert torch.equal(masks(load_teacher(made)), masks(original))
+    place = tmp_path / "models"
+    assert write_source(place, str(folder), IMAGE_SIZE) == folder
+    assert [path.name for path in place.iterdir()] == ["source.json"]
+    content = json.loads((place / "source.json").read_text())
+    assert content["source"] == str(folder)
+    assert content["weights"] == weights_hash(folder)
+    assert content["config"]["image_size"] == IMAGE_SIZE
+    assert content["config"]["queries"] == original.config.detr_decoder_config.num_queries
+    assert located(place) == folder
+    assert torch.equal(masks(load_teacher(place)), masks(original))
 
 
 def test_other_weights_than_were_named_are_refused(folder, tmp_path):
-    made = tmp_path / "models"
-    write_source(made, str(folder), IMAGE_SIZE)
+    place = tmp_path / "models"
+    write_source(place, str(folder), IMAGE_SIZE)
     tiny_teacher(seed=1).save_pretrained(folder)
     with pytest.raises(ValueError, match=r"other weights than .*models was made for"):
-        load_teacher(made)
+        load_teacher(place)
 
 
 def test_shards_are_read_and_hashed(original, tmp_path):
     folder = tmp_path / "shards"
     original.save_pretrained(folder, max_shard_size="100KB")
-    assert len(teachers.weight_files(folder)) > 1
+    assert len(weight_files(folder)) > 1
     assert torch.equal(masks(load_teacher(folder)), masks(original))
     before = weights_hash(folder)
     edit(folder / "model.safetensors.index.json", metadata={"note": 1})
@@ -102,7 +102,7 @@ def test_the_text_tower_can_be_left_out(original, folder):
     assert torch.equal(masks(model, given), masks(original, inputs))
 
 
-def test_a_folder_without_text_tower_answers_to_text_features(original, tmp_path):
+def test_a_folder_without_text_tower_takes_text_features(original, tmp_path):
     inputs = some_prompts()
     with torch.no_grad():
         given = replace(inputs, text=text_features(original, inputs))
@@ -198,7 +198,7 @@ def test_images_of_another_size_are_refused_before_anything_is_loaded(folder, tm
 def test_what_is_neither_folder_nor_hub_id_is_not_looked_for_in_the_network(
     source, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("asked"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("called"))
     with pytest.raises(ValueError, match="no such folder, nor the id of a model"):
         write_source(tmp_path / "models", source, IMAGE_SIZE)
 
@@ -206,19 +206,19 @@ def test_what_is_neither_folder_nor_hub_id_is_not_looked_for_in_the_network(
 def test_a_hub_id_is_fetched_once_by_the_stage_and_read_from_the_cache_afterwards(
     original, folder, tmp_path, monkeypatch
 ):
-    asked = []
+    calls = []
 
     def download(source, *, local_files_only, **_):
-        asked.append((source, local_files_only))
+        calls.append((source, local_files_only))
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    made = tmp_path / "models"
-    write_source(made, "owner/sam3", IMAGE_SIZE)
-    assert asked == [("owner/sam3", False)]
-    assert json.loads((made / "source.json").read_text())["source"] == "owner/sam3"
-    assert torch.equal(masks(load_teacher(made)), masks(original))
-    assert asked[1:] == [("owner/sam3", True)]
+    place = tmp_path / "models"
+    write_source(place, "owner/sam3", IMAGE_SIZE)
+    assert calls == [("owner/sam3", False)]
+    assert json.loads((place / "source.json").read_text())["source"] == "owner/sam3"
+    assert torch.equal(masks(load_teacher(place)), masks(original))
+    assert calls[1:] == [("owner/sam3", True)]
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
@@ -234,3 +234,13 @@ def test_a_broken_source_is_refused(tmp_path):
     (tmp_path / "source.json").write_text('{"source": 3}')
     with pytest.raises(ValueError, match="expected the strings source and weights"):
         load_teacher(tmp_path)
+
+
+def test_a_folder_in_the_repository_is_refused_by_its_key(original, tmp_path, monkeypatch):
+    """Native code would read its weights past the guard of stages."""
+    monkeypatch.chdir(tmp_path)
+    original.save_pretrained(tmp_path / "mine/sam3")
+    with pytest.raises(
+        ValueError, match=r"^sam3\.teacher\.source: mine/sam3: is read where it lies"
+    ):
+        write_source(tmp_path / "models", "mine/sam3", IMAGE_SIZE)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from braid.segmentation.sam3.geometry import dice, resized, area_means
+from braid.segmentation.sam3.geometry import area_means, dice, resized
 
 
 def random(*shape, seed=0):
@@ -26,14 +26,14 @@ def means_by_area(image, size):
 
 
 @pytest.mark.parametrize(("shape", "size"), [((7, 7), 4), ((9, 6), 4), ((5, 5), 8), ((12, 12), 8)])
-def test_shares_are_the_means_over_areas(shape, size):
+def test_area_means_are_integrals_over_cells(shape, size):
     image = random(*shape).sigmoid()
     expected = torch.from_numpy(means_by_area(image.double().numpy(), size)).float()
     torch.testing.assert_close(area_means(image, size), expected)
 
 
 @pytest.mark.parametrize(("side", "size"), [(252, 64), (288, 64), (252, 144), (28, 32)])
-def test_shares_keep_constants_and_the_mean(side, size):
+def test_area_means_keep_constants_and_the_mean(side, size):
     torch.testing.assert_close(
         area_means(torch.ones(2, side, side), size), torch.ones(2, size, size)
     )

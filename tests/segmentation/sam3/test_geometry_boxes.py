@@ -26,8 +26,8 @@ def boxes(*shape, seed=0):
     ],
 )
 def test_cases_by_hand(a, b, expected):
-    found = giou(torch.tensor(a, dtype=torch.float32), torch.tensor(b, dtype=torch.float32))
-    assert found.item() == pytest.approx(expected, abs=1e-6)
+    value = giou(torch.tensor(a, dtype=torch.float32), torch.tensor(b, dtype=torch.float32))
+    assert value.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_all_pairs_and_partners_are_those_of_torchvision():

@@ -4,19 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from braid.segmentation.data.prompts import Asking, ask, write_prompts
 from torch.testing import assert_close
 
 from braid.segmentation.data.prompted import GroundTruth, open_prompted
-from braid.segmentation.data.prompts import Asking, ask, write_prompts
 from braid.segmentation.data.sa1b import open_images
 from braid.segmentation.evaluation.evaluator import respondent
-from braid.segmentation.teacher.report import filled, teacher_report, teacher_verdict
 from braid.segmentation.preparation.built_in import write_built_in
 from braid.segmentation.preparation.scan import scan, write_manifest
 from braid.segmentation.sam3.tokens import word_tokenizer, words_in
+from braid.segmentation.teacher.fitting import GroundTruthObjective, mirror
+from braid.segmentation.teacher.report import filled, teacher_report, teacher_verdict
 from braid.segmentation.training.batches import Batch, PromptSampler
 from braid.segmentation.training.ground_truth import GroundTruthLoss
-from braid.segmentation.teacher.fitting import GroundTruthObjective, mirror
 from braid.training.optimizers import hidden_matrices
 from tests.segmentation.tiny_models import CONTEXT, some_prompts, tiny_teacher
 

@@ -1,4 +1,4 @@
-"""The matching with the truth and its loss, against slow references."""
+"""The matching with ground truth and its loss, against slow references."""
 
 import itertools
 from dataclasses import replace
@@ -13,8 +13,8 @@ from braid.segmentation.sam3.geometry import dice, giou
 from braid.segmentation.sam3.sam3 import Layer, Prediction
 from braid.segmentation.training.ground_truth import (
     MATCHING,
-    MatchingWeights,
     GroundTruthLoss,
+    MatchingWeights,
     match_targets,
 )
 
@@ -72,8 +72,8 @@ def perfect(truth, sure=30.0):
 def pair_cost(prediction, truth, b, q, m, weights):
     """One entry of the matching cost, spelled out."""
     mask, true = prediction.masks[b, q], truth.masks[b, m]
-    chance = mask.sigmoid()
-    overlap = (2 * (chance * true).sum() + 1) / (chance.sum() + true.sum() + 1)
+    p = mask.sigmoid()
+    overlap = (2 * (p * true).sum() + 1) / (p.sum() + true.sum() + 1)
     return (
         -weights.score * prediction.logits[b, q].sigmoid()
         + weights.box * (prediction.boxes[b, q] - truth.boxes[b, m]).abs().sum()
@@ -87,7 +87,7 @@ def matched(prediction, truth, weights=MATCHING):
     given = (prediction.masks, prediction.boxes, prediction.logits)
     pairs = match_targets(*given, truth.masks, truth.boxes, truth.count, weights)
     triples = zip(pairs.prompt, pairs.query, pairs.object, strict=True)
-    return [tuple(map(int, each)) for each in triples]
+    return [tuple(map(int, triple)) for triple in triples]
 
 
 WEIGHTS = MatchingWeights(score=1.3, box=2.0, giou=0.7, dice=3.0, bce=1.1)
@@ -96,10 +96,10 @@ WEIGHTS = MatchingWeights(score=1.3, box=2.0, giou=0.7, dice=3.0, bce=1.1)
 @pytest.mark.parametrize("seed", range(5))
 def test_the_assignment_is_the_cheapest_of_all(seed):
     truth, prediction = some_truth(seed), some_prediction(seed + 10)
-    found = matched(prediction, truth, WEIGHTS)
+    triples = matched(prediction, truth, WEIGHTS)
     for b, objects in enumerate(COUNTS):
         if objects < 1:
-            assert all(prompt != b for prompt, _, _ in found)
+            assert all(prompt != b for prompt, _, _ in triples)
             continue
 
         def total(queries, b=b):
@@ -107,7 +107,7 @@ def test_the_assignment_is_the_cheapest_of_all(seed):
             return sum(pair_cost(prediction, truth, b, q, m, WEIGHTS) for m, q in pairs)
 
         best = min(itertools.permutations(range(Q), objects), key=total)
-        assert {(q, m) for prompt, q, m in found if prompt == b} == {
+        assert {(q, m) for prompt, q, m in triples if prompt == b} == {
             (q, m) for m, q in enumerate(best)
         }
 
@@ -133,9 +133,9 @@ def test_more_objects_than_queries_leave_some_out():
         boxes=prediction.boxes[:, :2],
         logits=prediction.logits[:, :2],
     )
-    found = matched(few, truth)
-    assert len(found) == 2
-    assert {query for _, query, _ in found} == {0, 1}
+    triples = matched(few, truth)
+    assert len(triples) == 2
+    assert {query for _, query, _ in triples} == {0, 1}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -151,21 +151,21 @@ def test_terms_are_what_they_are_by_hand():
     truth, prediction = some_truth(), some_prediction()
     weights = {"box": 2.0, "giou": 3.0, "score": 4.0, "dice": 5.0}
     loss = GroundTruthLoss(**weights, bce=6.0, presence=7.0, semantic=8.0, spare=0.25)
-    found = matched(prediction, truth)
-    b, q, m = (torch.tensor(each) for each in zip(*found, strict=True))
+    triples = matched(prediction, truth)
+    b, q, m = (torch.tensor(column) for column in zip(*triples, strict=True))
     masks, true = prediction.masks[b, q], truth.masks[b, m]
     boxes, right = prediction.boxes[b, q], truth.boxes[b, m]
     target = torch.zeros(B, Q)
     target[b, q] = 1
     bce = F.binary_cross_entropy_with_logits
     scores = bce(prediction.logits[:2], target[:2], reduction="none")
-    share = torch.where(target[:2] > 0, 1.0, 0.25)
+    weight = torch.where(target[:2] > 0, 1.0, 0.25)
     area, covered = prediction.semantic[:3, 0], truth.semantic[:3, 0]
     whole = dice(area.sigmoid().flatten(1), covered.flatten(1)).mean()
     expected = {
         "box": 2 * F.l1_loss(boxes, right, reduction="none").sum(1).mean(),
         "giou": 3 * (1 - giou(boxes, right)).mean(),
-        "score": 4 * (share * scores).sum() / share.sum(),
+        "score": 4 * (weight * scores).sum() / weight.sum(),
         "presence": 7 * bce(prediction.presence[:3, 0], torch.tensor([1.0, 1.0, 0.0])),
         "dice": 5 * dice(masks.sigmoid().flatten(1), true.flatten(1)).mean(),
         "bce": 6 * bce(masks, true),
@@ -177,7 +177,7 @@ def test_terms_are_what_they_are_by_hand():
         assert_close(terms[name], value, msg=name)
 
 
-def test_the_truth_itself_costs_nothing():
+def test_ground_truth_itself_costs_nothing():
     truth, prediction = perfect(some_truth(counts=(2, 3, 0, 1)))
     for name, term in GroundTruthLoss()(prediction, truth).items():
         assert term.item() == pytest.approx(0, abs=1e-5), name
@@ -188,18 +188,18 @@ def test_what_is_unknown_has_no_part_and_negatives_teach_presence_and_semantics_
     values = (prediction.masks, prediction.boxes, prediction.logits)
     values += (prediction.presence, prediction.semantic)
     values += tuple(vars(prediction.earlier[0]).values())
-    for each in values:
-        each.requires_grad_()
+    for tensor in values:
+        tensor.requires_grad_()
     sum(GroundTruthLoss()(prediction, truth).values()).backward()
-    for each in values:
-        assert not each.grad[3].any()
-    touched = {id(each): bool(each.grad[2].any()) for each in values}
-    for each in (prediction.presence, prediction.semantic, prediction.earlier[0].presence):
-        assert touched.pop(id(each))
+    for tensor in values:
+        assert not tensor.grad[3].any()
+    touched = {id(tensor): bool(tensor.grad[2].any()) for tensor in values}
+    for tensor in (prediction.presence, prediction.semantic, prediction.earlier[0].presence):
+        assert touched.pop(id(tensor))
     assert not any(touched.values())
 
 
-def test_without_any_known_truth_the_loss_is_zero_and_can_be_differentiated():
+def test_without_any_known_ground_truth_the_loss_is_zero_and_can_be_differentiated():
     truth, prediction = some_truth(counts=(-1, -1)), some_prediction(prompts=2)
     prediction.presence.requires_grad_()
     terms = GroundTruthLoss()(prediction, truth)
@@ -234,8 +234,8 @@ def test_earlier_layers_add_their_own_boxes_scores_and_presence():
     by_box = GroundTruthLoss(matching=blind)
     for name in ("box", "giou", "score", "presence"):
         alone = [
-            by_box(replace(prediction, **vars(each), earlier=()), truth)[name]
-            for each in prediction.earlier
+            by_box(replace(prediction, **vars(layer), earlier=()), truth)[name]
+            for layer in prediction.earlier
         ]
         assert_close(terms[name], last[name] + sum(alone), msg=name)
 
@@ -253,5 +253,7 @@ def test_half_precision_is_compared_in_float32():
 
 def test_masks_of_another_size_are_refused():
     truth = replace(some_truth(), masks=torch.zeros(B, M, 4, 4))
-    with pytest.raises(ValueError, match=r"truth has masks of \(4, 4\), the prediction of \(6, 6"):
+    with pytest.raises(
+        ValueError, match=r"truth has masks of \(4, 4\), the prediction of \(6, 6"
+    ):
         GroundTruthLoss()(some_prediction(), truth)
