@@ -81,7 +81,7 @@ def _train(copy: Path, seed: int) -> Iterator[dict[str, object]]:
         yield {"seed": seed, "student": student, **_metrics(copy)}
 
 
-def _metrics(copy: Path) -> dict[str, float]:
+def _metrics(copy: Path) -> dict[str, object]:
     """Those of the student, of all prompts and of each split."""
     models = pd.read_csv(copy / "plots/sam3_methods.csv", index_col="model")
     splits = pd.read_csv(copy / "metrics/tables/sam3_splits.csv", index_col=["model", "split"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from braid.segmentation.cache.cache import logit_table, pack, quantized, unpack
+from braid.segmentation.cache.cache import logit_table, pack, quantize, unpack
 from braid.segmentation.sam3.geometry import resized
 
 
@@ -17,13 +17,13 @@ def generator(seed=0):
 def test_levels_are_equal_steps_of_the_angle_of_a_proportion():
     p = torch.linspace(1e-4, 1 - 1e-4, 1001, dtype=torch.float64)
     expected = (torch.asin(p.sqrt()) / (math.pi / 2) * 255).round()
-    assert torch.equal(quantized(p.logit()).double(), expected)
-    assert torch.equal(quantized(logit_table()), torch.arange(256).to(torch.uint8))
+    assert torch.equal(quantize(p.logit()).double(), expected)
+    assert torch.equal(quantize(logit_table()), torch.arange(256).to(torch.uint8))
 
 
 def test_a_soft_target_loses_the_same_little_divergence_whatever_its_probability():
     logits = torch.linspace(-12, 12, 24001, dtype=torch.float64)
-    p, q = logits.sigmoid(), logit_table()[quantized(logits).int()].double().sigmoid()
+    p, q = logits.sigmoid(), logit_table()[quantize(logits).int()].double().sigmoid()
     divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
     assert divergence.max() < 2.0 * (math.pi / 1020) ** 2 * 1.2
     assert divergence.max() < 2.5e-5
@@ -36,13 +36,13 @@ def test_the_table_is_odd_rising_and_finite_and_so_is_what_cannot_be_told_apart(
     assert (table.diff() > 0).all()
     assert table[0].item() == pytest.approx(-12.95, abs=0.01)
     extremes = torch.tensor([-math.inf, -1e4, 1e4, math.inf])
-    assert quantized(extremes).tolist() == [0, 0, 255, 255]
-    assert quantized(extremes.half()).tolist() == [0, 0, 255, 255]
+    assert quantize(extremes).tolist() == [0, 0, 255, 255]
+    assert quantize(extremes.half()).tolist() == [0, 0, 255, 255]
 
 
 def test_what_was_packed_is_unpacked_to_the_last_bit():
     levels = torch.randint(0, 256, (2, 3, 5, 7), generator=generator(), dtype=torch.uint8)
-    blobs = [np.frombuffer(pack(each), np.uint8) for each in levels]
+    blobs = [np.frombuffer(pack(grids), np.uint8) for grids in levels]
     assert torch.equal(unpack(blobs, (3, 5, 7)), levels)
 
 
@@ -73,7 +73,7 @@ def test_an_image_at_full_size_takes_less_than_300_kb(noise):
     """100 of SAM3's masks and the semantic map, at half of their 288 pixels."""
     masks = wobbly_discs(101, 288)
     masks += noise * torch.randn(masks.shape, generator=generator(2))
-    levels = quantized(resized(masks, 144))[0]
+    levels = quantize(resized(masks, 144))[0]
     rest = 100 * (4 + 1) * 4 + 4 + 8 + 200  # boxes, logits; presence, size, queries in use
     assert len(pack(levels)) + rest < 300_000
     assert levels.numel() > 2_000_000

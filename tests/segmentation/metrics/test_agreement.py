@@ -1,4 +1,4 @@
-"""How answers are held against the truth and against another model's answers."""
+"""How detections are compared with ground truth and with another model's detections."""
 
 import itertools
 
@@ -17,7 +17,6 @@ from braid.segmentation.metrics.agreement import (
     mask_metrics,
     predicted_detections,
     presence_metrics,
-    prompt_sensitivity,
     true_detections,
 )
 from braid.segmentation.sam3.geometry import band_width, boundary_iou, box_iou, inner_band
@@ -27,7 +26,7 @@ from tests.segmentation.detections import (
     A,
     B,
     C,
-    answers,
+    detections,
     generator,
     random_detections,
     rectangle,
@@ -40,8 +39,8 @@ def test_masks_overlap_as_sets_of_pixels():
     for b, i, j in itertools.product(range(6), range(5), range(5)):
         common = (left[b, i] & right[b, j]).sum()
         assert iou[b, i, j] == pytest.approx(float(common / (left[b, i] | right[b, j]).sum()))
-    assert mask_iou(answers([]), answers([])).sum() == 0
-    assert torch.equal(one.union, (left & one.found[..., None, None]).any(1))
+    assert mask_iou(detections([]), detections([])).sum() == 0
+    assert torch.equal(one.union, (left & one.detected[..., None, None]).any(1))
 
 
 def test_pairs_are_the_best_of_all_assignments():
@@ -62,7 +61,7 @@ def test_pairs_are_the_best_of_all_assignments():
 
 
 def test_masks_that_do_not_touch_are_not_paired():
-    table = compare(answers([(A, 1.0)]), answers([(B, 1.0)]))
+    table = compare(detections([(A, 1.0)]), detections([(B, 1.0)]))
     assert table["iou"] == 0
     assert table["box"] == 0
     assert (
@@ -72,15 +71,15 @@ def test_masks_that_do_not_touch_are_not_paired():
 
 def test_missed_and_extra_masks_count_zero():
     half = (0, 0, 8, 4)  # of A
-    made = answers([(half, 0.9), (C, 0.9)], [(A, 0.9)], [(A, 0.4)])
-    real = answers([(A, 1.0), (B, 1.0)], [(A, 1.0)], [(A, 1.0)])
-    table = compare(made, real)
+    predicted = detections([(half, 0.9), (C, 0.9)], [(A, 0.9)], [(A, 0.4)])
+    real = detections([(A, 1.0), (B, 1.0)], [(A, 1.0)], [(A, 1.0)])
+    table = compare(predicted, real)
     assert table["iou"].tolist() == [0.5, 1.0, 0.0]
     assert table["box"].tolist() == pytest.approx([0.5, 1.0, 0.0])
-    found = mask_metrics(table)
-    assert found["matched_iou"] == pytest.approx(1.5 / 4)
-    assert found["extra_iou"] == pytest.approx(1.5 / 3)
-    assert found["agreement_iou"] == pytest.approx(3.0 / 7)
+    metrics = mask_metrics(table)
+    assert metrics["matched_iou"] == pytest.approx(1.5 / 4)
+    assert metrics["extra_iou"] == pytest.approx(1.5 / 3)
+    assert metrics["agreement_iou"] == pytest.approx(3.0 / 7)
     union = 2 * 64 + 60 - 32  # A or B or C, as half is in A
     assert table["semantic"].tolist() == pytest.approx([32 / (union - 60 + 60 + 32), 1.0, 0.0])
 
@@ -104,7 +103,7 @@ def test_the_order_of_queries_and_of_prompts_does_not_matter():
         one.masks[:, order],
         one.boxes[:, order],
         one.scores[:, order],
-        one.found[:, order],
+        one.detected[:, order],
         one.present,
         one.semantic,
         one.known,
@@ -112,23 +111,23 @@ def test_the_order_of_queries_and_of_prompts_does_not_matter():
     expected = mask_metrics(compare(one, other))
     assert mask_metrics(compare(shuffled, other)) == pytest.approx(expected)
     rows = torch.randperm(6, generator=generator(9))
-    parts = [compare(one.take(each), other.take(each)) for each in rows.split(4)]
+    parts = [compare(one.take(some), other.take(some)) for some in rows.split(4)]
     assert mask_metrics(joined(parts)) == pytest.approx(expected)
 
 
-def test_nothing_is_said_of_prompts_whose_truth_is_unknown():
-    made = answers([(A, 0.9)], [(A, 0.9)])
-    real = answers([(A, 1.0)], [(B, 1.0)], known=[True, False])
-    table = compare(made, real)
+def test_prompts_whose_ground_truth_is_unknown_do_not_count():
+    predicted = detections([(A, 0.9)], [(A, 0.9)])
+    real = detections([(A, 1.0)], [(B, 1.0)], known=[True, False])
+    table = compare(predicted, real)
     assert mask_metrics(table)["agreement_iou"] == 1
-    assert table["answers"].tolist() == [1, 0]
+    assert table["detections"].tolist() == [1, 0]
     assert table["positive"].tolist() == [True, False]
     assert presence_metrics(table)["presence_precision"] == 1
 
 
-def test_scores_are_compared_on_masks_of_one_thing_found_or_not():
-    low = answers([(A, 0.2), (B, 0.9)], [(C, 0.1)])
-    high = answers([(A, 0.8), (B, 0.8)], [(B, 0.9)])
+def test_scores_are_compared_on_masks_of_one_object_detected_or_not():
+    low = detections([(A, 0.2), (B, 0.9)], [(C, 0.1)])
+    high = detections([(A, 0.8), (B, 0.8)], [(B, 0.9)])
     table = compare(low, high)
     assert table["gap_pairs"].tolist() == [2, 0]
     assert mask_metrics(table)["score_gap"] == pytest.approx((0.6 + 0.1) / 2)
@@ -147,14 +146,14 @@ def test_the_band_is_what_repeated_erosion_takes_away():
     masks = torch.rand(5, 40, 30, generator=generator(10)) > 0.03
     for width in (1, 2, 4):
         band = inner_band(masks, width)
-        for mask, each in zip(masks.numpy(), band.numpy(), strict=True):
+        for mask, pixels in zip(masks.numpy(), band.numpy(), strict=True):
             inside = binary_erosion(mask, np.ones((3, 3)), iterations=width, border_value=0)
-            assert np.array_equal(each, mask & ~inside)
+            assert np.array_equal(pixels, mask & ~inside)
     assert band_width(480, 640) == 16
     assert band_width(4, 4) == 1
 
 
-def test_boundary_iou_sees_a_rough_edge_that_mask_iou_hardly_does():
+def test_boundary_iou_falls_with_a_shifted_edge_that_mask_iou_hardly_does():
     disc = rectangle(10, 10, 90, 90, side=100)
     shifted = rectangle(12, 10, 92, 90, side=100)
     mask = float((disc & shifted).sum() / (disc | shifted).sum())
@@ -175,24 +174,24 @@ def test_boundary_iou_sees_a_rough_edge_that_mask_iou_hardly_does():
         ([False, False, False, False], (None, 0.0, 0.5)),
     ],
 )
-def test_presence_is_judged_with_negatives(present, expected):
-    made = answers([], [], [], [], present=present)
-    real = answers([(A, 1.0)], [], [(B, 1.0)], [])
-    found = presence_metrics(compare(made, real))
+def test_presence_is_evaluated_with_negatives(present, expected):
+    predicted = detections([], [], [], [], present=present)
+    real = detections([(A, 1.0)], [], [(B, 1.0)], [])
+    metrics = presence_metrics(compare(predicted, real))
     names = ("presence_precision", "presence_recall", "presence_balanced_accuracy")
-    assert tuple(found[name] for name in names) == expected
-    assert found["presence_f1_always"] == pytest.approx(2 / 3)
+    assert tuple(metrics[name] for name in names) == expected
+    assert metrics["presence_f1_always"] == pytest.approx(2 / 3)
     if all(present):
-        assert found["presence_f1"] == found["presence_f1_always"]
+        assert metrics["presence_f1"] == metrics["presence_f1_always"]
 
 
-def test_without_anything_to_divide_by_a_figure_is_none():
-    nothing = compare(answers([], []), answers([], []))
+def test_without_anything_to_divide_by_a_metric_is_none():
+    nothing = compare(detections([], []), detections([], []))
     assert set(mask_metrics(nothing).values()) == {None}
     assert presence_metrics(nothing)["presence_balanced_accuracy"] is None
 
 
-def test_a_prediction_is_brought_to_the_grid_of_the_truth():
+def test_a_prediction_is_brought_to_the_grid_of_ground_truth():
     logits = torch.full((1, 2, 6, 6), -3.0)
     logits[0, 0, :3], logits[0, 1, :, :3] = 3.0, 3.0
     given = Prediction(
@@ -202,43 +201,24 @@ def test_a_prediction_is_brought_to_the_grid_of_the_truth():
         presence=torch.tensor([[2.0]]),
         semantic=logits[:, :1],
     )
-    made = predicted_detections(given, score=0.5, size=SIDE)
-    assert torch.equal(made.masks[0, 0], rectangle(0, 0, SIDE, SIDE // 2))
-    assert torch.equal(made.union[0], made.masks[0, 0])
-    assert made.found.tolist() == [[True, False]]
-    assert predicted_detections(given, score=0.3, size=SIDE).found.all()
-    assert made.present.tolist() == [True]
-    assert torch.equal(made.semantic[0], made.masks[0, 0])
+    predicted = predicted_detections(given, score=0.5, size=SIDE)
+    assert torch.equal(predicted.masks[0, 0], rectangle(0, 0, SIDE, SIDE // 2))
+    assert torch.equal(predicted.union[0], predicted.masks[0, 0])
+    assert predicted.detected.tolist() == [[True, False]]
+    assert predicted_detections(given, score=0.3, size=SIDE).detected.all()
+    assert predicted.present.tolist() == [True]
+    assert torch.equal(predicted.semantic[0], predicted.masks[0, 0])
 
 
-def test_the_truth_is_an_answer_with_its_negatives_and_unknowns():
+def test_ground_truth_has_its_negatives_and_unknowns():
     masks = torch.zeros(3, 2, 4, 4)
     masks[0, 0, 0], masks[0, 0, 1], masks[0, 1, 3] = 1.0, 0.4, 0.5
     truth = GroundTruth(
         masks, torch.zeros(3, 2, 4), torch.tensor([2, 0, -1]), masks.amax(1, keepdim=True)
     )
     real = true_detections(truth)
-    assert real.found.tolist() == [[True, True], [False, False], [False, False]]
+    assert real.detected.tolist() == [[True, True], [False, False], [False, False]]
     assert real.masks[0].sum(dim=(1, 2)).tolist() == [4, 4]
     assert real.union[0].sum() == 8
     assert real.present.tolist() == [True, False, False]
     assert real.known.tolist() == [True, True, False]
-
-
-def test_a_model_that_does_not_listen_has_no_sensitivity():
-    owner = torch.tensor([0, 0, 0, 1, 1])
-    real = answers([(A, 1.0)], [(B, 1.0)], [(A, 1.0)], [(A, 1.0)], [])
-    deaf = answers([(A, 1.0)], [(A, 1.0)], [(A, 1.0)], [(C, 1.0)], [(C, 1.0)])
-    assert prompt_sensitivity(deaf, real, owner).tolist() == [0.0, 0.0]
-    assert prompt_sensitivity(real, real, owner).tolist() == [1.0, 1.0]
-    silent = answers([], [], [], [], [])
-    assert prompt_sensitivity(silent, real, owner).tolist() == [0.0, 0.0]
-    half = answers([(A, 1.0)], [((0, 0, 8, 4), 1.0)], [(B, 1.0)], [(A, 1.0)], [(A, 0.1)])
-    assert prompt_sensitivity(half, real, owner).tolist() == [0.75, 1.0]
-
-
-def test_sensitivity_asks_only_where_truths_are_known_and_differ():
-    owner = torch.tensor([0, 0, 1, 1])
-    same = answers([(A, 1.0)], [(A, 1.0)], [(A, 1.0)], [(B, 1.0)], known=[True, True, True, False])
-    made = answers([(A, 1.0)], [(B, 1.0)], [(A, 1.0)], [(B, 1.0)])
-    assert prompt_sensitivity(made, same, owner).shape == (0,)

@@ -1,10 +1,10 @@
-"""Generalized IoU against hand cases and torchvision's."""
+"""Generalized IoU against hand cases and torchvision's; boxes all over the image."""
 
 import pytest
 import torch
 
 from braid.common.torchvision import mend_torchvision
-from braid.segmentation.sam3.geometry import giou
+from braid.segmentation.sam3.geometry import giou, spread
 
 mend_torchvision()
 
@@ -49,3 +49,14 @@ def test_small_boxes_are_not_blurred():
     pixel = torch.tensor([0.0, 0.0, 1e-3, 1e-3])
     half = torch.tensor([0.0, 0.0, 1e-3, 5e-4])
     assert giou(pixel, half).item() == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 12, 100])
+def test_reference_boxes_are_inside_and_all_over_the_image(count):
+    boxes = spread(count)
+    assert boxes.shape == (count, 4)
+    assert boxes[:, :2].min() >= 0.1
+    assert boxes[:, :2].max() <= 0.9
+    if count > 4:
+        quarters = {tuple(side) for side in (boxes[:, :2] > 0.5).tolist()}
+        assert len(quarters) == 4

@@ -253,7 +253,5 @@ def test_half_precision_is_compared_in_float32():
 
 def test_masks_of_another_size_are_refused():
     truth = replace(some_truth(), masks=torch.zeros(B, M, 4, 4))
-    with pytest.raises(
-        ValueError, match=r"truth has masks of \(4, 4\), the prediction of \(6, 6"
-    ):
+    with pytest.raises(ValueError, match=r"truth has masks of \(4, 4\), the prediction of \(6, 6"):
         GroundTruthLoss()(some_prediction(), truth)
