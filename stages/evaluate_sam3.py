@@ -25,16 +25,13 @@ def main() -> None:
         prompted = open_prompted(stage.dep("data/sa1b"), cache_mib=stage.params.sam3.data.cache_mib)
         pairs = prompted.pairs("val")
         teacher = load_teacher(stage.dep("models/sam3_teacher"), device)
-        texts = open_cache(stage.dep("data/teacher_cache")).texts
-        predictors = {models.TEACHER: Predictor(teacher, texts, device, precision)}
-        predictors |= models.student_predictors(
-            stage.dep(f"models/sam3_student/{config.student}"),
-            stage.dep(f"models/sam3_student/{config.truth_only}"),
-            [prompted.prompt(pair).text for pair in pairs],
-            generator(seed, "untrained"),
-            device,
-            precision,
-        )
+        encoded = open_cache(stage.dep("data/teacher_cache")).texts
+        predictors = {models.TEACHER: Predictor(teacher, encoded, device, precision)}
+        folders = [
+            stage.dep(f"models/sam3_student/{name}") for name in (config.student, config.truth_only)
+        ]
+        texts, fresh = prompted.texts(pairs), generator(seed, "untrained")
+        predictors |= models.student_predictors(*folders, texts, fresh, device, precision)
 
         evaluator = models.Evaluator(prompted, predictors, config.score, config.mask_size, device)
         chance = generator(seed, "strangers")

@@ -35,7 +35,7 @@ def main() -> None:
             model, tokenizer = load_teacher(folder), load_tokenizer(place)
 
         pairs = prompted.pairs("val", known=True)
-        texts = [prompted.prompt(pair).text for pair in pairs] or prompted.texts()
+        texts = prompted.texts(pairs) or prompted.texts()
         predictor = Predictor.of(model, texts, tokenizer, run.device, run.precision)
         rows = teacher_rows(predictor, prompted, pairs, images=config.images)
         stage.write_table("plots/sam3_teacher", history, CURVE)

@@ -151,9 +151,11 @@ class PromptedImages:
         """Whether students may see the ground truth of prompts, [P] bool."""
         return torch.tensor([self.prompt(pair).labeled for pair in pairs])
 
-    def texts(self) -> list[str]:
-        """The text of every prompt, in order."""
-        return [prompt.text for of_image in self.prompts for prompt in of_image]
+    def texts(self, pairs: Sequence[Pair] | None = None) -> list[str]:
+        """The texts of some prompts, or of all in order."""
+        if pairs is None:
+            return [prompt.text for of_image in self.prompts for prompt in of_image]
+        return [self.prompt(pair).text for pair in pairs]
 
     def pixels(self, images: Sequence[int]) -> Tensor:
         """Images as the teacher wants them, [I, 3, S, S] float32."""
