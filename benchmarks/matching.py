@@ -93,7 +93,7 @@ def scene(seed: int, count: int = THINGS) -> tuple[Prediction, Prediction]:
     things = outlines(count, source)
     twins = things.take(torch.arange(2 * count) % count).deformed(0.3, source)
     parts = (things, twins, outlines(2 * count, source))
-    curves = Outlines(*(torch.cat(each) for each in zip(*map(astuple, parts), strict=True)))
+    curves = Outlines(*(torch.cat(group) for group in zip(*map(astuple, parts), strict=True)))
     sure = [level for part, level in zip(parts, (3, -2, -5), strict=True) for _ in range(len(part))]
     logits = torch.tensor(sure) + 1.5 * torch.randn(5 * count, generator=source)
     chosen = torch.randperm(5 * count, generator=source)[: 5 * count // 2]

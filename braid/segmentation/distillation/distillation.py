@@ -1,8 +1,11 @@
 """How a student is trained: on its teacher's predictions, or on ground truth alone.
 
-supervisions = supervisions_of(choice, phases, prompted, cache, loss)
-sampler = PromptSampler(prompted, train, ...)
-results = train_phases(student, sampler, supervisions, held_out, config, phases, run, hooks)
+    supervisions = supervisions_of(choice, phases, prompted, cache, loss)
+    sampler = PromptSampler(prompted, train, ...)
+    results = train_phases(student, sampler, supervisions, held_out, config, phases, run, hooks)
+
+A phase has an objective, an optimizer and an order of images of its own; students go on where the
+phase before has left them.
 """
 
 from __future__ import annotations

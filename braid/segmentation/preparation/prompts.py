@@ -27,7 +27,7 @@ from braid.segmentation.config import PromptsConfig
 from braid.segmentation.data.prompted import VISUAL, Kind, Prompt, Targets
 from braid.segmentation.data.sa1b import Record
 
-# ---- When a name matches a noun phrase, and when that cannot be told ---------------------------
+# ---- When a name matches a noun phrase, and when that is uncertain -----------------------------
 # A phrase is a noun, with a color before it or not; the noun "thing" stands for any. Colors are
 # taken to exclude each other, and so are nouns. A name without a color leaves open which it has:
 # whether a "coin" is a "red thing" is unknown, that it is no "red star" is certain.

@@ -1,7 +1,9 @@
 """A model and the texts of its prompts, encoded once: what predicts for batches of prompts.
 
-predictor = Predictor.of(model, ["red circle", "blue star"], tokenizer, device)
-prediction = predictor(prompt_batch(prompted, pairs))
+    predictor = Predictor.of(model, ["red circle", "blue star"], tokenizer, device)
+    prediction = predictor(prompt_batch(prompted, pairs))
+
+Features of texts are the same for any image: encoded once, they spare the text tower.
 """
 
 from __future__ import annotations
