@@ -22,7 +22,7 @@ from tests.drifting.drift_example import (
 
 def by_reference(samples: Samples, **switches: object) -> tuple[Tensor, ...]:
     leaf = samples.generated.detach().clone().requires_grad_()
-    loss = reference.drift_loss(replace(samples, generated=leaf), WEIGHT, TAUS, **switches)
+    loss = reference.drift_loss(replace(samples, generated=leaf), WEIGHT, configs.loss(**switches))
     return loss.detach(), *torch.autograd.grad(loss, leaf)
 
 
@@ -142,10 +142,12 @@ def test_the_order_of_samples_and_classes_is_free():
 def test_the_field_is_antisymmetric_in_the_two_distributions():
     x, p, q = normal(0, 6, 64), normal(1, 8, 64), normal(2, 8, 64) + 0.3
 
+    unmasked = configs.loss(self_mask=0.0)
+
     def field(positives: Tensor, negatives: Tensor) -> Tensor:
         columns = torch.cat([negatives, positives])
         weight = torch.ones(16, dtype=torch.float64)
-        return compute_v(torch.cdist(x, columns) / 11, weight, columns, 8, 0.2, self_mask=0)
+        return compute_v(torch.cdist(x, columns) / 11, weight, columns, 8, 0.2, unmasked)
 
     assert field(p, q).abs().max() > 1e-2
     torch.testing.assert_close(field(p, q), -field(q, p), rtol=0, atol=1e-14)

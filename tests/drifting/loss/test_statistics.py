@@ -6,6 +6,7 @@ import torch
 from braid.drifting.loss.drift import Samples
 from braid.drifting.loss.reference import compute_v
 from braid.drifting.loss.statistics import effective_number, kernel_rows
+from tests.drifting import configs
 from tests.drifting.drift_example import WEIGHT, drift_loss, example, normal
 
 
@@ -55,7 +56,9 @@ def test_scale_and_squared_drift_are_those_of_the_formula():
     torch.testing.assert_close(found["field_scale_x"], distance.mean())
     unit = distance.mean() / 4
     fields = [
-        compute_v(each / distance.mean(), torch.ones(12).double(), column / unit, 7, 0.2)
+        compute_v(
+            each / distance.mean(), torch.ones(12).double(), column / unit, 7, 0.2, configs.loss()
+        )
         for each, column in zip(distance, columns, strict=True)
     ]
     torch.testing.assert_close(found["field_sq_x_0.2"], torch.stack(fields).square().mean())
