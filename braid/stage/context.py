@@ -243,6 +243,8 @@ def open_stage(name: str) -> Iterator[Stage]:
         stage._clear_staging()
         readable = [root / path for path in declared.deps]
         staging = [stage._staging(top).parent for top in stage._tops()]
+        for top in stage._tops():
+            (root / top).mkdir(exist_ok=True)  # which the guard refuses
         writable = [*staging, stage._scratch_of_stage().parent, root / "runs"]
         with guarded(root, declared.address, readable=readable, writable=writable):
             yield stage

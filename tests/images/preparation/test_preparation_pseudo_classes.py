@@ -7,8 +7,9 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from braid.images.data.image_set import ImageSet, Listing, open_image_set
-from braid.images.preparation.preparation import digits, pseudo_classes, write_stored
+from braid.images.data.image_set import ImageSet, open_image_set
+from braid.images.preparation.preparation import Listing, digits, pseudo_classes, write_stored
+from tests.images.configs import images_config
 
 
 def draw(seed: int = 0) -> torch.Generator:
@@ -55,7 +56,7 @@ def test_held_out_images_do_not_move_the_classes(tmp_path: Path) -> None:
 
 
 def test_pseudo_classes_of_digits_resemble_the_digits(tmp_path: Path) -> None:
-    listing, pixels = digits(0.075, 0.25)
+    listing, pixels = digits(images_config())
     write_stored(tmp_path, listing, [pixels], input_space="pixel")
     images = open_image_set(tmp_path, cache_mib=1)
     found = pseudo_classes(images, 20, draw())

@@ -127,7 +127,7 @@ def test_a_name_never_leaves_the_folder(tmp_path: Path) -> None:
             inside(root, name)
 
 
-def test_images_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
+def test_files_are_read_in_the_order_of_the_indices(tmp_path: Path) -> None:
     names = [f"{number}.png" for number in range(6)]
     for number, name in enumerate(names):
         write_picture(tmp_path / name, number, (7, 7))
