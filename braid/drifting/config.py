@@ -11,49 +11,62 @@ from braid.training.config import OptimizerConfig
 
 
 class MaskingConfig(Config):
-    """What the masked autoencoder does not see of a clip."""
+    """What is hidden from the masked autoencoder."""
 
     mode: Literal["patch", "tube", "frame", "mixed"]
     patch_ratio: Annotated[float, Field(gt=0, lt=1)]
     tube_ratio: Annotated[float, Field(gt=0, lt=1)]
 
 
-class LatentMaeConfig(Config):
-    """The masked autoencoder whose features the drift is computed in."""
+class MaeConfig(Config):
+    """A masked autoencoder whose features the drift is computed in, of clips or of images."""
 
     width: Annotated[int, Field(gt=0, multiple_of=4)]  # channels of the first stage; then doubled
     blocks: tuple[Count, ...] = Field(strict=False, min_length=1)  # residual blocks a stage
     steps: Steps
-    batch: Count  # clips
-    head_weight: Fraction  # of the pseudo-class head against reconstruction; 0: no head
+    batch: Count  # clips or images
+    head_weight: Fraction  # of the (pseudo-)class head against reconstruction; 0: no head
     head_fraction: Fraction  # of the steps, at the end, that train the head
-    masking: MaskingConfig
     optimizer: OptimizerConfig
 
 
+class LatentMaeConfig(MaeConfig):
+    """The masked autoencoder of video latents."""
+
+    masking: MaskingConfig
+
+
 class DriftLossConfig(Config):
-    """The drifting loss."""
+    """The drifting loss; symbols as in braid/drifting/loss/drift.py."""
 
-    temperatures: tuple[Positive, ...] = Field(strict=False, min_length=1)
-    attraction: Positive  # 1: balanced; anything else breaks the equilibrium
-    floor: NonNegative  # of the affinities' product
-    self_mask: Positive  # in mean distances
-    weighting: Literal["affinity", "logit"]  # where unconditional negatives are weighted
-    reduction: Literal["mean", "sum"]  # over the locations of a group
-    scale_scope: Literal["batch", "class"]
+    temperatures: tuple[Positive, ...] = Field(strict=False, min_length=1)  # tau, mean distances
+    attraction: Positive  # times the positive force; anything but 1 is out of equilibrium
+    floor: NonNegative  # of the softmaxes' product; release 1e-6, paper and peers 0
+    self_mask: NonNegative  # m, in mean distances; release 100, paper 1e6 before S
+    weighting: Literal["affinity", "logit"]  # of unconditional negatives: release w A; log(w) in L
+    reduction: Literal["mean", "sum"]  # over the locations of a group: release mean, peers sum
+    scale_scope: Literal["batch", "class"]  # of S and lambda: release batch, some peers class
 
 
-class CorruptionConfig(Config):
+Interpolator = Literal["linear", "cubic", "inverse_distance", "harmonic", "sinkhorn"]
+
+
+class HarmonicConfig(Config):
+    """Harmonic interpolation: Laplace's equation on a grid whose edges hold values apart."""
+
+    sigma_feature: Positive  # units of the values; smaller: edges hold values apart
+    sigma_space: Positive  # grid steps; smaller: weaker ties, above all diagonal ones
+    lambda_reg: NonNegative  # pull towards the first guess
+
+
+class CorruptionConfig(HarmonicConfig):
     """Keyframes, interpolation and noise."""
 
     levels: Count  # beside level 0, which has every frame
     min_keyframes: Annotated[int, Field(ge=2)]  # at the coarsest level
     schedule: Literal["doubling", "linear", "geometric"]
     placement: Literal["even", "random"]  # of keyframes in training
-    interpolator: Literal["linear", "cubic", "inverse_distance", "harmonic", "sinkhorn"]
-    sigma_feature: Positive  # harmonic: latent units; smaller: edges hold values apart
-    sigma_space: Positive  # harmonic: grid steps; smaller: weaker ties, above all diagonal ones
-    lambda_reg: NonNegative  # harmonic: pull towards linear interpolation
+    interpolator: Interpolator
     sinkhorn_temperature: Positive  # of the cosines between tokens
     sinkhorn_reach: Positive  # cells; standard deviation of the prior on displacements
     dustbin: float  # sinkhorn: logit of no match; a perfect one has 1 / temperature
@@ -152,28 +165,18 @@ class DriftConfig(Config):
     storyboards: dict[Name, StoryboardConfig]
 
 
-class ImageMaeConfig(Config):
-    """The masked autoencoder of images whose features the drift is computed in."""
+class ImageMaeConfig(MaeConfig):
+    """The masked autoencoder of images."""
 
-    width: Annotated[int, Field(gt=0, multiple_of=4)]
-    blocks: tuple[Count, ...] = Field(strict=False, min_length=1)
-    steps: Steps
-    batch: Count
-    head_weight: Fraction  # of the class head; 0: none
-    head_fraction: Fraction  # of the steps, at the end
     mask_ratio: Annotated[float, Field(gt=0, lt=1)]
-    optimizer: OptimizerConfig
 
 
-class KeypatchConfig(Config):
+class KeypatchConfig(HarmonicConfig):
     """Which patches of an image are given, and what the others start as."""
 
     given: tuple[Whole, ...] = Field(strict=False, min_length=1)  # patches, level by level
     interpolator: Literal["inverse_distance", "harmonic"]
-    sigma_feature: Positive
-    sigma_space: Positive
-    lambda_reg: NonNegative
-    noise: NonNegative  # standard deviation on interpolated patches; with none known it is 1
+    noise: NonNegative  # standard deviation on interpolated patches; with none given it is 1
 
 
 class ImageFeaturesConfig(Config):

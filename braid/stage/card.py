@@ -2,7 +2,7 @@
 
 One Markdown page for each training stage, written by the stage itself: header, data, model and
 loss, runtime, results, and a decision by a rule in code, with its reason. The decision stands in
-the deterministic metrics too (`Decision.figures`).
+the deterministic metrics too (`Decision.figures`), the reason in the card alone.
 
     decision = Decision(status == "passed", "passed: ...")
     stage.write_metrics({**report, **decision.figures()})
@@ -36,8 +36,8 @@ class Decision:
     reason: str  # one line, with the figures that decided
 
     def figures(self) -> dict[str, str]:
-        """`decision`, which is keep or drop, and `decision_reason`, for the metrics."""
-        return {"decision": "keep" if self.keep else "drop", "decision_reason": self.reason}
+        """`decision`, which is keep or drop, for the metrics; the reason stands in the card."""
+        return {"decision": "keep" if self.keep else "drop"}
 
 
 class Pace:

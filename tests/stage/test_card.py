@@ -121,7 +121,7 @@ def test_clips_are_counted_and_estimated_from_the_first_shard() -> None:
 
 
 def test_the_decision_stands_in_the_metrics_too() -> None:
-    assert Decision(True, "good").figures() == {"decision": "keep", "decision_reason": "good"}
+    assert Decision(True, "good").figures() == {"decision": "keep"}
     assert Decision(False, "bad").figures()["decision"] == "drop"
 
 

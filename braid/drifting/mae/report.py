@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from braid.common.rng import generator
-from braid.drifting.interpolation.interpolation import interpolate
+from braid.drifting.interpolation.interpolation import linear
 from braid.drifting.mae.latent_mae import LatentMae
 from braid.drifting.mae.objective import MODES, Masking, hide, masked_error
 
@@ -45,8 +45,7 @@ def mae_report(
         values = latents(chosen).to(device)
         for mode in modes:
             draw = generator(seed, "latent_mae", mode, number)
-            judge = Masking(mode, masking.patch_ratio, masking.tube_ratio)
-            hidden = judge(values.shape, draw).to(device)
+            hidden = masking(values.shape, draw, mode).to(device)
             for name, error in _errors(mae, values, hidden, mode, average).items():
                 figures.setdefault(f"val_mse_{name}", []).append(error)
         maps = mae.encode(values)
@@ -64,7 +63,7 @@ def mae_report(
     return report
 
 
-def mae_verdict(report: Mapping[str, float]) -> tuple[str, str]:
+def mae_status(report: Mapping[str, float]) -> tuple[str, str]:
     """The status and a line with the figures behind it.
 
     `collapsed`: the pooled features span hardly any dimension; `worse_than_<trivial>`: in some
@@ -112,7 +111,7 @@ def _errors(
         predictions[f"{mode}_average"] = average.to(clips).expand_as(clips)
     if mode == "frame":
         keyframes = ~hidden[:, 0, :, 0, 0]
-        predictions[f"{mode}_interpolation"] = interpolate(clips, keyframes, "linear")
+        predictions[f"{mode}_interpolation"] = linear(clips, keyframes)
     if mode == "patch" and clips.shape[2] == 1:
         predictions[f"{mode}_interpolation"] = _around(visible, hidden)
     return {name: masked_error(each, clips, hidden) for name, each in predictions.items()}

@@ -5,8 +5,8 @@ refined clip with the clip that it was made from. `PairedObjective` is the usual
 blurs what it cannot know; it trains the network that multi-step sampling needs.
 
 A step draws classes, then clips of each; corrupts them to a random level; refines them in one step.
-Positives and unconditional negatives come from queues of real latents that each step refreshes with
-its own clips, so a class is compared with more of its clips than a step could encode anew.
+Positives and unconditional negatives come from memory banks of real latents that each step
+refreshes with its own clips, so a class is compared with more clips than a step could encode anew.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from braid.drifting.config import DriftBatchesConfig
 from braid.drifting.loss.drift import DriftLoss, Samples
-from braid.drifting.training.memory_bank import ClassQueues, GlobalQueue
+from braid.drifting.training.memory_bank import MemoryBank, MemoryBanks
 from braid.drifting.video.corruption import Corrupted, ForwardProcess
 from braid.training.trainer import Stateful
 
@@ -51,28 +52,28 @@ def draw_alpha(
     # alpha^(1 - power) is uniform; in logarithms, for that says nothing at power 1.
     exponent = (1 - power) * math.log(alpha_max)
     if abs(exponent) < 1e-6:
-        share = uniform
+        place = uniform
     else:
-        share = torch.log1p(uniform * math.expm1(exponent)) / exponent
-    return (share * math.log(alpha_max)).exp().clamp(1, alpha_max)
+        place = torch.log1p(uniform * math.expm1(exponent)) / exponent
+    return (place * math.log(alpha_max)).exp().clamp(1, alpha_max)
 
 
 def unconditional_weight(
     alpha: Tensor,  # [C]
     generated: int | Tensor,  # N: samples of a class; or [C]
     unconditional: int,  # U
-    queued: int | Tensor = 0,  # Q: further negatives of the class; or [C]
+    banked: int | Tensor = 0,  # Q: further negatives of the class; or [C]
 ) -> Tensor:
     """The weight w of each unconditional negative: (alpha - 1)(N - 1 + Q) / U, [C].
 
-    It gives those negatives the share gamma of the whole, a sample being no negative of itself.
+    It gives those negatives the fraction gamma of the whole, a sample being no negative of itself.
 
     Raises:
         ValueError: no unconditional samples.
     """
     if unconditional < 1:
         raise ValueError(f"guidance: expected unconditional samples, got {unconditional}")
-    return (alpha - 1) * (generated - 1 + queued) / unconditional
+    return (alpha - 1) * (generated - 1 + banked) / unconditional
 
 
 # ---- Class-balanced batches: a step draws classes, then clips of each --------------------------
@@ -87,7 +88,7 @@ class Batch:
     repeated: int  # how many of them stand there more than once: their class is too small
 
 
-class ClassBatches:
+class ClassSampler:
     """Draws `classes` classes and `members` clips of each, both without replacement.
 
     A class with fewer clips repeats them as evenly as it can; a step that wants more classes than
@@ -133,22 +134,8 @@ def _cycled(size: int, count: int, generator: torch.Generator) -> Tensor:
 
 
 Features = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, T, H, W] to groups of [B, L, D]
+Branch = tuple[float, Features]  # weight of its loss, and what the drift is computed in
 Latents = Callable[[Tensor], Tensor]  # clips by position [B] in the training split
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draws:
-    """How much a step draws."""
-
-    classes: int
-    generated: int  # clips a class
-    positives: int  # real clips a class
-    negatives: int  # queued generated clips a class
-    unconditional: int  # real clips of any class
-    queue: int  # clips kept a class
-    queue_unconditional: int
-    alpha_max: float
-    alpha_power: float
 
 
 @dataclass(frozen=True)
@@ -171,7 +158,7 @@ class Refinement(nn.Module):
         corruption: ForwardProcess,
         latents: Latents,
         labels: Tensor,  # [n] of the training clips
-        draws: Draws,
+        batches: DriftBatchesConfig,
         anchors: Latents | None = None,  # phase-1 outputs for the same clips
         level_of: Literal["clip", "class"] = "clip",  # what a step draws a level for
     ) -> None:
@@ -181,8 +168,8 @@ class Refinement(nn.Module):
         self.corruption = corruption
         self.latents = latents
         self.anchors = anchors
-        self.batches = ClassBatches(labels)
-        self.draws = draws
+        self.sampler = ClassSampler(labels)
+        self.batches = batches
         self.diagnostics: dict[str, float | Tensor] = {}
 
     def stateful(self) -> dict[str, Stateful]:
@@ -204,8 +191,8 @@ class Refinement(nn.Module):
 
     def refine(self, alpha: Tensor, generator: torch.Generator) -> Refined:
         """Draw one step's clips and refine them under guidance alpha [C]."""
-        classes, members = self.draws.classes, self.draws.generated
-        batch = self.batches.draw(classes, members, generator)
+        classes, members = self.batches.classes, self.batches.generated
+        batch = self.sampler.draw(classes, members, generator)
         truth = self.load(self.latents, batch.members)
         alike = members if self.level_of == "class" else 1
         count, end = classes * members // alike, self.corruption.levels + 1
@@ -236,7 +223,7 @@ class PairedObjective(Refinement):
 
     def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss of one step."""
-        no_guidance = torch.ones(self.draws.classes, device=self.device)
+        no_guidance = torch.ones(self.batches.classes, device=self.device)
         refined = self.refine(no_guidance, _on_cpu(generator))
         error = (refined.clips - refined.truth).flatten(0, 1).square().mean(dim=(1, 3, 4))
         missing = ~refined.corrupted.mask
@@ -250,7 +237,7 @@ class DriftObjective(Refinement):
     def __init__(
         self,
         *base: Any,  # of `Refinement`
-        branches: Mapping[str, tuple[float, Features]],  # weight and features of each, by name
+        branches: Mapping[str, Branch],  # by name; those of weight 0 are not run
         loss: DriftLoss,
         log_every: int,  # statistics are computed on logging steps only
         **more: Any,
@@ -260,48 +247,50 @@ class DriftObjective(Refinement):
         self.loss = loss
         self.log_every = log_every
         sample = self.latents(torch.zeros(1, dtype=torch.long))[0]
-        classes = len(self.batches.sizes)
-        self.queues = {
-            "real": ClassQueues(classes, self.draws.queue, tuple(sample.shape)),
-            "made": ClassQueues(classes, self.draws.queue, tuple(sample.shape)),
+        classes = len(self.sampler.sizes)
+        self.banks = {
+            "real": MemoryBanks(classes, self.batches.bank, tuple(sample.shape)),
+            "generated": MemoryBanks(classes, self.batches.bank, tuple(sample.shape)),
         }
-        self.unconditional = GlobalQueue(self.draws.queue_unconditional, tuple(sample.shape))
+        self.unconditional = MemoryBank(self.batches.bank_unconditional, tuple(sample.shape))
 
     def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss terms of one step."""
-        draws, cpu = self.draws, _on_cpu(generator)
-        alpha = draw_alpha(draws.classes, draws.alpha_max, draws.alpha_power, cpu).to(self.device)
+        batches, cpu = self.batches, _on_cpu(generator)
+        alpha = draw_alpha(batches.classes, batches.alpha_max, batches.alpha_power, cpu).to(
+            self.device
+        )
         refined = self.refine(alpha, cpu)
         self._refresh(refined, cpu)
-        positives = self.queues["real"].draw(refined.classes, draws.positives, cpu)
-        negatives = self.queues["made"].draw(refined.classes, draws.negatives, cpu)
-        unconditional = self.unconditional.draw(draws.unconditional, cpu)
-        if draws.negatives:
-            self.queues["made"].push(*_rows(refined.classes, refined.clips.detach()))
+        positives = self.banks["real"].draw(refined.classes, batches.positives, cpu)
+        negatives = self.banks["generated"].draw(refined.classes, batches.negatives, cpu)
+        unconditional = self.unconditional.draw(batches.unconditional, cpu)
+        if batches.negatives:
+            self.banks["generated"].push(*_rows(refined.classes, refined.clips.detach()))
 
         weight = unconditional_weight(
-            alpha, draws.generated, draws.unconditional, negatives.counts.to(self.device)
+            alpha, batches.generated, batches.unconditional, negatives.counts.to(self.device)
         )
         logged = step % self.log_every == 0
         terms, self.diagnostics = {}, self._fallbacks(refined)
-        for name, (share, features) in self.branches.items():
-            made = self._encode(features, refined.clips)
+        for name, (branch_weight, features) in self.branches.items():
+            generated = self._encode(features, refined.clips)
             with torch.no_grad():
                 real = self._encode(features, positives.samples)
                 other = self._encode(features, unconditional[None])
-                queued = self._encode(features, negatives.samples) if draws.negatives else {}
+                banked = self._encode(features, negatives.samples) if batches.negatives else {}
             groups = {
                 group: Samples(
                     vectors,
                     real[group],
-                    queued.get(group),
+                    banked.get(group),
                     other[group][0],
-                    negative_count=negatives.counts.to(self.device) if queued else None,
+                    negative_count=negatives.counts.to(self.device) if banked else None,
                 )
-                for group, vectors in made.items()
+                for group, vectors in generated.items()
             }
             result = self.loss(groups, weight, statistics=logged)
-            terms[name] = share * result.loss
+            terms[name] = branch_weight * result.loss
             self.diagnostics |= {f"{name}_{key}": value for key, value in result.statistics.items()}
         return terms
 
@@ -313,8 +302,8 @@ class DriftObjective(Refinement):
         phi = [f"{name}: {counts[name]} vectors in {len(groups[name])} groups" for name in groups]
         return {
             **super().card(),
-            "positives": "queues of real latents by class, without replacement",
-            "negatives": "this step's clips, then queued ones, then weighted unconditional ones",
+            "positives": "memory banks of real latents by class, without replacement",
+            "negatives": "this step's clips, then banked ones, then weighted unconditional ones",
             "encoder": "frozen" if "encoder" in self.branches else "none",
             "phi": "; ".join(phi),
         }
@@ -325,25 +314,25 @@ class DriftObjective(Refinement):
         return {name: each.unflatten(0, clips.shape[:2]) for name, each in groups.items()}
 
     def _refresh(self, refined: Refined, generator: torch.Generator) -> None:
-        """Push this step's real clips; fill the queue of a class that is met for the first time."""
-        self.queues["real"].push(*_rows(refined.classes, refined.truth))
+        """Push this step's real clips; fill the bank of a class that is met for the first time."""
+        self.banks["real"].push(*_rows(refined.classes, refined.truth))
         self.unconditional.push(refined.truth.flatten(0, 1))
-        short = self.queues["real"].held[refined.classes] < self.draws.positives
+        short = self.banks["real"].sizes[refined.classes] < self.batches.positives
         for each in refined.classes[short].tolist():
-            wanted = min(int(self.batches.sizes[each]), self.draws.positives)
-            members = self.batches.members(torch.tensor([each]), wanted, generator).members
-            self.queues["real"].push(*_rows(torch.tensor([each]), self.load(self.latents, members)))
+            wanted = min(int(self.sampler.sizes[each]), self.batches.positives)
+            members = self.sampler.members(torch.tensor([each]), wanted, generator).members
+            self.banks["real"].push(*_rows(torch.tensor([each]), self.load(self.latents, members)))
 
     def _fallbacks(self, refined: Refined) -> dict[str, float | Tensor]:
         """How often a class had too few clips, so far; and in this step's batch."""
         return {
             "repeated_clips": float(refined.repeated),
-            "short_queues": float(self.queues["real"].fallbacks),
+            "short_banks": float(self.banks["real"].fallbacks),
         }
 
     def stateful(self) -> dict[str, Stateful]:
-        """The queues."""
-        return {**self.queues, "unconditional": self.unconditional}
+        """The memory banks."""
+        return {**self.banks, "unconditional": self.unconditional}
 
 
 def _on_cpu(generator: torch.Generator) -> torch.Generator:

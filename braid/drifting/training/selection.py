@@ -79,14 +79,14 @@ class BestOnValidation:
         plain = {f"{name}_interpolated": value for name, value in self.interpolated.items()}
         return {"best_step": self.step, self.decisive: self.score, **plain}
 
-    def verdict(self) -> tuple[bool, str]:
-        """Whether the best is worth keeping, and why: it must beat plain interpolation."""
+    def status(self) -> tuple[str, str]:
+        """`passed` if the best beats plain interpolation, and a line with the figures behind it."""
         plain, name = self.interpolated[self.decisive], self.decisive.removeprefix("val_")
         if self.score is None:
-            return False, f"no look at the validation split in fewer than {self.every} steps"
-        better = self.score < plain
-        relation = "below" if better else "not below"
-        return better, (
+            return "not_evaluated", f"no evaluation in fewer than {self.every} steps"
+        passed = self.score < plain
+        relation = "below" if passed else "not below"
+        return "passed" if passed else "no_better_than_interpolation", (
             f"validation {name} {self.score:.4g} at step {self.step} is {relation} "
             f"interpolation's {plain:.4g}"
         )

@@ -89,6 +89,7 @@ def refine(
     classes: Tensor,  # [B]
     level: int,
     alpha: float,  # guidance, 1: none
+    clamp: bool | None = None,  # keep what is given bit for bit; None: as the refiner is configured
 ) -> Tensor:
     """One step from corrupted clips to refined ones, [B, C, T, H, W], on the CPU."""
     device = next(refiner.parameters()).device
@@ -97,7 +98,7 @@ def refine(
         columns = [each[rows].to(device) for each in (*corrupted, classes)]
         levels = torch.full((len(rows),), level, device=device)
         guidance = torch.full((len(rows),), alpha, device=device)
-        parts.append(refiner(*columns, levels, guidance).float().cpu())
+        parts.append(refiner(*columns, levels, guidance, clamp).float().cpu())
     return torch.cat(parts)
 
 
@@ -110,7 +111,10 @@ def cold_sample(
     alpha: float,
     generator: torch.Generator,  # of the corruption's noise
 ) -> Tensor:
-    """Refine from the coarsest level to the finest, one network call a level: [B, C, T, H, W]."""
+    """Refine from the coarsest level to the finest, one network call a level: [B, C, T, H, W].
+
+    Keyframes that are given stay bit for bit.
+    """
     ids = torch.arange(len(keyframes))
 
     def degraded(clips: Tensor, level: int) -> Corrupted:
@@ -119,7 +123,7 @@ def cold_sample(
     coarsest = len(masks) - 1
     current = degraded(keyframes, coarsest)
     for level in range(coarsest, 0, -1):
-        estimate = refine(refiner, current, classes, level, alpha)
+        estimate = refine(refiner, current, classes, level, alpha, clamp=True)
         coarse, fine = degraded(estimate, level), degraded(estimate, level - 1)
         current = fine._replace(latents=current.latents - coarse.latents + fine.latents)
     return current.latents
