@@ -79,6 +79,16 @@ class ImageSet:
         """The number of conditions."""
         return len(self.class_names)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of images in each split."""
+        return {split: len(self.indices(split)) for split in SPLITS}
+
+    def subset(self, split: str, at_most: int | None = None) -> tuple[Tensor, Tensor]:
+        """Images [n, C, H, W] of a split, as `indices` chooses them, and their conditions [n]."""
+        chosen = self.indices(split, at_most)
+        return self.images(chosen), self.conditions[chosen]
+
     def indices(self, split: str, at_most: int | None = None) -> NDArray[np.int64]:
         """The images of ``train``, ``val`` or ``test``, ascending.
 

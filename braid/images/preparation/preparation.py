@@ -105,8 +105,7 @@ def condition(folder: Path, config: ImagesConfig, seed: int) -> ImageSet:
 
 def counts(images: ImageSet, faults: int) -> dict[str, int]:
     """The images of each split, the classes and the faults."""
-    sizes = {split: len(images.indices(split)) for split in SPLITS}
-    return {**sizes, "classes": images.classes, "faults": faults}
+    return {**images.counts, "classes": images.classes, "faults": faults}
 
 
 def properties(images: ImageSet) -> dict[str, int]:

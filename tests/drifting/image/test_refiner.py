@@ -12,24 +12,34 @@ from torch import Tensor
 
 from braid.common.rng import generator
 from braid.drifting.image.corruption import KeypatchCorruption
-from braid.drifting.image.probe import ImageProbe, variance_ratio
+from braid.drifting.image.probe import ImageProbe
 from braid.drifting.image.refiner import ImageRefiner, load_image_refiner, save_image_refiner
 from braid.drifting.loss.drift import DriftLoss
-from braid.drifting.training.objectives import Draws, DriftObjective
+from braid.drifting.training.objectives import DriftObjective
 from braid.drifting.video.features import vanilla
-from braid.metrics.spaces import PcaSpace
+from braid.metrics.distances import variance_ratio
 from braid.training.ema import Ema
-from braid.training.optimizers import adamw
-from braid.training.trainer import LoopSettings, TrainResult, train
+from braid.training.trainer import Run, TrainResult, train
+from tests.drifting.image.configs import COMMITTED, drift_config, refiner_config
 
 SMALL = {"patch": 2, "dim": 8, "depth": 1, "heads": 2, "style": 16, "spread": 1.0}
-DRAWS = {"classes": 2, "generated": 16, "positives": 24, "negatives": 4, "unconditional": 4}
+TOY = drift_config(
+    corruption={"given": [1, 0], "noise": 0.3},
+    batches={
+        **{"classes": 2, "generated": 16, "positives": 24, "negatives": 4, "unconditional": 4},
+        **{"bank": 32, "bank_unconditional": 32, "alpha_max": 2.0, "alpha_power": 1.0},
+    },
+    evaluation={"components": 4, "neighbors": 5},
+)
+STEADY = COMMITTED.optimizer.model_copy(
+    update={"lr": 5e-3, "lr_floor": 1.0, "warmup": 0.0, "weight_decay": 0.0, "ema_decay": 0.9}
+)
 
 
 def make(trained: bool = True, keep_anchors_fixed: bool = False, **changes: Any) -> ImageRefiner:
     torch.manual_seed(0)
-    shape = {**SMALL, **changes}
-    refiner = ImageRefiner((2, 4, 6), 5, 3, **shape, keep_anchors_fixed=keep_anchors_fixed)
+    config = refiner_config(**{**SMALL, **changes}, keep_anchors_fixed=keep_anchors_fixed)
+    refiner = ImageRefiner((2, 4, 6), 5, 3, config)
     if trained:
         for parameter in refiner.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
@@ -60,13 +70,15 @@ def test_every_pixel_reaches_every_patch_and_no_other_image() -> None:
         assert slope[0].count_nonzero() == 0
 
 
-def test_known_patches_are_kept_bit_for_bit_only_when_asked_for() -> None:
+def test_given_patches_are_kept_bit_for_bit_only_where_configured() -> None:
     given = inputs()
     kept, free = make(keep_anchors_fixed=True)(*given), make()(*given)
     pixels = given[1].repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None].expand_as(kept)
     assert torch.equal(kept[pixels], given[0][pixels])
     assert torch.equal(kept[~pixels], free[~pixels])
     assert (free[pixels] != given[0][pixels]).all()
+    assert torch.equal(make()(*given, clamp=True), kept)
+    assert torch.equal(make(keep_anchors_fixed=True)(*given, clamp=False), free)
 
 
 def test_spread_widens_the_differences_between_untrained_images() -> None:
@@ -76,7 +88,7 @@ def test_spread_widens_the_differences_between_untrained_images() -> None:
     assert wide > 2 * usual
 
 
-def test_noise_is_not_left_in_an_image_of_which_nothing_is_known() -> None:
+def test_noise_is_not_left_in_an_image_of_which_nothing_is_given() -> None:
     given, refiner = inputs(), make()
     torch.nn.init.zeros_(refiner.squeeze.weight)
     refined = refiner(*given)
@@ -95,10 +107,17 @@ def test_a_stored_refiner_computes_the_same(tmp_path: Path) -> None:
         load_image_refiner(tmp_path / "refiner")
 
 
+def test_a_refiner_of_other_images_is_refused() -> None:
+    make().require((2, 4, 6), 5, 3)
+    for other in (((2, 6, 4), 5, 3), ((2, 4, 6), 4, 3), ((2, 4, 6), 5, 2)):
+        with pytest.raises(ValueError, match=r"of images \[2, 4, 6\] of 5 classes at 3 levels"):
+            make().require(*other)
+
+
 def test_impossible_shapes_are_named() -> None:
-    with pytest.raises(ValueError, match=r"image_refiner\.dim is 8, expected a multiple"):
+    with pytest.raises(ValueError, match=r"image_drift\.refiner\.dim is 8, expected a multiple"):
         make(heads=3)
-    with pytest.raises(ValueError, match=r"image_refiner\.patch is 4, expected a divisor"):
+    with pytest.raises(ValueError, match=r"image_drift\.refiner\.patch is 4, expected a divisor"):
         make(patch=4)
 
 
@@ -112,21 +131,21 @@ def world() -> tuple[Tensor, Tensor]:
 
 
 def corruption() -> KeypatchCorruption:
-    return KeypatchCorruption((4, 4), 2, known=[1, 0], noise=0.3)
+    return KeypatchCorruption((4, 4), 2, TOY.corruption)
 
 
 def toy_objective(attraction: float = 1.0) -> DriftObjective:
     images, labels = world()
     torch.manual_seed(0)
-    shape = SMALL | {"dim": 16, "style": 32, "spread": 4.0}
+    config = refiner_config(**(SMALL | {"dim": 16, "style": 32, "spread": 4.0}))
     return DriftObjective(
-        ImageRefiner((1, 4, 4), 2, 3, **shape, keep_anchors_fixed=False),
+        ImageRefiner((1, 4, 4), 2, 3, config),
         corruption(),
         lambda positions: images[positions],
         labels,
-        Draws(**DRAWS, queue=32, queue_unconditional=32, alpha_max=2.0, alpha_power=1.0),
+        TOY.batches,
         branches={"vanilla": (1.0, vanilla(["clip"]))},
-        loss=DriftLoss(attraction=attraction),
+        loss=DriftLoss(TOY.loss.model_copy(update={"attraction": attraction})),
         log_every=50,
         level_of="class",
     )
@@ -134,35 +153,27 @@ def toy_objective(attraction: float = 1.0) -> DriftObjective:
 
 def toy_probe(every: int = 100) -> ImageProbe:
     images, labels = world()
-    settings = {"neighbours": 5, "every": every}
-    space = PcaSpace(images, 4)
-    return ImageProbe(images, labels, corruption(), generator(5), space, **settings)
+    training = TOY.training.model_copy(update={"validate_every": every})
+    config = TOY.model_copy(update={"training": training})
+    return ImageProbe(images, labels, corruption(), generator(5), images, config)
 
 
 def run(
-    objective: DriftObjective, steps: int, checkpoint: Path | None = None, **hooks: Any
+    objective: DriftObjective, steps: int, scratch: Path | None = None, **hooks: Any
 ) -> TrainResult:
-    return train(
-        objective,
-        adamw(objective, lr=5e-3),
-        lambda step: 1.0,
-        LoopSettings(steps=steps, checkpoint_every=4, ema_decay=0.9, clip_norm=2.0),
-        seed=0,
-        device=torch.device("cpu"),
-        checkpoint=checkpoint,
-        stateful=objective.stateful(),
-        hooks=hooks,
-    )
+    where = Run(seed=0, device=torch.device("cpu"), checkpoint_every=4, scratch=scratch)
+    stateful = objective.stateful()
+    return train(objective, STEADY, where, steps=steps, stateful=stateful, hooks=hooks)
 
 
 def test_drifting_makes_images_of_each_class_from_noise_and_completes_others() -> None:
     objective, probe = toy_objective(), toy_probe(every=60)
-    before = probe.look(objective.refiner)
+    before = probe.evaluate(objective.refiner)
     rows = run(objective, 120, validation=probe).probes["validation"]
     assert [row["step"] for row in rows] == [60, 120]
     after = rows[-1]
-    assert after["frechet_0"] < 0.3 * before["frechet_0"]
-    assert after["frechet_1"] < 0.4 * probe.plain["frechet_1"]
+    assert after["frechet_0"] < 0.3 * before[0]["frechet"]
+    assert after["frechet_1"] < 0.4 * probe.interpolated[1]["frechet"]
     assert after["variance_ratio_0"] > 0.2
 
 
@@ -170,17 +181,17 @@ def test_drifting_makes_images_of_each_class_from_noise_and_completes_others() -
 def test_attraction_and_repulsion_must_balance(attraction: float, name: str) -> None:
     objective, probe = toy_objective(attraction), toy_probe()
     run(objective, 120)
-    figures = probe.look(objective.refiner)
-    assert not 0.2 < figures["variance_ratio_0"] < 3
-    assert probe.verdict(figures) == (False, _containing(name))
+    figures = probe.evaluate(objective.refiner)
+    assert not 0.2 < figures[0]["variance_ratio"] < 3
+    assert probe.status(figures)[0] == name
 
 
 def test_a_step_draws_one_level_a_class() -> None:
     objective = toy_objective()
     levels = set()
     for step in range(6):
-        known = objective.refine(torch.ones(2), generator(0, "step", step)).corrupted.mask
-        by_class = known.sum((1, 2)).unflatten(0, (2, -1))
+        given = objective.refine(torch.ones(2), generator(0, "step", step)).corrupted.mask
+        by_class = given.sum((1, 2)).unflatten(0, (2, -1))
         assert (by_class == by_class[:, :1]).all()
         levels.add(tuple(by_class[:, 0].tolist()))
     assert {each for pair in levels for each in pair} == {0, 1}
@@ -195,19 +206,34 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) ->
     unbroken, broken, resumed = toy_objective(), toy_objective(), toy_objective()
     run(unbroken, 8)
     with pytest.raises(KeyboardInterrupt):
-        run(broken, 8, tmp_path / "state.pt", kill=killed)
-    run(resumed, 8, tmp_path / "state.pt")
+        run(broken, 8, tmp_path, kill=killed)
+    run(resumed, 8, tmp_path)
     for name, weights in unbroken.state_dict().items():
         assert torch.equal(weights, resumed.state_dict()[name]), name
 
 
-def test_the_probe_looks_at_averaged_weights_when_it_is_due() -> None:
+def test_the_probe_evaluates_averaged_weights_when_it_is_due() -> None:
     objective, probe = toy_objective(), toy_probe(every=2)
     ema = Ema(objective, 0.9)
     own = probe(2, objective, None)
     torch.nn.init.zeros_(objective.refiner.out.weight)
     assert probe(2, objective, ema) == own != probe(2, objective, None)
     assert probe(3, objective, ema) is None
+
+
+def test_the_table_has_both_methods_at_each_level() -> None:
+    objective, probe = toy_objective(), toy_probe()
+    refined = probe.evaluate(objective.refiner)
+    rows = probe.table(refined)
+    assert [(row["given"], row["method"]) for row in rows] == [
+        *((1, "interpolated"), (1, "refined"), (0, "interpolated"), (0, "refined"))
+    ]
+    assert rows[1] == {"given": 1, "method": "refined", **refined[1]}
+    assert probe.headline(refined) == {
+        "frechet": {"generated": refined[0]["frechet"]},
+        "recall": refined[0]["recall"],
+    }
+    assert probe.headline({1: refined[1]}) == {"frechet": {"generated": None}, "recall": None}
 
 
 def test_variance_within_classes() -> None:
@@ -218,23 +244,24 @@ def test_variance_within_classes() -> None:
     assert variance_ratio(one_each, images, labels) == pytest.approx(0, abs=1e-6)
 
 
-def test_the_verdict_names_what_is_wrong() -> None:
+def test_the_status_names_what_is_wrong() -> None:
     probe = toy_probe()
-    start = probe.plain["frechet_0"]
-    good = {"frechet_0": 0.5 * start, "variance_ratio_0": 0.9, "recall_0": 0.5}
-    keep, reason = probe.verdict(good)
-    assert keep
-    assert "0 patches known is below the start's" in reason
-    assert probe.verdict(good | {"frechet_0": 2 * start}) == (False, _containing("not below"))
-    assert probe.verdict(good | {"variance_ratio_0": 0.1}) == (False, _containing("collapsed"))
-    assert probe.verdict(good | {"recall_0": 0.01}) == (False, _containing("collapsed"))
-    assert probe.verdict(good | {"variance_ratio_0": 2.0}) == (False, _containing("scattered"))
+    start = probe.interpolated[0]["frechet"]
 
+    def status(**changes: float) -> tuple[str, str]:
+        good = {"frechet": 0.5 * start, "variance_ratio": 0.9, "recall": 0.5}
+        return probe.status({0: good | changes})
 
-class _containing(str):  # noqa: N801
-    """A string that equals whatever contains it."""
-
-    __hash__ = str.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return str(self) in str(other)
+    name, reason = status()
+    assert name == "passed"
+    assert "0 patches given is below the start's" in reason
+    assert status(frechet=2 * start)[0] == "no_better_than_start"
+    assert "not below" in status(frechet=2 * start)[1]
+    for change, wrong in (
+        ({"variance_ratio": 0.1}, "collapsed"),
+        ({"recall": 0.01}, "collapsed"),
+        ({"variance_ratio": 2.0}, "scattered"),
+    ):
+        name, reason = status(**change)
+        assert name == wrong
+        assert wrong in reason
