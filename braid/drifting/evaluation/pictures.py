@@ -1,4 +1,4 @@
-"""Pictures of refined clips: strips of frames, animations, the trade-off between methods."""
+"""Pictures of refined images and clips."""
 
 from __future__ import annotations
 
@@ -15,6 +15,49 @@ from braid.common.plotting import BLUE, GREEN, INK, ORANGE, PALE, save, styled
 
 GIF_SCALE = 2  # screen pixels a side of a video pixel
 FRAME_MS = 120
+
+
+class DecodeClips(Protocol):
+    """What turns latents [n, C, T, H, W] into frames [n, F, h, w, 3] in [0, 1]."""
+
+    @property
+    def name(self) -> str:
+        """What says in a picture how it was made."""
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """The frames."""
+
+
+def draw_clips(
+    folder: Path,
+    methods: Mapping[str, Tensor],  # name to latents [n, C, T, H, W], in the rows' order
+    given: Tensor,  # [n, T] bool, keyframes
+    shown: Sequence[int],  # which clips
+    prompts: Sequence[str],  # of those
+    decode: DecodeClips,
+) -> None:
+    """A strip and an animation of some clips, `clip_0` and so on."""
+    folder.mkdir(parents=True)
+    for number, (clip, prompt) in enumerate(zip(shown, prompts, strict=True)):
+        latents = {name: values[clip] for name, values in methods.items()}
+        draw_clip(folder / f"clip_{number}", latents, given[clip], f"«{prompt}»", decode)
+
+
+def draw_clip(
+    path: Path,  # without an ending
+    methods: Mapping[str, Tensor],  # name to latents [C, T, H, W], in the rows' order
+    given: Tensor,  # [T] bool, keyframes
+    title: str,
+    decode: DecodeClips,
+) -> None:
+    """A strip (.png) and an animation (.gif) of one clip."""
+    frames = {name: decode(latents[None])[0] for name, latents in methods.items()}
+    count = len(next(iter(frames.values())))
+    stride = (count - 1) // (len(given) - 1)  # frames a latent frame
+    keyframes = [stride * frame for frame in given.nonzero().flatten().tolist()]
+    title = f"{title}   decoder: {decode.name}"
+    strip(path.with_suffix(".png"), frames, keyframes, stride, title)
+    animation(path.with_suffix(".gif"), frames)
 
 
 def strip(
@@ -47,7 +90,9 @@ def strip(
 
 def animation(path: Path, methods: Mapping[str, Tensor]) -> None:
     """The methods' clips [F, h, w, 3] side by side, as a GIF."""
-    stacked = np.concatenate([each.clamp(0, 1).cpu().numpy() for each in methods.values()], axis=2)
+    stacked = np.concatenate(
+        [frames.clamp(0, 1).cpu().numpy() for frames in methods.values()], axis=2
+    )
     pixels = (stacked * 255 + 0.5).astype(np.uint8)
     pixels = pixels.repeat(GIF_SCALE, axis=1).repeat(GIF_SCALE, axis=2)
     first, *rest = [Image.fromarray(frame) for frame in pixels]
@@ -56,21 +101,22 @@ def animation(path: Path, methods: Mapping[str, Tensor]) -> None:
 
 def tradeoff(
     path: Path,
-    methods: Mapping[str, Mapping[str, float]],  # name to frechet, frechet_pca, mse_missing
+    methods: Mapping[str, Mapping[str, float]],  # name to figures of `ClipEvaluator`
     reference: str,  # the method whose figures are the unit
     title: str,
 ) -> None:
-    """Distribution against paired error, both as shares of a reference method's."""
+    """Distribution against paired error, of methods that have one, relative to a reference's."""
+    paired = {name: row for name, row in methods.items() if "mse_missing" in row}
     with styled():
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
         for ax, measure in zip(axes, ("frechet", "frechet_pca"), strict=True):
-            for turn, (name, figures) in enumerate(methods.items()):
+            for turn, (name, figures) in enumerate(paired.items()):
                 x = figures[measure] / methods[reference][measure]
                 y = figures["mse_missing"] / methods[reference]["mse_missing"]
-                colour = PALE if name == reference else ORANGE if "refined" in name else BLUE
-                ax.scatter(x, y, color=colour, s=30, zorder=3)
-                above = turn % 2  # neighbours in the list are near each other in the chart too
+                color = PALE if name == reference else ORANGE if "refined" in name else BLUE
+                ax.scatter(x, y, color=color, s=30, zorder=3)
+                above = turn % 2  # neighbors in the list are near each other in the chart too
                 ax.annotate(
                     name,
                     (x, y),

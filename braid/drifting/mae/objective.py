@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from braid.drifting.config import MaeConfig, MaskingConfig
 from braid.drifting.mae.latent_mae import LatentMae
 
-# ---- What a masked autoencoder does not see of a clip, and its loss there ----------------------
+# ---- Masks: what is hidden from a masked autoencoder, and its loss there ------------------------
 # Modes, a mask being true where a latent cell is hidden:
 #
 # - `patch`: cells of 1x2x2, each hidden independently (Deng et al. 2026, A.3);
@@ -82,7 +82,7 @@ def tube_masks(
     ratio: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Columns of 2x2 through all frames, [B, T, H, W]; at least one hidden and one seen.
+    """Columns of 2x2 through all frames, [B, T, H, W]; at least one hidden and one visible.
 
     Raises:
         ValueError: a frame has a single cell.
@@ -101,7 +101,7 @@ def frame_masks(
     size: tuple[int, int, int, int],  # B, T, H, W
     generator: torch.Generator,
 ) -> Tensor:
-    """Whole frames, [B, T, H, W]: the ends are seen and 0 to T - 3 of the others, equally likely.
+    """Whole frames, [B, T, H, W]; the ends and 0 to T - 3 others are visible, equally likely.
 
     Raises:
         ValueError: fewer than three frames.
@@ -110,8 +110,8 @@ def frame_masks(
     inner = frames - 2
     if inner < 1:
         raise ValueError(f"frame masks: clips have {frames} latent frames, expected 3 or more")
-    seen = torch.randint(inner, (batch, 1), generator=generator, device=generator.device)
-    hidden = _ranks(_draw((batch, inner), generator)) >= seen
+    visible = torch.randint(inner, (batch, 1), generator=generator, device=generator.device)
+    hidden = _ranks(_draw((batch, inner), generator)) >= visible
     ends = hidden.new_zeros(batch, 1)
     return torch.cat([ends, hidden, ends], dim=1)[:, :, None, None].expand(size)
 
@@ -120,7 +120,7 @@ def hide(
     clips: Tensor,  # [B, C, T, H, W]
     hidden: Tensor,  # [B, 1, T, H, W]
 ) -> Tensor:
-    """The clips with hidden cells set to zero, the mean of normalised latents."""
+    """The clips with hidden cells set to zero, the mean of normalized latents."""
     return clips.masked_fill(hidden, 0.0)
 
 
@@ -157,6 +157,8 @@ def _ranks(values: Tensor) -> Tensor:
     """The rank of each value in its row, a random permutation if the values are random."""
     return values.argsort(dim=-1).argsort(dim=-1)
 
+
+# ---- The objective ------------------------------------------------------------------------------
 
 CLIMB = 1 / 3  # of the steps that train the head, until lambda is reached
 

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from braid.drifting.config import DriftBatchesConfig
 from braid.drifting.loss.drift import DriftLoss, Samples
-from braid.drifting.training.memory_bank import MemoryBank, MemoryBanks
+from braid.drifting.training.memory_bank import Drawn, MemoryBank, MemoryBanks
 from braid.drifting.video.corruption import Corrupted, ForwardProcess
-from braid.training.trainer import Stateful
+from braid.training.trainer import Row, Stateful, TrainResult
 
-# ---- Classifier-free guidance of a drift: it is drawn in training, and only a condition afterwards
+# ---- Classifier-free guidance: drawn in training, a condition of the refiner afterwards ---------
 # Guidance alpha >= 1 mixes real samples of any class into the negatives (arXiv 2602.04770, section
 # 3.5 and A.7): q~ = (1 - gamma) q + gamma p_unconditional with alpha = 1 / (1 - gamma). At
 # equilibrium q = alpha p_class - (alpha - 1) p_unconditional; alpha = 1 is no guidance.
@@ -76,12 +76,12 @@ def unconditional_weight(
     return (alpha - 1) * (generated - 1 + banked) / unconditional
 
 
-# ---- Class-balanced batches: a step draws classes, then clips of each --------------------------
+# ---- Class-balanced batches: a step draws classes, then clips of each ---------------------------
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Which clips a step looks at."""
+    """The clips of a step."""
 
     classes: Tensor  # [C]
     members: Tensor  # [C, N] indices into the training clips
@@ -89,17 +89,17 @@ class Batch:
 
 
 class ClassSampler:
-    """Draws `classes` classes and `members` clips of each, both without replacement.
+    """Draws classes and clips of each, both without replacement.
 
     A class with fewer clips repeats them as evenly as it can; a step that wants more classes than
     there are repeats classes.
     """
 
-    def __init__(self, labels: Tensor) -> None:
+    def __init__(
+        self,
+        labels: Tensor,  # [n] the class of each training clip
+    ) -> None:
         """Sort clips by class.
-
-        Args:
-            labels: the class of each training clip, [n].
 
         Raises:
             ValueError: there are no clips.
@@ -132,6 +132,8 @@ def _cycled(size: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` of `size` things: all different, or as evenly repeated as can be."""
     return torch.randperm(size, generator=generator)[torch.arange(count) % size]
 
+
+# ---- The objectives ------------------------------------------------------------------------------
 
 Features = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, T, H, W] to groups of [B, L, D]
 Branch = tuple[float, Features]  # weight of its loss, and what the drift is computed in
@@ -184,6 +186,11 @@ class Refinement(nn.Module):
     def device(self) -> torch.device:
         """Where the refiner is."""
         return next(self.refiner.parameters()).device
+
+    @property
+    def clips_per_step(self) -> int:
+        """How many clips one batch has."""
+        return self.batches.classes * self.batches.generated
 
     def load(self, source: Latents, members: Tensor) -> Tensor:
         """Clips [..., C, T, H, W] at positions [...]."""
@@ -243,7 +250,7 @@ class DriftObjective(Refinement):
         **more: Any,
     ) -> None:
         super().__init__(*base, **more)
-        self.branches = {name: each for name, each in branches.items() if each[0] > 0}
+        self.branches = {name: branch for name, branch in branches.items() if branch[0] > 0}
         self.loss = loss
         self.log_every = log_every
         sample = self.latents(torch.zeros(1, dtype=torch.long))[0]
@@ -256,40 +263,23 @@ class DriftObjective(Refinement):
 
     def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss terms of one step."""
-        batches, cpu = self.batches, _on_cpu(generator)
-        alpha = draw_alpha(batches.classes, batches.alpha_max, batches.alpha_power, cpu).to(
-            self.device
-        )
+        config, cpu = self.batches, _on_cpu(generator)
+        alpha = draw_alpha(config.classes, config.alpha_max, config.alpha_power, cpu)
+        alpha = alpha.to(self.device)
         refined = self.refine(alpha, cpu)
         self._refresh(refined, cpu)
-        positives = self.banks["real"].draw(refined.classes, batches.positives, cpu)
-        negatives = self.banks["generated"].draw(refined.classes, batches.negatives, cpu)
-        unconditional = self.unconditional.draw(batches.unconditional, cpu)
-        if batches.negatives:
+        positives = self.banks["real"].draw(refined.classes, config.positives, cpu).samples
+        negatives = self.banks["generated"].draw(refined.classes, config.negatives, cpu)
+        unconditional = self.unconditional.draw(config.unconditional, cpu)
+        if config.negatives:
             self.banks["generated"].push(*_rows(refined.classes, refined.clips.detach()))
 
-        weight = unconditional_weight(
-            alpha, batches.generated, batches.unconditional, negatives.counts.to(self.device)
-        )
-        logged = step % self.log_every == 0
+        banked = negatives.counts.to(self.device)
+        weight = unconditional_weight(alpha, config.generated, config.unconditional, banked)
         terms, self.diagnostics = {}, self._fallbacks(refined)
         for name, (branch_weight, features) in self.branches.items():
-            generated = self._encode(features, refined.clips)
-            with torch.no_grad():
-                real = self._encode(features, positives.samples)
-                other = self._encode(features, unconditional[None])
-                banked = self._encode(features, negatives.samples) if batches.negatives else {}
-            groups = {
-                group: Samples(
-                    vectors,
-                    real[group],
-                    banked.get(group),
-                    other[group][0],
-                    negative_count=negatives.counts.to(self.device) if banked else None,
-                )
-                for group, vectors in generated.items()
-            }
-            result = self.loss(groups, weight, statistics=logged)
+            groups = self._groups(features, refined.clips, positives, negatives, unconditional)
+            result = self.loss(groups, weight, statistics=step % self.log_every == 0)
             terms[name] = branch_weight * result.loss
             self.diagnostics |= {f"{name}_{key}": value for key, value in result.statistics.items()}
         return terms
@@ -297,9 +287,11 @@ class DriftObjective(Refinement):
     def card(self) -> dict[str, str]:
         """Where positives and negatives come from, and how many vectors phi has in each branch."""
         sample = self.load(self.latents, torch.zeros(1, dtype=torch.long))
-        groups = {name: features(sample) for name, (_, features) in self.branches.items()}
-        counts = {name: sum(v.shape[1] for v in each.values()) for name, each in groups.items()}
-        phi = [f"{name}: {counts[name]} vectors in {len(groups[name])} groups" for name in groups]
+        phi = []
+        for name, (_, features) in self.branches.items():
+            groups = features(sample)
+            count = sum(vectors.shape[1] for vectors in groups.values())
+            phi.append(f"{name}: {count} vectors in {len(groups)} groups")
         return {
             **super().card(),
             "positives": "memory banks of real latents by class, without replacement",
@@ -308,20 +300,42 @@ class DriftObjective(Refinement):
             "phi": "; ".join(phi),
         }
 
+    def _groups(
+        self,
+        features: Features,
+        generated: Tensor,  # [C, N, ...] clips
+        positives: Tensor,  # [C, P, ...]
+        negatives: Drawn,  # [C, Q, ...]
+        unconditional: Tensor,  # [U, ...]
+    ) -> dict[str, Samples]:
+        """What the loss compares in one branch; only generated clips get a gradient."""
+        groups = self._encode(features, generated)
+        counts = negatives.counts.to(self.device) if self.batches.negatives else None
+        with torch.no_grad():
+            real = self._encode(features, positives)
+            other = self._encode(features, unconditional[None])
+            banked = {} if counts is None else self._encode(features, negatives.samples)
+        return {
+            name: Samples(
+                vectors, real[name], banked.get(name), other[name][0], negative_count=counts
+            )
+            for name, vectors in groups.items()
+        }
+
     def _encode(self, features: Features, clips: Tensor) -> dict[str, Tensor]:
         """Groups [C, N, L, D] of clips [C, N, ...]."""
         groups = features(clips.to(self.device).flatten(0, 1))
-        return {name: each.unflatten(0, clips.shape[:2]) for name, each in groups.items()}
+        return {name: vectors.unflatten(0, clips.shape[:2]) for name, vectors in groups.items()}
 
     def _refresh(self, refined: Refined, generator: torch.Generator) -> None:
         """Push this step's real clips; fill the bank of a class that is met for the first time."""
         self.banks["real"].push(*_rows(refined.classes, refined.truth))
         self.unconditional.push(refined.truth.flatten(0, 1))
         short = self.banks["real"].sizes[refined.classes] < self.batches.positives
-        for each in refined.classes[short].tolist():
-            wanted = min(int(self.sampler.sizes[each]), self.batches.positives)
-            members = self.sampler.members(torch.tensor([each]), wanted, generator).members
-            self.banks["real"].push(*_rows(torch.tensor([each]), self.load(self.latents, members)))
+        for label in refined.classes[short].split(1):
+            count = min(int(self.sampler.sizes[label]), self.batches.positives)
+            members = self.sampler.members(label, count, generator).members
+            self.banks["real"].push(*_rows(label, self.load(self.latents, members)))
 
     def _fallbacks(self, refined: Refined) -> dict[str, float | Tensor]:
         """How often a class had too few clips, so far; and in this step's batch."""
@@ -335,6 +349,12 @@ class DriftObjective(Refinement):
         return {**self.banks, "unconditional": self.unconditional}
 
 
+def compile_deterministic(refiner: nn.Module) -> None:
+    """Compile a refiner in place; the compiler's kernels are deterministic too."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    refiner.compile()
+
+
 def _on_cpu(generator: torch.Generator) -> torch.Generator:
     """The same stream wherever the step's generator is: clips are drawn and kept on the CPU."""
     return torch.Generator().manual_seed(generator.initial_seed())
@@ -343,3 +363,22 @@ def _on_cpu(generator: torch.Generator) -> torch.Generator:
 def _rows(classes: Tensor, clips: Tensor) -> tuple[Tensor, Tensor]:
     """Classes [C] and clips [C, N, ...] as rows [C N]."""
     return classes.repeat_interleave(clips.shape[1]), clips.flatten(0, 1)
+
+
+def curves(result: TrainResult) -> dict[str, list[Row]]:
+    """The rows of a training, by the folder of plots that they belong to.
+
+    `drift` has loss, terms and counts, `drift_validation` the hook's figures; `drift_kernel` and
+    `drift_field` have the statistics of the drift (statistics.py), and no rows if nothing drifts.
+    """
+    tables: dict[str, list[Row]] = {"drift": [], "drift_kernel": [], "drift_field": []}
+    for row in result.history:
+        parts: dict[str, Row] = {folder: {} for folder in tables}
+        for name, value in row.items():
+            kernel, field = "_kernel_" in name, "_field_" in name
+            folder = "drift_kernel" if kernel else "drift_field" if field else "drift"
+            parts[folder][name] = value
+        for folder, figures in parts.items():
+            if figures:
+                tables[folder].append({"step": row["step"], **figures})
+    return {**tables, "drift_validation": result.probes["validation"]}

@@ -20,7 +20,6 @@ from braid.drifting.interpolation.keyframes import (
     level_counts,
     masks_of,
     neighbors,
-    nested_masks,
     random_ranks,
 )
 
@@ -84,7 +83,7 @@ class Corruption:
         if self.config.student_replace_prob > 0:
             if anchors is None:
                 raise ValueError(
-                    "drift.corruption.student_replace_prob is positive, but the clips have no anchors"
+                    "drift.corruption.student_replace_prob is positive, but there are no anchors"
                 )
             source = torch.where(replaced[:, None, :, None, None], anchors, latents)
         filled = interpolate(source, mask, self.config)
@@ -171,28 +170,3 @@ def _confidence(
     confidence = torch.where(mask, GIVEN, MISSING)
     confidence[:, [0, -1]] = torch.where(mask[:, [0, -1]], GIVEN_END, MISSING)
     return torch.where(replaced, REPLACED, confidence)
-
-
-def interpolation_errors(
-    latents: Tensor,  # [B, C, T, H, W]
-    corruption: Corruption,
-) -> list[dict[str, float]]:
-    """Mean squared errors of its interpolator at evenly placed keyframes, a row for each level.
-
-    A row has level (from 1: at level 0 nothing is missing), keyframes, mse_missing over the missing
-    frames and mse_all over all.
-    """
-    rows = []
-    masks = nested_masks(len(latents), latents.shape[2], corruption.counts, None)
-    for level, mask in enumerate(masks[1:].to(latents.device), start=1):
-        filled = interpolate(latents, mask, corruption.config)
-        error = (filled - latents).square().mean((1, 3, 4))
-        rows.append(
-            {
-                "level": level,
-                "keyframes": corruption.counts[level],
-                "mse_missing": float(error[~mask].mean()),
-                "mse_all": float(error.mean()),
-            }
-        )
-    return rows
