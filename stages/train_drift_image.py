@@ -1,21 +1,14 @@
 """Train a refiner of images by drifting: from some of their patches, or from noise alone.
 
-Writes models/drift_image, measures of the validation split outside the loss along the way, and the
-run's experiment card. A good minute for the built-in digits. Pixels of a folder are cropped
+Writes models/drift_image. A good minute for the built-in digits. Pixels of a folder are cropped
 centrally, latents are of the crops that they were encoded from.
 """
 
-import torch
-
-from braid.common.rng import generator
 from braid.drifting.image.corruption import KeypatchCorruption
 from braid.drifting.image.features import image_branches
-from braid.drifting.image.probe import ImageProbe
 from braid.drifting.image.refiner import ImageRefiner, save_image_refiner
-from braid.drifting.loss.drift import DriftLoss
-from braid.drifting.training.objectives import DriftObjective
+from braid.drifting.image.training import OUTER_LAYERS, ImageProbe, image_objective
 from braid.images.data.image_set import open_image_set
-from braid.metrics.spaces import PcaSpace
 from braid.stage.card import Decision, Pace, write_card
 from braid.stage.context import open_stage
 from braid.training.trainer import train
@@ -24,69 +17,39 @@ from braid.training.trainer import train
 def main() -> None:
     """Run the stage."""
     with open_stage("train_drift_image") as stage:
-        run, pace, config = stage.training(), Pace(), stage.params.image_drift
+        config, run, pace = stage.params.image_drift, stage.training(), Pace()
+        mae, resnet = stage.dep("models/image_mae"), stage.optional_dep(config.features.resnet)
         images = open_image_set(stage.dep("data/images"), cache_mib=stage.params.images.cache_mib)
-        training, validation = (torch.from_numpy(images.indices(x)) for x in ("train", "val"))
+        at_most = config.training.validation_images
+        (known, _), validation = images.subset("train", at_most), images.subset("val", at_most)
 
         corruption = KeypatchCorruption(images.shape[1:], config.refiner.patch, config.corruption)
-        levels, at_most = corruption.levels + 1, config.training.validation_images
-        refiner = ImageRefiner(images.shape, images.classes, levels, config.refiner).to(run.device)
-        if config.training.compile:
-            torch.use_deterministic_algorithms(True, warn_only=True)  # of the compiler too
-            refiner.compile()
-        mae, resnet = stage.dep("models/image_mae"), stage.optional_dep(config.features.resnet)
-        objective = DriftObjective(
-            refiner,
-            corruption,
-            lambda positions: images.images(training[positions]),
-            images.conditions[training],
-            config.batches,
-            branches=image_branches(config.features, mae, resnet, run.device),
-            loss=DriftLoss(config.loss),
-            log_every=run.log_every,
-            level_of="class",  # mixed, levels would only make up for one another
-        )
-        shown = images.indices("val", at_most)
-        probe = ImageProbe(
-            images.images(shown),
-            images.conditions[shown],
-            corruption,
-            generator(run.seed, "validation"),
-            PcaSpace(images.images(images.indices("train", at_most)), config.evaluation.components),
-            config.evaluation.neighbors,
-            config.training,
-        )
-
-        layers = ("refiner.embed", "refiner.squeeze", "refiner.out")
-        hooks, state = {"validation": probe, "pace": pace}, objective.stateful()
+        refiner = ImageRefiner(images.shape, images.classes, corruption.levels + 1, config.refiner)
+        branches = image_branches(config.features, mae, resnet, run.device)
+        objective = image_objective(config, refiner, corruption, images, branches, run)
+        probe = ImageProbe(*validation, known, corruption, config, run.seed)
         result = train(
             objective,
             config.optimizer,
             run,
             steps=config.training.steps,
-            outer_layers=layers,
-            stateful=state,
-            hooks=hooks,
+            outer_layers=OUTER_LAYERS,
+            stateful=objective.stateful(),
+            hooks={"validation": probe, "pace": pace},
         )
-
         save_image_refiner(stage.out("models/drift_image"), refiner)
+        samples = objective.clips_per_step * config.optimizer.accumulate * run.process.world_size
+        stage.runtime["images_per_second"] = pace.per_second(samples)
+
         refined = probe.evaluate(refiner)
-        status, reason = probe.status(refined)
+        results, (status, reason) = probe.metrics(refined), probe.status(refined)
         decision = Decision(status == "passed", reason)
+        stage.write_metrics({**results, **decision.figures()})
+        stage.write_table("metrics/tables", probe.rows(refined, objective))
         stage.write_table("plots/drift_image/train.csv", result.history)
         stage.write_table("plots/drift_image/validation.csv", result.probes["validation"])
-        stage.write_table("metrics/tables", probe.table(refined))
-        stage.write_metrics({**probe.headline(refined), **decision.figures()})
-        seen = config.batches.classes * config.batches.generated * config.optimizer.accumulate
-        stage.runtime["images_per_second"] = pace.per_second(seen * run.process.world_size)
-        data = {
-            "source": stage.params.images.source,
-            "train": len(training),
-            "val": len(validation),
-        }
-        write_card(
-            stage, run.device, data=data, model=objective.card(), results=..., decision=decision
-        )
+        source, model = {"source": stage.params.images.source, **images.counts}, objective.card()
+        write_card(stage, run.device, data=source, model=model, results=results, decision=decision)
 
 
 if __name__ == "__main__":

@@ -170,6 +170,11 @@ class ImageMaeConfig(MaeConfig):
 
     mask_ratio: Annotated[float, Field(gt=0, lt=1)]
 
+    @property
+    def masking(self) -> MaskingConfig:
+        """Patches alone: an image has no time to hide."""
+        return MaskingConfig(mode="patch", patch_ratio=self.mask_ratio, tube_ratio=self.mask_ratio)
+
 
 class KeypatchConfig(HarmonicConfig):
     """Which patches of an image are given, and what the others start as."""

@@ -1,9 +1,10 @@
-"""Pictures of refined images and clips."""
+"""Pictures of refined clips: strips of frames, animations, the trade-off between methods."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from matplotlib.figure import Figure

@@ -119,6 +119,15 @@ class ImageSet:
         batch[~cropped] = self._cached_or_read(rows[~cropped])
         return _values(batch)
 
+    def clips(self, indices: Indices, generator: torch.Generator | None = None) -> Tensor:
+        """The same as clips of one frame, [B, C, 1, H, W]."""
+        return self.images(indices, generator)[:, :, None]
+
+    def mean(self, split: str, at_most: int = 1024) -> Tensor:
+        """The mean image of a split, [C, H, W]; of every k-th one where there are too many."""
+        members = self.indices(split)
+        return self.images(members[:: -(-len(members) // at_most)]).mean(dim=0)
+
     def _cached_or_read(self, rows: NDArray[np.int64]) -> Tensor:
         """Images as they are stored, each read once while the cache has room."""
         batch = torch.empty(len(rows), *self.shape, dtype=self._source.dtype)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from braid.common.rng import generator
 from braid.drifting.image.corruption import KeypatchCorruption
-from braid.drifting.image.probe import ImageProbe
 from braid.drifting.image.refiner import ImageRefiner, load_image_refiner, save_image_refiner
+from braid.drifting.image.training import ImageProbe
 from braid.drifting.loss.drift import DriftLoss
 from braid.drifting.training.objectives import DriftObjective
 from braid.drifting.video.features import vanilla
@@ -155,7 +155,7 @@ def toy_probe(every: int = 100) -> ImageProbe:
     images, labels = world()
     training = TOY.training.model_copy(update={"validate_every": every})
     config = TOY.model_copy(update={"training": training})
-    return ImageProbe(images, labels, corruption(), generator(5), images, config)
+    return ImageProbe(images, labels, images, corruption(), config, seed=5)
 
 
 def run(
@@ -224,16 +224,18 @@ def test_the_probe_evaluates_averaged_weights_when_it_is_due() -> None:
 def test_the_table_has_both_methods_at_each_level() -> None:
     objective, probe = toy_objective(), toy_probe()
     refined = probe.evaluate(objective.refiner)
-    rows = probe.table(refined)
+    rows = probe.rows(refined, objective)
     assert [(row["given"], row["method"]) for row in rows] == [
         *((1, "interpolated"), (1, "refined"), (0, "interpolated"), (0, "refined"))
     ]
-    assert rows[1] == {"given": 1, "method": "refined", **refined[1]}
-    assert probe.headline(refined) == {
+    assert rows[0] == {"given": 1, "method": "interpolated", **probe.interpolated[1]}
+    assert rows[1].items() >= {"given": 1, "method": "refined", **refined[1]}.items()
+    assert rows[1]["classes"] == 2
+    assert probe.metrics(refined) == {
         "frechet": {"generated": refined[0]["frechet"]},
         "recall": refined[0]["recall"],
     }
-    assert probe.headline({1: refined[1]}) == {"frechet": {"generated": None}, "recall": None}
+    assert probe.metrics({1: refined[1]}) == {"frechet": {"generated": None}, "recall": None}
 
 
 def test_variance_within_classes() -> None:

@@ -1,4 +1,4 @@
-"""How good a refiner of images is while it trains, by measures outside its loss.
+"""What a refiner of images is trained for, and how good it is by measures outside its loss.
 
 The drifting loss is normalized and does not fall, and a collapsed generator has as low a loss as a
 good one. Every so often validation images of each level are refined with averaged weights and
@@ -8,20 +8,73 @@ compared with the real ones: Frechet distance, recall, and how much images of on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from braid.common.rng import generator
 from braid.drifting.config import ImageDriftConfig
 from braid.drifting.image.corruption import KeypatchCorruption
-from braid.drifting.training.objectives import Refinement
+from braid.drifting.image.refiner import ImageRefiner
+from braid.drifting.loss.drift import DriftLoss
+from braid.drifting.training.objectives import (
+    Branch,
+    DriftObjective,
+    Refinement,
+    compile_deterministic,
+)
 from braid.drifting.video.sampling import refine
 from braid.metrics.distances import RECALL, VARIANCE, frechet_distance, manifold, variance_ratio
 from braid.metrics.spaces import PcaSpace
 from braid.training.ema import Ema
+from braid.training.trainer import Run
+
+OUTER_LAYERS = ("refiner.embed", "refiner.squeeze", "refiner.out")  # of the objective below
 
 Figures = dict[str, float]  # frechet, recall, variance_ratio
+
+
+class Images(Protocol):
+    """A set of images."""
+
+    conditions: Tensor  # [N] the class of each image
+
+    def indices(self, split: str) -> NDArray[np.int64]:
+        """The images of a split."""
+
+    def images(self, indices: Tensor) -> Tensor:
+        """Images [B, C, H, W]."""
+
+
+def image_objective(
+    config: ImageDriftConfig,
+    refiner: ImageRefiner,
+    corruption: KeypatchCorruption,
+    images: Images,
+    branches: Mapping[str, Branch],  # of `image_branches`
+    run: Run,
+) -> DriftObjective:
+    """Drifting, one level a class in a step: mixed, levels would only make up for one another.
+
+    The refiner is compiled where the config says so.
+    """
+    training = torch.from_numpy(images.indices("train"))
+    if config.training.compile:
+        compile_deterministic(refiner)
+    return DriftObjective(
+        refiner.to(run.device),
+        corruption,
+        lambda positions: images.images(training[positions]),
+        images.conditions[training],
+        config.batches,
+        branches=branches,
+        loss=DriftLoss(config.loss),
+        log_every=run.log_every,
+        level_of="class",
+    )
 
 
 class ImageProbe:
@@ -35,18 +88,18 @@ class ImageProbe:
         self,
         truth: Tensor,  # [n, C, H, W] validation images
         classes: Tensor,  # [n]
-        corruption: KeypatchCorruption,
-        generator: torch.Generator,  # of the corruption
         train: Tensor,  # [N, C, H, W] training images, whose components span the space
+        corruption: KeypatchCorruption,
         config: ImageDriftConfig,
+        seed: int,
     ) -> None:
         self.truth, self.classes, self.counts = truth, classes, corruption.counts
         self.space = PcaSpace(train, config.evaluation.components)
         self.neighbors = config.evaluation.neighbors
         self.every = min(config.training.validate_every, config.training.steps)
-        ids = torch.arange(len(truth))
+        ids, draw = torch.arange(len(truth)), generator(seed, "validation")
         self.corrupted = {
-            level: corruption(truth, torch.full_like(ids, level), ids, generator)
+            level: corruption(truth, torch.full_like(ids, level), ids, draw)
             for level in range(1, corruption.levels + 1)
         }
         self.real = self.space.points(truth)
@@ -88,17 +141,20 @@ class ImageProbe:
             "variance_ratio": variance_ratio(images, self.truth, self.classes),
         }
 
-    def table(self, refined: Mapping[int, Figures]) -> list[dict[str, Any]]:
+    def rows(
+        self, refined: Mapping[int, Figures], objective: DriftObjective
+    ) -> list[dict[str, Any]]:
         """A row for each level and method, `interpolated` and `refined`."""
-        methods = {"interpolated": self.interpolated, "refined": refined}
-        return [
-            {"given": given, "method": method, **levels[given]}
-            for given in refined
-            for method, levels in methods.items()
-        ]
+        size = sum(weights.numel() for weights in objective.refiner.parameters())
+        counts = {"parameters": size, "classes": len(objective.sampler.occupied)}
+        rows: list[dict[str, Any]] = []
+        for given, figures in refined.items():
+            plain = {"given": given, "method": "interpolated", **self.interpolated[given]}
+            rows += [plain, {"given": given, "method": "refined", **figures, **counts}]
+        return rows
 
-    def headline(self, refined: Mapping[int, Figures]) -> dict[str, Any]:
-        """The metrics: Frechet distance and recall of generation; None where it is not trained."""
+    def metrics(self, refined: Mapping[int, Figures]) -> dict[str, Any]:
+        """The headline: Frechet distance and recall of generation; None if it is not trained."""
         generated = refined.get(0, {})
         return {
             "frechet": {"generated": generated.get("frechet")},
