@@ -332,7 +332,7 @@ class DriftObjective(Refinement):
         self.banks["real"].push(*_rows(refined.classes, refined.truth))
         self.unconditional.push(refined.truth.flatten(0, 1))
         short = self.banks["real"].sizes[refined.classes] < self.batches.positives
-        for label in refined.classes[short].split(1):
+        for label in refined.classes[short][:, None]:
             count = min(int(self.sampler.sizes[label]), self.batches.positives)
             members = self.sampler.members(label, count, generator).members
             self.banks["real"].push(*_rows(label, self.load(self.latents, members)))

@@ -1,4 +1,4 @@
-"""Judging clips: what is right scores right, each named failure is seen, the best is kept."""
+"""Evaluating clips: what is right scores right, each named failure is seen, the best is kept."""
 
 from __future__ import annotations
 
@@ -7,21 +7,33 @@ import pytest
 import torch
 
 from braid.common.rng import generator
-from braid.drifting.evaluation.evaluation import Judge, compare, drift_status, flattened
+from braid.drifting.evaluation.clips import (
+    ClipEvaluator,
+    Completion,
+    clips_of_many_classes,
+    complete,
+    costs,
+    drift_status,
+    headline,
+    interpolation_table,
+    methods_table,
+)
+from braid.drifting.interpolation.interpolation import interpolate
 from braid.drifting.interpolation.keyframes import nested_masks
-from braid.drifting.training.selection import BestOnValidation
+from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.sampling import cold_sample, refine
 from braid.metrics.spaces import PcaSpace, RandomConvolutions
-from braid.training.ema import Ema
-from tests.drifting.toy_refinement import toy_clips, toy_corruption, toy_objective, toy_refiner
+from tests.drifting import configs
+from tests.drifting.toy_refinement import toy_clips, toy_corruption, toy_refiner
 
 CPU = torch.device("cpu")
 
 
-def judge() -> Judge:
+def evaluator() -> ClipEvaluator:
     clips, labels = toy_clips()
     mask = nested_masks(len(clips), 5, [5, 2], None)[-1]
-    return Judge(clips, mask, labels.numpy(), RandomConvolutions(2), PcaSpace(clips, 4))
+    spaces = RandomConvolutions(2), PcaSpace(clips, 4)
+    return ClipEvaluator(clips, mask, labels.numpy(), *spaces, CPU)
 
 
 def corrupted():
@@ -33,7 +45,8 @@ def corrupted():
 def test_the_truth_itself_scores_perfectly_and_interpolation_does_not() -> None:
     clips, _ = toy_clips()
     own, interpolated = (
-        {**judge().distances(each), **judge().errors(each)} for each in (clips, corrupted().latents)
+        {**evaluator().distances(values), **evaluator().errors(values)}
+        for values in (clips, corrupted().latents)
     )
     assert own["frechet"] == pytest.approx(0, abs=1e-6)
     assert own["frechet_pca"] == pytest.approx(0, abs=1e-4)
@@ -45,7 +58,7 @@ def test_the_truth_itself_scores_perfectly_and_interpolation_does_not() -> None:
     assert interpolated["mse_all"] == pytest.approx(interpolated["mse_missing"] * 3 / 5, rel=1e-4)
 
 
-def test_random_convolutions_are_the_same_each_time_and_see_motion() -> None:
+def test_random_convolutions_are_the_same_each_time_and_depend_on_motion() -> None:
     clips, _ = toy_clips()
     first, again = (RandomConvolutions(2).points(clips) for _ in range(2))
     assert np.array_equal(first, again)
@@ -71,11 +84,58 @@ def test_each_failure_has_its_name(change: dict[str, float], status: str) -> Non
     assert drift_status(PLAIN, GOOD | change) == status
 
 
-def test_figures_are_flattened_under_measure_and_method() -> None:
-    assert flattened({"refined": {"frechet": 1.0}, "real": {"frechet": 2.0}}) == {
-        "frechet_refined": 1.0,
-        "frechet_real": 2.0,
+def test_methods_and_other_real_clips_are_compared() -> None:
+    clips, _ = toy_clips()
+    completions = {"interpolated": Completion(corrupted().latents, 0, 0.5)}
+    figures = evaluator().compare(completions, clips.flip(0), generator(1))
+    assert list(figures) == ["interpolated", "real"]
+    assert figures["real"]["frechet"] == pytest.approx(0, abs=1e-6)  # the same clips
+    assert set(figures["interpolated"]) - set(figures["real"]) == {
+        "mse_missing",
+        "mse_all",
+        "keyframe_mse",
     }
+    row, real = methods_table(figures, 40)
+    assert row == {"method": "interpolated", "clips": 40, **figures["interpolated"]}
+    assert real["method"] == "real"
+    assert costs(completions) == {"milliseconds_interpolated": 0.5}
+
+
+def test_the_headline_has_few_figures_of_few_methods() -> None:
+    other = {"frechet": 3.0, "energy": 0.3}
+    figures = {
+        "refined": {**GOOD, "energy": 0.1},
+        "interpolated": {**PLAIN, "energy": 0.2},
+        "unclamped": other,
+        "paired": other,
+        "real": other,
+    }
+    assert headline(figures) == {
+        "frechet": {"refined": 0.5, "interpolated": 1.0, "paired": 3.0, "real": 3.0},
+        "energy": {"refined": 0.1, "interpolated": 0.2},
+        "mse": {"refined": 1.1, "interpolated": 1.0},
+        "status": "ok",
+    }
+
+
+def test_interpolators_are_compared_level_by_level() -> None:
+    clips, config = toy_clips()[0], configs.corruption(levels=2, min_keyframes=2)
+    rows = interpolation_table(clips, config)
+    assert [(row["level"], row["keyframes"]) for row in rows] == [(1, 4), (2, 2)]
+    assert all(len(row) == 2 + 2 * 5 for row in rows)
+    mask = nested_masks(len(clips), 5, [5, 4, 2], None)[2]
+    filled = interpolate(clips, mask, config.model_copy(update={"interpolator": "harmonic"}))
+    error = (filled - clips).square()
+    assert rows[1]["harmonic_mse_all"] == pytest.approx(float(error.mean()))
+    missing = float(error.sum()) / (error.numel() * 3 / 5)
+    assert rows[1]["harmonic_mse_missing"] == pytest.approx(missing)
+    assert error[:, :, [0, 4]].max() == 0
+
+
+def test_clips_are_shown_of_as_many_classes_as_can_be() -> None:
+    classes = torch.tensor([2, 2, 0, 2, 1, 0])
+    assert clips_of_many_classes(classes, 4) == [0, 2, 4, 1]
+    assert clips_of_many_classes(classes, 9) == [0, 2, 4, 1, 5, 3]
 
 
 def test_refining_in_chunks_is_refining_at_once(monkeypatch) -> None:
@@ -88,73 +148,43 @@ def test_refining_in_chunks_is_refining_at_once(monkeypatch) -> None:
 
 def test_cold_sampling_with_a_perfect_refiner_gives_the_truth() -> None:
     clips, labels = toy_clips()
-    corruption = type(toy_corruption())(5, levels=2, min_keyframes=2, schedule="linear")
+    config = configs.corruption(levels=2, min_keyframes=2, schedule="linear")
+    corruption = Corruption(5, config)
     masks = nested_masks(len(clips), 5, corruption.counts, None)
     refiner = toy_refiner()
 
-    def perfect(corrupted, mask, confidence, classes, level, alpha):
-        seen.append(int(level[0]))
+    def perfect(corrupted, mask, confidence, classes, level, alpha, clamp):
+        levels.append(int(level[0]))
         return clips
 
-    seen: list[int] = []
+    levels: list[int] = []
     refiner.forward = perfect  # type: ignore[method-assign]
-    made = cold_sample(refiner, corruption, clips, masks, labels, 1.0, generator(0))
-    torch.testing.assert_close(made, clips)
-    assert seen == [2, 1]
+    sampled = cold_sample(refiner, corruption, clips, masks, labels, 1.0, generator(0))
+    torch.testing.assert_close(sampled, clips)
+    assert levels == [2, 1]
 
 
 def test_cold_sampling_reads_nothing_but_the_given_keyframes() -> None:
     clips, labels = toy_clips()
     masks = nested_masks(len(clips), 5, toy_corruption().counts, None)
     poisoned = torch.where(masks[-1][:, None, :, None, None], clips, torch.nan)
-    made = [
-        cold_sample(toy_refiner(), toy_corruption(), each, masks, labels, 1.0, generator(0))
-        for each in (clips, poisoned)
+    sampled = [
+        cold_sample(toy_refiner(), toy_corruption(), values, masks, labels, 1.0, generator(0))
+        for values in (clips, poisoned)
     ]
-    assert torch.equal(*made)
+    assert torch.equal(*sampled)
 
 
-def test_all_methods_see_the_same_keyframes_and_keep_them_where_clamped() -> None:
+def test_all_methods_have_the_same_keyframes_and_keep_them_where_clamped() -> None:
     clips, labels = toy_clips()
-    refiner, paired = toy_refiner(), toy_refiner()
-    for each in (refiner, paired):
-        torch.nn.init.normal_(each.out.bias)
-    mask, made = compare(clips, labels, toy_corruption(), refiner, paired, 1.0, generator(0))
-    assert list(made) == ["interpolated", "refined", "unclamped", "paired", "cold"]
-    for name, each in made.items():
-        kept = (each.clips == clips).transpose(1, 2)[mask].all()
+    refiner, paired = toy_refiner(clamp=False), toy_refiner()
+    for model in (refiner, paired):
+        torch.nn.init.normal_(model.out.bias)
+    mask, completions = complete(
+        clips, labels, toy_corruption(), refiner, paired, 1.0, generator(0)
+    )
+    assert list(completions) == ["interpolated", "refined", "unclamped", "paired", "cold"]
+    for name, completion in completions.items():
+        kept = (completion.clips == clips).transpose(1, 2)[mask].all()
         assert kept == (name != "unclamped"), name
-    assert [each.calls for each in made.values()] == [0, 1, 1, 1, 1]
-
-
-def test_the_best_weights_are_kept_and_averages_are_what_is_judged() -> None:
-    objective, (clips, labels) = toy_objective("drift"), toy_clips()
-    ema = Ema(objective, decay=0.5)
-
-    def make() -> BestOnValidation:
-        return BestOnValidation(
-            clips, labels, toy_corruption(), generator(0), every=2, score="mse_missing", device=CPU
-        )
-
-    best = make()
-    assert best.verdict()[0] is False
-    assert best(1, objective, ema) is None
-    first = best(2, objective, ema)
-    with torch.no_grad():
-        objective.refiner.out.bias += 5  # worse, but the average does not know it yet
-    assert best(4, objective, ema) == first
-    ema.update(10)
-    assert best(6, objective, ema)["val_mse_missing"] > first["val_mse_missing"]
-    assert best.step == 2
-    assert best.weights["out.bias"].abs().max() == 0
-    assert objective.refiner.out.bias.min() == 5
-    other = make()
-    other.load_state_dict(best.state_dict())
-    assert (other.score, other.step) == (best.score, 2)
-    assert other.verdict() == (False, best.verdict()[1])  # an untrained refiner interpolates
-    assert "is not below interpolation's" in best.verdict()[1]
-    report = best.report()
-    assert (report["best_step"], report["val_mse_missing"]) == (2, best.score)
-    assert report["val_mse_missing_interpolated"] == best.interpolated["val_mse_missing"]
-    best.score -= 0.1
-    assert best.verdict()[0] is True
+    assert [completion.calls for completion in completions.values()] == [0, 1, 1, 1, 1]

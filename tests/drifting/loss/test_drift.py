@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from braid.drifting.loss.drift import DriftLoss, Samples
 from braid.drifting.loss import reference
+from braid.drifting.loss.drift import DriftLoss, Samples
 from braid.drifting.loss.reference import compute_v
 from braid.drifting.loss.samples import lay_out
 from tests.drifting import configs

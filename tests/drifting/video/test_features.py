@@ -135,7 +135,7 @@ def test_families_can_be_chosen_and_come_in_one_order():
     ("families", "locations", "message"),
     [
         ((), 4, r"features are \[\], expected some of location, clip"),
-        (("location", "colour"), 4, "'colour'"),
+        (("location", "color"), 4, "'color'"),
         (("location",), 0, "locations is 0, expected 1 or more"),
     ],
 )
