@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from braid.drifting.config import (
-    DriftBatchesConfig,
-    DriftLossConfig,
     ImageDriftConfig,
     ImageEvaluationConfig,
     ImageFeaturesConfig,
@@ -30,14 +28,6 @@ def keypatch_config(**changes: Any) -> KeypatchConfig:
 
 def features_config(**changes: Any) -> ImageFeaturesConfig:
     return ImageFeaturesConfig(**(COMMITTED.features.model_dump() | changes))
-
-
-def batches_config(**changes: Any) -> DriftBatchesConfig:
-    return DriftBatchesConfig(**(COMMITTED.batches.model_dump() | changes))
-
-
-def loss_config(**changes: Any) -> DriftLossConfig:
-    return DriftLossConfig(**(COMMITTED.loss.model_dump() | changes))
 
 
 def refiner_config(**changes: Any) -> ImageRefinerConfig:

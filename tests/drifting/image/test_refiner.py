@@ -20,7 +20,8 @@ from braid.drifting.video.features import vanilla
 from braid.metrics.distances import variance_ratio
 from braid.training.ema import Ema
 from braid.training.trainer import Run, TrainResult, train
-from tests.drifting.image.configs import COMMITTED, drift_config, refiner_config
+from tests.drifting.configs import optimizer
+from tests.drifting.image.configs import drift_config, refiner_config
 
 SMALL = {"patch": 2, "dim": 8, "depth": 1, "heads": 2, "style": 16, "spread": 1.0}
 TOY = drift_config(
@@ -31,9 +32,7 @@ TOY = drift_config(
     },
     evaluation={"components": 4, "neighbors": 5},
 )
-STEADY = COMMITTED.optimizer.model_copy(
-    update={"lr": 5e-3, "lr_floor": 1.0, "warmup": 0.0, "weight_decay": 0.0, "ema_decay": 0.9}
-)
+STEADY = optimizer(lr=5e-3, clip_norm=2.0, ema_decay=0.9)
 
 
 def make(trained: bool = True, keep_anchors_fixed: bool = False, **changes: Any) -> ImageRefiner:
