@@ -356,7 +356,7 @@ BELOW = {
     "stage": {"common", "training"},
     "clips": {"common", "training"},
     "images": {"common", "training"},
-    "pseudo_classes": {"common", "training"},
+    "pseudo_classes": {"common", "training", "clips"},
     "representation": {"common", "training", "metrics", "clips", "pseudo_classes"},
     "radiance": {"common", "training", "metrics"},
     "drifting": {"common", "training", "metrics"},

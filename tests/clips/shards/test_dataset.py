@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from braid.clips.preparation.scan import survey_shards, write_manifest
-from braid.clips.shards.shards import Clips, open_clips
+from braid.clips.preparation.scan import scan_shards, write_manifest
+from braid.clips.shards.dataset import Clips, open_clips
 from braid.common.splits import SPLITS, split_of
 from tests.clips.shard_files import (
     SHAPE,
@@ -23,7 +23,7 @@ from tests.clips.shard_files import (
     write_tar,
 )
 
-SHARES = (0.2, 0.3)
+FRACTIONS = (0.2, 0.3)
 WIDE = (16, 16, 32, 40)  # 5/8 of a mebibyte in bfloat16
 PACKING = {"a.tar": range(12), "b.tar": range(12, 20), "c.tar": range(20, 32)}
 
@@ -37,9 +37,9 @@ def index(
     checksums: Literal["none", "first", "all"] = "none",
 ) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
-    found = survey_shards(paths, layout, verify)
+    scan = scan_shards(paths, layout, verify)
     return write_manifest(
-        folder, found, codec="wan", layout=layout, shares=SHARES, checksums=checksums
+        folder, scan, codec="wan", layout=layout, fractions=FRACTIONS, checksums=checksums
     )
 
 
@@ -59,17 +59,17 @@ def clips(tmp_path: Path) -> Clips:
 
 def test_any_clips_in_any_order(clips: Clips) -> None:
     assert (len(clips), clips.shape, clips.text_shape, clips.codec) == (32, SHAPE, TEXT, "wan")
-    wanted = [31, 0, 13, 13, 5, 20, 0]
-    for each in (wanted, np.array(wanted), torch.tensor(wanted)):
-        assert torch.equal(clips.latents(each), torch.stack([latent(n).float() for n in wanted]))
-    assert torch.equal(clips.texts(wanted), torch.stack([text(n).float() for n in wanted]))
-    assert clips.prompts(wanted) == [f"prompt {n} é" for n in wanted]
-    assert [clips.keys[n] for n in wanted] == [f"{n:09d}" for n in wanted]
+    order = [31, 0, 13, 13, 5, 20, 0]
+    for indices in (order, np.array(order), torch.tensor(order)):
+        assert torch.equal(clips.latents(indices), torch.stack([latent(n).float() for n in order]))
+    assert torch.equal(clips.texts(order), torch.stack([text(n).float() for n in order]))
+    assert clips.prompts(order) == [f"prompt {n} é" for n in order]
+    assert [clips.keys[n] for n in order] == [f"{n:09d}" for n in order]
     assert clips.latents([]).shape == (0, *SHAPE)
     assert clips.latents([3]).dtype == clips.texts([3]).dtype == torch.float32
 
 
-def test_stored_layouts_are_brought_to_one(tmp_path: Path) -> None:
+def test_stored_layouts_become_one(tmp_path: Path) -> None:
     content = {}
     for n in range(12):
         turned = latent(n).movedim(1, 0).clone()
@@ -82,10 +82,10 @@ def test_stored_layouts_are_brought_to_one(tmp_path: Path) -> None:
 def test_anchors(tmp_path: Path) -> None:
     content = {**members(40), "000000040.anchor.pt": saved(latent(99)), **members(41)}
     paths = [*packed(tmp_path), write_tar(tmp_path / "d.tar", content)]
-    figures = index(tmp_path / "clips", paths)
+    metrics = index(tmp_path / "clips", paths)
     clips = open_clips(tmp_path / "clips")
     first = clips.keys.index("000000040")
-    assert figures["anchors"] == 1
+    assert metrics["anchors"] == 1
     assert torch.equal(clips.anchors([first, first]), torch.stack([latent(99).float()] * 2))
     with pytest.raises(ValueError, match="clip 000000041: the shards hold no anchor"):
         clips.anchors([first, first + 1])
@@ -134,18 +134,18 @@ def test_splits_depend_on_keys_alone(tmp_path: Path, clips: Clips) -> None:
         chosen, same = clips.indices(split), other.indices(split)
         assert len(chosen)
         assert {clips.keys[i] for i in chosen} == {other.keys[i] for i in same}
-        assert {split_of(clips.keys[i], *SHARES) for i in chosen} == {split}
+        assert {split_of(clips.keys[i], *FRACTIONS) for i in chosen} == {split}
         assert (np.diff(chosen) > 0).all()
-    assert sorted(np.concatenate([clips.indices(each) for each in SPLITS])) == list(range(32))
+    assert sorted(np.concatenate([clips.indices(split) for split in SPLITS])) == list(range(32))
 
 
-def test_splits_stay_as_they_are_and_hold_their_shares() -> None:
-    found = [split_of(f"{n:09d}", 0.125, 0.25) for n in range(20_000)]
-    assert [n for n in range(20) if found[n] == "test"] == [0, 2, 4, 9, 10, 15, 19]
-    assert [n for n in range(20) if found[n] == "val"] == [3, 6]
-    assert found.count("val") / len(found) == pytest.approx(0.125, abs=0.01)
-    assert found.count("test") / len(found) == pytest.approx(0.25, abs=0.01)
-    test = {n for n, each in enumerate(found) if each == "test"}
+def test_splits_do_not_change_and_have_their_fractions() -> None:
+    splits = [split_of(f"{n:09d}", 0.125, 0.25) for n in range(20_000)]
+    assert [n for n in range(20) if splits[n] == "test"] == [0, 2, 4, 9, 10, 15, 19]
+    assert [n for n in range(20) if splits[n] == "val"] == [3, 6]
+    assert splits.count("val") / len(splits) == pytest.approx(0.125, abs=0.01)
+    assert splits.count("test") / len(splits) == pytest.approx(0.25, abs=0.01)
+    test = {n for n, split in enumerate(splits) if split == "test"}
     assert test == {n for n in range(20_000) if split_of(f"{n:09d}", 0.4, 0.25) == "test"}
 
 
@@ -158,39 +158,39 @@ def test_an_empty_split(tmp_path: Path) -> None:
 # ---- The manifest ----------------------------------------------------------------------------
 
 
-def test_figures(tmp_path: Path) -> None:
+def test_metrics(tmp_path: Path) -> None:
     paths = packed(tmp_path)
-    figures = index(tmp_path / "clips", paths)
-    assert figures["clips"] == figures["train"] + figures["val"] + figures["test"] == 32
-    assert figures["clips_estimated"] == 36  # 12 in the first of three
-    assert figures["bytes"] == sum(path.stat().st_size for path in paths)
+    metrics = index(tmp_path / "clips", paths)
+    assert metrics["clips"] == metrics["train"] + metrics["val"] + metrics["test"] == 32
+    assert metrics["clips_estimated"] == 36  # 12 in the first of three
+    assert metrics["bytes"] == sum(path.stat().st_size for path in paths)
     used = np.mean([1 + n % 5 for n in range(32)])
-    assert figures["text_rows_used_mean"] == pytest.approx(used, abs=1e-3)
+    assert metrics["text_rows_used_mean"] == pytest.approx(used, abs=1e-3)
     expected = {"shards": 3, "faults": 0, "anchors": 0, "clips_read": 32, "channels": 16}
     expected |= {"frames": 3, "height": 2, "width": 4, "text_rows": 6, "text_dim": 5}
-    assert expected.items() <= figures.items()
+    assert expected.items() <= metrics.items()
 
 
 def test_faults_are_listed(tmp_path: Path) -> None:
     paths = packed(tmp_path)
     paths[1].write_bytes(paths[1].read_bytes()[:-30_000])
-    figures = index(tmp_path / "clips", paths)
+    metrics = index(tmp_path / "clips", paths)
     manifest = json.loads((tmp_path / "clips/manifest.json").read_text())
-    assert figures["faults"] == len(manifest["faults"]) > 0
+    assert metrics["faults"] == len(manifest["faults"]) > 0
     assert {fault["shard"] for fault in manifest["faults"]} == {"b.tar"}
-    assert figures["clips"] == len(open_clips(tmp_path / "clips")) < 32
+    assert metrics["clips"] == len(open_clips(tmp_path / "clips")) < 32
     assert [shard["clips"] for shard in manifest["shards"]][::2] == [12, 12]
 
 
 @pytest.mark.parametrize(("checksums", "count"), [("none", 0), ("first", 1), ("all", 3)])
-def test_checksums_go_as_far_as_asked(
+def test_checksums_go_as_far_as_the_setting_says(
     tmp_path: Path, checksums: Literal["none", "first", "all"], count: int
 ) -> None:
     paths = packed(tmp_path)
     index(tmp_path / "clips", paths, checksums=checksums)
     listed = json.loads((tmp_path / "clips/manifest.json").read_text())["shards"]
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    assert [each["sha256"] for each in listed] == [*digests[:count], *[None] * (3 - count)]
+    assert [shard["sha256"] for shard in listed] == [*digests[:count], *[None] * (3 - count)]
 
 
 def test_shards_inside_the_folder_move_with_it(tmp_path: Path) -> None:
@@ -225,17 +225,17 @@ def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
         open_clips(tmp_path)
 
 
-def test_what_was_not_verified_is_checked_when_it_is_read(tmp_path: Path) -> None:
-    spoilt = latent(40)
-    spoilt[0, 0, 0, 0] = torch.nan
+def test_clips_that_were_not_verified_are_checked_when_read(tmp_path: Path) -> None:
+    damaged = latent(40)
+    damaged[0, 0, 0, 0] = torch.nan
     bad = {
-        **{**members(40), "000000040.latent.pt": saved(spoilt)},
+        **{**members(40), "000000040.latent.pt": saved(damaged)},
         **{**members(41), "000000041.latent.pt": saved(latent(41)[:, 1:].clone())},
         **{**members(42), "000000042.embed.pt": saved(torch.zeros(2, 2))},
     }
     paths = [*packed(tmp_path), write_tar(tmp_path / "d.tar", bad)]
-    figures = index(tmp_path / "clips", paths, verify="first")
-    assert (figures["clips"], figures["clips_read"]) == (35, 12)
+    metrics = index(tmp_path / "clips", paths, verify="first")
+    assert (metrics["clips"], metrics["clips_read"]) == (35, 12)
     clips = open_clips(tmp_path / "clips")
     with pytest.raises(ValueError, match=r"d\.tar: latent of 000000040: holds NaN"):
         clips.latents([3, 32])

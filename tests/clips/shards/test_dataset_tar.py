@@ -9,7 +9,7 @@ import pytest
 import torch
 import webdataset
 
-from braid.clips.shards.shards import read_shard, write_shard, write_tensor
+from braid.clips.shards.dataset import read_shard, write_shard, write_tensor
 from tests.clips.shard_files import latent, members, text, write_clips, write_tar
 
 CLIP = members(7)
@@ -20,7 +20,7 @@ def safe(key: str, content: bytes) -> torch.Tensor | None:
     return torch.load(io.BytesIO(content), weights_only=True) if key.endswith(".pt") else None
 
 
-def test_what_we_write_webdataset_reads(tmp_path: Path) -> None:
+def test_webdataset_reads_our_shards(tmp_path: Path) -> None:
     clips = [
         (f"{n:09d}", {"latent": write_tensor(latent(n)), "prompt": f"é{n}".encode()})
         for n in range(4)
@@ -28,16 +28,16 @@ def test_what_we_write_webdataset_reads(tmp_path: Path) -> None:
     write_shard(tmp_path / "shard-00000.tar", clips)
     dataset = webdataset.WebDataset(str(tmp_path / "shard-00000.tar"), shardshuffle=False)
     read = list(dataset.decode(safe))
-    assert [each["__key__"] for each in read] == [key for key, _ in clips]
-    assert [each["prompt.txt"] for each in read] == [f"é{n}" for n in range(4)]
-    assert all(torch.equal(each["latent.pt"], latent(n)) for n, each in enumerate(read))
+    assert [clip["__key__"] for clip in read] == [key for key, _ in clips]
+    assert [clip["prompt.txt"] for clip in read] == [f"é{n}" for n in range(4)]
+    assert all(torch.equal(clip["latent.pt"], latent(n)) for n, clip in enumerate(read))
 
 
-def test_what_webdataset_writes_we_read(tmp_path: Path) -> None:
+def test_shards_of_webdataset_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     with webdataset.TarWriter(str(path)) as writer:
         for n in range(3):
-            named = {name.split(".", 1)[1]: each for name, each in members(n).items()}
+            named = {name.split(".", 1)[1]: data for name, data in members(n).items()}
             writer.write({"__key__": f"{n:09d}", **named})
     shard = read_shard(path)
     assert not shard.faults
@@ -55,18 +55,18 @@ def test_the_same_clips_give_the_same_bytes(tmp_path: Path) -> None:
         write_shard(tmp_path / name, clips)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     with tarfile.open(tmp_path / "a") as archive:
-        assert {(each.mtime, each.uid, each.uname) for each in archive} == {(0, 0, "")}
+        assert {(entry.mtime, entry.uid, entry.uname) for entry in archive} == {(0, 0, "")}
 
 
-def test_a_stored_view_holds_nothing_but_itself() -> None:
+def test_a_stored_view_is_stored_alone() -> None:
     batch = torch.zeros(1000, 4)
     assert len(write_tensor(batch[0])) == len(write_tensor(torch.zeros(4)))
 
 
 @pytest.mark.parametrize("prefix", ["", "./", "000000007/", "./some/folder.of.mine/", "../../"])
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])
-def test_names_that_are_taken(tmp_path: Path, prefix: str, suffix: str) -> None:
-    content = {f"{prefix}{name.replace('.pt', suffix)}": each for name, each in CLIP.items()}
+def test_names_of_members(tmp_path: Path, prefix: str, suffix: str) -> None:
+    content = {f"{prefix}{name.replace('.pt', suffix)}": data for name, data in CLIP.items()}
     shard = read_shard(write_tar(tmp_path / "a.tar", content))
     assert not shard.faults
     assert set(shard.clips) == {"000000007"}
@@ -74,7 +74,7 @@ def test_names_that_are_taken(tmp_path: Path, prefix: str, suffix: str) -> None:
     assert shard.latents == 1
 
 
-def test_members_of_other_names_are_passed_over(tmp_path: Path) -> None:
+def test_members_of_other_names_are_ignored(tmp_path: Path) -> None:
     other = {"README": b"", "000000007.json": b"", "7.latent.pt": b"", "000000007.latent.pkl": b""}
     shard = read_shard(write_tar(tmp_path / "a.tar", {**other, **CLIP}))
     assert not shard.faults
@@ -95,21 +95,21 @@ def faults_after_cut(tmp_path: Path, length: int) -> tuple[list[str], list[str]]
 def edges(tmp_path: Path) -> list[tuple[str, int, int]]:
     """Each member's name, where its header begins and where its bytes end."""
     with tarfile.open(write_clips(tmp_path / "whole.tar", range(5))) as archive:
-        return [(each.name, each.offset, each.offset_data + each.size) for each in archive]
+        return [(entry.name, entry.offset, entry.offset_data + entry.size) for entry in archive]
 
 
-def test_every_cut_is_noticed(tmp_path: Path) -> None:
+def test_every_cut_is_detected(tmp_path: Path) -> None:
     """Among them those at a header, which webdataset and tarfile take for the end."""
     end = edges(tmp_path)[-1][2]
     whole = (tmp_path / "whole.tar").stat().st_size
-    for length in {*range(0, end, 333), *(cut for _, *each in edges(tmp_path) for cut in each)}:
+    for length in {*range(0, end, 333), *(cut for _, *cuts in edges(tmp_path) for cut in cuts)}:
         clips, faults = faults_after_cut(tmp_path, length)
         assert faults, length
         assert len(clips) <= 5
     assert faults_after_cut(tmp_path, whole) == ([f"{n:09d}" for n in range(5)], [])
 
 
-def test_a_cut_that_webdataset_does_not_see(tmp_path: Path) -> None:
+def test_a_cut_that_webdataset_does_not_detect(tmp_path: Path) -> None:
     _, start, _ = edges(tmp_path)[9]  # header of clip 3's first member
     clips, faults = faults_after_cut(tmp_path, start)
     reader = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)
@@ -123,7 +123,7 @@ def test_a_cut_member(tmp_path: Path) -> None:
     clips, faults = faults_after_cut(tmp_path, end - 1)
     assert len(clips) == 4
     assert f"a.tar: {name}: is cut off by the end of the shard" in faults
-    assert any("000000004: incomplete clip, lacks latent" in each for each in faults)
+    assert any("000000004: incomplete clip, lacks latent" in fault for fault in faults)
 
 
 def test_zeros_within_a_shard_are_no_end(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_incomplete_clips(tmp_path: Path) -> None:
     del content["000000007.embed.pt"], content["000000007.prompt.txt"]
     shard = read_shard(write_tar(tmp_path / "a.tar", content))
     assert list(shard.clips) == ["000000001"]
-    assert [str(each) for each in shard.faults] == [
+    assert [str(fault) for fault in shard.faults] == [
         "a.tar: 000000007: incomplete clip, lacks embed and prompt"
     ]
 
@@ -153,7 +153,7 @@ def test_a_member_that_comes_twice(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {**CLIP, **again})
     shard = read_shard(path)
     assert shard.clips["000000007"]["latent"].size == len(CLIP[NAMES[0]])
-    assert [str(each) for each in shard.faults] == [
+    assert [str(fault) for fault in shard.faults] == [
         "a.tar: b/000000007.latent.pt: duplicate latent of clip 000000007"
     ]
 
@@ -169,7 +169,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert "is a link or another special member" in str(shard.faults[0])
 
 
-def test_a_header_that_sends_the_reader_back(tmp_path: Path) -> None:
+def test_a_header_of_negative_size(tmp_path: Path) -> None:
     """A negative size makes Python's tarfile read the same header for ever."""
     path = write_clips(tmp_path / "a.tar", [1])
     content = bytearray(path.read_bytes())

@@ -1,9 +1,9 @@
-"""Pictures from latents, by whatever decoder the latents and the machine allow.
+"""Frames from latents, by whatever decoder the latents and the machine allow.
 
 The built-in clips are decoded by their own transform. Latents of the Wan 2.1 VAE (arXiv 2503.20314)
-need its weights: diffusers' AutoencoderKLWan takes them un-normalised, z * std + mean, and gives
-frames in [-1, 1]. Without it there is a preview: the three principal components of given latents as
-colours. Every decoder has a name, so that a picture can say which one made it.
+need its weights: diffusers' AutoencoderKLWan takes them denormalized, z * std + mean, and gives
+frames in [-1, 1]. Without it there is a preview: the three principal components of example latents
+as colors. Every decoder has a name, so that a figure can say which one was used.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from braid.clips.decoding import transform as space_time_transform
+from braid.clips.decoding import transform
 from braid.common.torchvision import mend_torchvision
 
-TIME_STRIDE = 4
+WAN = "wan"  # the codec of real clips
 # Of the Wan 2.1 VAE's 16 channels, from its configuration.
 WAN_MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
@@ -29,7 +29,7 @@ WAN_STD = (
     *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
     *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
 )
-_CONTRAST = 2.0  # standard deviations of a principal component on either side of grey
+_CONTRAST = 2.0  # standard deviations of a principal component on either side of gray
 
 
 @dataclass(frozen=True)
@@ -50,28 +50,27 @@ class Decoder:
 
 def decoder(
     codec: str,
-    *,
-    examples: Tensor,  # [N, 16, T, H, W] that a preview's colours are fitted to
-    wan_vae: str | None = None,
+    examples: Tensor,  # [N, 16, T, H, W] that a preview's colors are fitted to
+    wan_vae: Path | None = None,
 ) -> Decoder:
-    """The decoder of latents that ``codec`` made, as `Clips.codec` says.
+    """The decoder of latents of a ``codec``, as `Clips.codec` names it.
 
     Args:
         codec: ``space_time_transform`` or ``wan``.
         examples: latents of the data set.
-        wan_vae: folder of an AutoencoderKLWan, for latents of the Wan VAE; without it these are
-            shown by the preview, at h = H and w = W.
+        wan_vae: folder of an AutoencoderKLWan, for latents of the Wan VAE; without it they get
+            the preview, at h = H and w = W.
 
     Raises:
         ValueError: another codec; diffusers is not installed, or the folder holds no such model.
     """
-    if codec == space_time_transform.NAME:
-        return Decoder("space-time transform", space_time_transform.decode)
-    if codec != "wan":
-        raise ValueError(f"codec is {codec!r}, expected {space_time_transform.NAME} or wan")
+    if codec == transform.NAME:
+        return Decoder("space-time transform", transform.decode)
+    if codec != WAN:
+        raise ValueError(f"codec is {codec!r}, expected {transform.NAME} or {WAN}")
     if wan_vae is None:
         return Decoder("linear preview, not the VAE", _preview(examples))
-    return Decoder("Wan VAE", _wan(Path(wan_vae)))
+    return Decoder("Wan VAE", _wan(wan_vae))
 
 
 def _preview(
@@ -87,9 +86,9 @@ def _preview(
     offset = 0.5 - rows @ mean.to(examples)
 
     def video(latents: Tensor) -> Tensor:
-        colours = torch.einsum("pc,bcthw->bpthw", rows.to(latents), latents)
-        colours = colours + offset.to(latents).view(-1, 1, 1, 1)
-        return _repeated(colours)
+        colors = torch.einsum("pc,bcthw->bpthw", rows.to(latents), latents)
+        colors = colors + offset.to(latents).view(-1, 1, 1, 1)
+        return _repeated(colors)
 
     return video
 
@@ -97,18 +96,18 @@ def _preview(
 def _repeated(
     frames: Tensor,  # [B, C, T, H, W]
 ) -> Tensor:
-    """The first frame once and each other four times, [B, C, 4 (T - 1) + 1, H, W]."""
-    rest = frames[:, :, 1:].repeat_interleave(TIME_STRIDE, dim=2)
+    """The first frame once and each of the others four times, [B, C, 4 (T - 1) + 1, H, W]."""
+    rest = frames[:, :, 1:].repeat_interleave(transform.TIME_STRIDE, dim=2)
     return torch.cat([frames[:, :, :1], rest], dim=2)
 
 
 def _wan(folder: Path) -> Callable[[Tensor], Tensor]:
     vae = _load_wan(folder)
-    mean, std = (torch.tensor(each).view(-1, 1, 1, 1) for each in (WAN_MEAN, WAN_STD))
+    mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (WAN_MEAN, WAN_STD))
 
     def video(latents: Tensor) -> Tensor:
         raw = latents * std.to(latents) + mean.to(latents)
-        clips = [vae.to(raw.device).decode(each).sample for each in raw.split(1)]  # memory
+        clips = [vae.to(raw.device).decode(clip).sample for clip in raw.split(1)]  # memory
         return torch.cat(clips) / 2 + 0.5
 
     return video
@@ -116,7 +115,7 @@ def _wan(folder: Path) -> Callable[[Tensor], Tensor]:
 
 def _load_wan(folder: Path) -> Any:
     if not folder.is_dir():
-        raise ValueError(f"decoding.wan_vae: {folder}: no such folder")
+        raise ValueError(f"clips.wan_vae: {folder}: no such folder")
     mend_torchvision()  # which diffusers imports
     try:
         from diffusers import AutoencoderKLWan
@@ -128,5 +127,5 @@ def _load_wan(folder: Path) -> Any:
     try:
         vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=torch.float32, **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"decoding.wan_vae: {folder}: no AutoencoderKLWan ({error})") from None
+        raise ValueError(f"clips.wan_vae: {folder}: no AutoencoderKLWan ({error})") from None
     return vae.eval().requires_grad_(False)

@@ -1,7 +1,7 @@
-"""Random access to clips in tar shards, by the manifest and index that `prepare_clips` made.
+"""Clips in tar shards, and random access to them by the manifest and index of `prepare_clips`.
 
-Shards are read where they lie. Any clips in any order can be asked for, so a training has exact
-epochs, draws that do not depend on the process count, and nothing to restore when it resumes.
+Shards are read where they lie. Any clips can be read in any order, so a training has exact epochs,
+draws that do not depend on the process count, and nothing to restore when it resumes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from torch import Tensor
 
 from braid.common.splits import SPLITS
 
-# ---- What a shard's members hold: tensors and prompts, checked, from bytes nobody vouches for
+# ---- Tensors and prompts of a shard's members, from untrusted bytes ------------------------------
 # A `.pt` file is a pickle, which may run any program when it is loaded. PyTorch's restricted loader
-# (`weights_only=True`) builds tensors and plain containers only; whatever else a member asks for is
-# an error here.
+# (`weights_only=True`) builds tensors and plain containers only; anything else is an error here.
 
 Layout = Literal["cthw", "tchw"]
 
@@ -35,7 +34,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 def read_latent(content: bytes, layout: Layout) -> Tensor:
-    """The latents [16, T, H, W] of a member that holds them in ``layout``, as they were stored.
+    """The latents [16, T, H, W] of a member that has them in ``layout``, in their stored dtype.
 
     Raises:
         ValueError: no tensor, of another number of axes or channels, or not finite.
@@ -72,7 +71,7 @@ def read_prompt(content: bytes) -> str:
 
 
 def write_tensor(values: Tensor) -> bytes:
-    """What `torch.save` makes of a tensor and of nothing that it is a view of."""
+    """The bytes that `torch.save` writes for a tensor, without the rest of its storage."""
     buffer = io.BytesIO()
     torch.save(values.clone(memory_format=torch.contiguous_format), buffer)
     return buffer.getvalue()
@@ -107,7 +106,7 @@ def _first_sentence(error: Exception) -> str:
     return " ".join([type(error).__name__ + ":", *words])[:120]
 
 
-# ---- Tar shards in the Wan-synth layout: what members they hold, and where ---------------------
+# ---- Tar shards in the Wan-synth layout: their members, and where these lie ----------------------
 # A shard is a plain tar file in WebDataset's convention (Aizman, Maltby & Breuel 2019): members of
 # one clip share the name up to the first dot. Wan-synth's are
 #
@@ -118,7 +117,7 @@ def _first_sentence(error: Exception) -> str:
 #
 # with or without a folder before the name. Only headers are read here. Readers of tar files,
 # Python's and WebDataset's alike, take a file that ends at or within a header for a complete one;
-# the end-of-archive mark of two zero blocks tells the difference.
+# the end-of-archive mark of two zero blocks distinguishes the two.
 
 KINDS = ("latent", "embed", "prompt", "anchor")
 REQUIRED = KINDS[:3]
@@ -221,16 +220,18 @@ def write_shard(path: Path, members: Iterable[tuple[str, Mapping[str, bytes]]]) 
                 archive.addfile(entry, io.BytesIO(content))
 
 
+# ---- The data set --------------------------------------------------------------------------------
+
 MANIFEST, INDEX = "manifest.json", "index.npz"
-_AGAIN = "run `dvc repro -f prepare_clips` again"
+_RERUN = "run `dvc repro -f prepare_clips` again"
 
 Indices = NDArray[np.int64] | Sequence[int] | Tensor
-_Read = TypeVar("_Read")
+_Parsed = TypeVar("_Parsed")
 
 
 @dataclass(frozen=True)
 class Index:
-    """Where N clips' members lie."""
+    """Where the members of N clips lie."""
 
     keys: NDArray[np.str_]  # [N]
     shards: NDArray[np.int32]  # [N], in the manifest's order
@@ -240,7 +241,7 @@ class Index:
 
 
 class Clips:
-    """Clips of one shape; made by `open_clips`."""
+    """Clips of one shape, opened by `open_clips`."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any], index: Index, cache: int) -> None:
         self.keys: list[str] = index.keys.tolist()
@@ -264,48 +265,48 @@ class Clips:
         return np.flatnonzero(self._index.splits == SPLITS.index(split))
 
     def latents(self, indices: Indices) -> Tensor:
-        """Latents in the order asked for, [B, C, T, H, W] float32.
+        """Latents in the order of the indices, [B, C, T, H, W] float32.
 
         Raises:
-            ValueError: a clip cannot be read any more; the message names shard and key.
+            ValueError: a clip can no longer be read; the message names shard and key.
         """
-        wanted = np.asarray(indices, np.int64)
-        batch = torch.empty(len(wanted), *self.shape)
-        cached = self._slots[wanted] >= 0
-        batch[cached] = self._cache[self._slots[wanted[cached]]].float()
-        absent = np.flatnonzero(~cached)
-        for row, latents in self._read("latent", wanted[absent], self._latents_of):
-            batch[absent[row]] = latents
-            self._keep(wanted[absent[row]], latents)
+        clips = np.asarray(indices, np.int64)
+        batch = torch.empty(len(clips), *self.shape)
+        cached = self._slots[clips] >= 0
+        batch[cached] = self._cache[self._slots[clips[cached]]].float()
+        missing = np.flatnonzero(~cached)
+        for row, latents in self._read("latent", clips[missing], self._latents_of):
+            batch[missing[row]] = latents
+            self._keep(clips[missing[row]], latents)
         return batch
 
     def anchors(self, indices: Indices) -> Tensor:
         """A phase-1 model's latents for the same clips, [B, C, T, H, W] float32.
 
         Raises:
-            ValueError: a clip has none, or it cannot be read any more.
+            ValueError: a clip has none, or it can no longer be read.
         """
-        wanted = np.asarray(indices, np.int64)
-        for clip in wanted[self._index.sizes[wanted, KINDS.index("anchor")] == 0]:
+        clips = np.asarray(indices, np.int64)
+        for clip in clips[self._index.sizes[clips, KINDS.index("anchor")] == 0]:
             raise ValueError(f"clip {self.keys[clip]}: the shards hold no anchor of it")
-        return self._stack("anchor", wanted, self._latents_of, self.shape)
+        return self._stack("anchor", clips, self._latents_of, self.shape)
 
     def texts(self, indices: Indices) -> Tensor:
         """Text embeddings with zero rows after the text, [B, L, D] float32.
 
         Raises:
-            ValueError: a clip cannot be read any more.
+            ValueError: a clip can no longer be read.
         """
         return self._stack("embed", indices, self._text_of, self.text_shape)
 
     def prompts(self, indices: Indices) -> list[str]:
-        """The prompts, in the order asked for.
+        """The prompts, in the order of the indices.
 
         Raises:
-            ValueError: a clip cannot be read any more.
+            ValueError: a clip can no longer be read.
         """
-        wanted = np.asarray(indices, np.int64)
-        return [prompt for _, prompt in sorted(self._read("prompt", wanted, read_prompt))]
+        clips = np.asarray(indices, np.int64)
+        return [prompt for _, prompt in sorted(self._read("prompt", clips, read_prompt))]
 
     def _stack(
         self,
@@ -314,15 +315,15 @@ class Clips:
         parse: Callable[[bytes], Tensor],
         shape: tuple[int, ...],
     ) -> Tensor:
-        wanted = np.asarray(indices, np.int64)
-        batch = torch.empty(len(wanted), *shape)
-        for row, values in self._read(kind, wanted, parse):
+        clips = np.asarray(indices, np.int64)
+        batch = torch.empty(len(clips), *shape)
+        for row, values in self._read(kind, clips, parse):
             batch[row] = values
         return batch
 
     def _read(
-        self, kind: str, clips: NDArray[np.int64], parse: Callable[[bytes], _Read]
-    ) -> Iterator[tuple[int, _Read]]:
+        self, kind: str, clips: NDArray[np.int64], parse: Callable[[bytes], _Parsed]
+    ) -> Iterator[tuple[int, _Parsed]]:
         """(row, what clips[row] has of a kind), each shard opened once and read front to back."""
         column = KINDS.index(kind)
         shards = self._index.shards[clips]
@@ -336,7 +337,7 @@ class Clips:
                         parsed = parse(file.read(sizes[row]))
                     except ValueError as error:
                         name = f"{self._shards[shard]}: {kind} of {self.keys[clips[row]]}"
-                        raise ValueError(f"{name}: {error}; {_AGAIN}") from None
+                        raise ValueError(f"{name}: {error}; {_RERUN}") from None
                     yield row, parsed
 
     def _latents_of(self, content: bytes) -> Tensor:
@@ -372,7 +373,7 @@ def open_clips(folder: Path, *, cache_mib: int = 0) -> Clips:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); {_AGAIN}") from None
+        raise ValueError(f"{path}: cannot be read ({error}); {_RERUN}") from None
     for shard in manifest["shards"]:
         _require_unchanged(folder / shard["path"], shard["bytes"])
     with np.load(folder / INDEX, allow_pickle=False) as arrays:
@@ -384,6 +385,6 @@ def _require_unchanged(path: Path, size: int) -> None:
     try:
         now = path.stat().st_size
     except OSError:
-        raise ValueError(f"{path}: the shard is gone; {_AGAIN}") from None
+        raise ValueError(f"{path}: the shard is gone; {_RERUN}") from None
     if now != size:
-        raise ValueError(f"{path}: the shard has {now} bytes, not {size} as indexed; {_AGAIN}")
+        raise ValueError(f"{path}: the shard has {now} bytes, not {size} as indexed; {_RERUN}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from braid.clips.decoding.decoding import WAN_MEAN, WAN_STD, decoder
+from braid.clips.decoding.decoder import WAN_MEAN, WAN_STD, decoder
 from braid.clips.decoding.transform import NAME, decode, encode
 from braid.common.torchvision import mend_torchvision
 
@@ -22,7 +22,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 EXAMPLES = noise(5, 16, 3, 4, 6)
 
 
-def test_built_in_clips_come_back_as_they_were_kept() -> None:
+def test_built_in_clips_are_decoded_by_their_transform() -> None:
     video = torch.rand(2, 3, 9, 16, 24)
     decoded = decoder(NAME, examples=EXAMPLES)
     frames = decoded(encode(video))
@@ -55,8 +55,8 @@ def test_the_preview_shows_principal_components() -> None:
     for channel in range(3):  # each up to its sign
         shown = frames[:, ::4, ..., channel].numpy()
         gaps = [
-            np.abs(shown - each).max()
-            for each in (expected[..., channel], 1 - expected[..., channel])
+            np.abs(shown - score).max()
+            for score in (expected[..., channel], 1 - expected[..., channel])
         ]
         assert min(gaps) < 1e-3
 
@@ -68,14 +68,14 @@ def test_the_preview_holds_still_between_latent_frames() -> None:
     assert not torch.equal(frames[:, 0], frames[:, 1])
 
 
-def test_the_preview_s_colours_are_fitted_once() -> None:
+def test_the_colors_of_the_preview_are_fitted_once() -> None:
     preview, again = (decoder("wan", examples=EXAMPLES) for _ in range(2))
     one, other = noise(2, 16, 3, 4, 6, seed=2), noise(2, 16, 3, 4, 6, seed=3)
     assert torch.equal(preview(torch.cat([one, other]))[:2], preview(one))
     assert torch.equal(preview(one), again(one))
 
 
-def test_a_preview_of_constant_latents_is_grey() -> None:
+def test_a_preview_of_constant_latents_is_gray() -> None:
     preview = decoder("wan", examples=torch.ones(2, 16, 2, 3, 3))
     torch.testing.assert_close(
         preview(torch.ones(1, 16, 2, 3, 3)), torch.full((1, 5, 3, 3, 3), 0.5)
@@ -86,16 +86,16 @@ def test_a_preview_of_constant_latents_is_grey() -> None:
 
 
 class FakeVae(torch.nn.Module):
-    """Shows the first three un-normalised channels."""
+    """Shows the first three denormalized channels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(()))
-        self.seen: list[torch.Tensor] = []
+        self.latents: list[torch.Tensor] = []
 
     def decode(self, latents: torch.Tensor) -> SimpleNamespace:
         assert not self.training
-        self.seen.append(latents)
+        self.latents.append(latents)
         return SimpleNamespace(sample=self.weight * latents[:, :3].tanh())
 
 
@@ -116,19 +116,19 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-def test_the_vae_gets_latents_un_normalised(tmp_path: Path, loads: list[Any]) -> None:
+def test_the_vae_gets_latents_denormalized(tmp_path: Path, loads: list[Any]) -> None:
     (tmp_path / "config.json").touch()
-    wan = decoder("wan", examples=EXAMPLES, wan_vae=str(tmp_path))
+    wan = decoder("wan", examples=EXAMPLES, wan_vae=tmp_path)
     frames = wan(EXAMPLES)
     options, vae = loads
     assert wan.name == "Wan VAE"
     assert options["local_files_only"] is options["use_safetensors"] is True  # never a pickle
     assert not vae.weight.requires_grad
-    given = torch.cat(vae.seen)
+    latents = torch.cat(vae.latents)
     expected = np.array(WAN_STD)[:, None] * EXAMPLES[2].flatten(1).numpy()
     expected += np.array(WAN_MEAN)[:, None]
-    np.testing.assert_allclose(given[2].flatten(1), expected, atol=1e-5)
-    shown = (given[:, :3].tanh() + 1) / 2
+    np.testing.assert_allclose(latents[2].flatten(1), expected, atol=1e-5)
+    shown = (latents[:, :3].tanh() + 1) / 2
     torch.testing.assert_close(frames, shown.permute(0, 2, 3, 4, 1))
 
 
@@ -139,18 +139,18 @@ def test_the_constants_are_those_of_diffusers() -> None:
 
 
 def test_a_folder_without_a_model(tmp_path: Path, loads: list[Any]) -> None:
-    with pytest.raises(ValueError, match=r"decoding\.wan_vae: .*/none: no such folder"):
-        decoder("wan", examples=EXAMPLES, wan_vae=str(tmp_path / "none"))
-    with pytest.raises(ValueError, match=r"decoding\.wan_vae: .*: no AutoencoderKLWan \(no config"):
-        decoder("wan", examples=EXAMPLES, wan_vae=str(tmp_path))
+    with pytest.raises(ValueError, match=r"clips\.wan_vae: .*/none: no such folder"):
+        decoder("wan", examples=EXAMPLES, wan_vae=tmp_path / "none")
+    with pytest.raises(ValueError, match=r"clips\.wan_vae: .*: no AutoencoderKLWan \(no config"):
+        decoder("wan", examples=EXAMPLES, wan_vae=tmp_path)
 
 
 def test_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ValueError, match=r"decoding\.wan_vae needs diffusers: pip install"):
-        decoder("wan", examples=EXAMPLES, wan_vae=str(tmp_path))
+    with pytest.raises(ValueError, match=r"clips\.wan_vae needs diffusers: pip install -e"):
+        decoder("wan", examples=EXAMPLES, wan_vae=tmp_path)
 
 
 def test_built_in_clips_need_no_vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    decoder(NAME, examples=EXAMPLES, wan_vae=str(tmp_path))
+    decoder(NAME, examples=EXAMPLES, wan_vae=tmp_path)
