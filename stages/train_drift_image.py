@@ -9,6 +9,7 @@ from braid.drifting.image.features import image_branches
 from braid.drifting.image.refiner import ImageRefiner, save_image_refiner
 from braid.drifting.image.training import OUTER_LAYERS, ImageProbe, image_objective
 from braid.images.data.image_set import open_image_set
+from braid.metrics.spaces import PcaSpace
 from braid.stage.card import Decision, Pace, write_card
 from braid.stage.context import open_stage
 from braid.training.trainer import train
@@ -20,14 +21,17 @@ def main() -> None:
         config, run, pace = stage.params.image_drift, stage.training(), Pace()
         mae, resnet = stage.dep("models/image_mae"), stage.optional_dep(config.features.resnet)
         images = open_image_set(stage.dep("data/images"), cache_mib=stage.params.images.cache_mib)
-        at_most = config.training.validation_images
-        (known, _), validation = images.subset("train", at_most), images.subset("val", at_most)
 
         corruption = KeypatchCorruption(images.shape[1:], config.refiner.patch, config.corruption)
         refiner = ImageRefiner(images.shape, images.classes, corruption.levels + 1, config.refiner)
         branches = image_branches(config.features, mae, resnet, run.device)
-        objective = image_objective(config, refiner, corruption, images, branches, run)
-        probe = ImageProbe(*validation, known, corruption, config, run.seed)
+        objective = image_objective(
+            refiner, corruption, images, branches, config.loss, config.batches, config.training, run
+        )
+        at_most, neighbors = config.training.validation_images, config.evaluation.neighbors
+        space = PcaSpace(images.subset("train", at_most)[0], config.evaluation.components)
+        validation = images.subset("val", at_most)
+        probe = ImageProbe(*validation, corruption, space, neighbors, config.training, run.seed)
         result = train(
             objective,
             config.optimizer,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from braid.common.rng import generator
-from braid.drifting.config import ImageDriftConfig
+from braid.drifting.config import DriftBatchesConfig, DriftLossConfig, ImageTrainingConfig
 from braid.drifting.image.corruption import KeypatchCorruption
 from braid.drifting.image.refiner import ImageRefiner
 from braid.drifting.loss.drift import DriftLoss
@@ -50,28 +50,30 @@ class Images(Protocol):
 
 
 def image_objective(
-    config: ImageDriftConfig,
     refiner: ImageRefiner,
     corruption: KeypatchCorruption,
     images: Images,
     branches: Mapping[str, Branch],  # of `image_branches`
+    loss: DriftLossConfig,
+    batches: DriftBatchesConfig,
+    config: ImageTrainingConfig,
     run: Run,
 ) -> DriftObjective:
     """Drifting, one level a class in a step: mixed, levels would only make up for one another.
 
-    The refiner is compiled where the config says so.
+    The refiner is compiled where its config says so.
     """
     training = torch.from_numpy(images.indices("train"))
-    if config.training.compile:
+    if config.compile:
         compile_deterministic(refiner)
     return DriftObjective(
         refiner.to(run.device),
         corruption,
         lambda positions: images.images(training[positions]),
         images.conditions[training],
-        config.batches,
+        batches,
         branches=branches,
-        loss=DriftLoss(config.loss),
+        loss=DriftLoss(loss),
         log_every=run.log_every,
         level_of="class",
     )
@@ -88,15 +90,15 @@ class ImageProbe:
         self,
         truth: Tensor,  # [n, C, H, W] validation images
         classes: Tensor,  # [n]
-        train: Tensor,  # [N, C, H, W] training images, whose components span the space
         corruption: KeypatchCorruption,
-        config: ImageDriftConfig,
+        space: PcaSpace,  # of training images
+        neighbors: int,  # of recall
+        config: ImageTrainingConfig,
         seed: int,
     ) -> None:
         self.truth, self.classes, self.counts = truth, classes, corruption.counts
-        self.space = PcaSpace(train, config.evaluation.components)
-        self.neighbors = config.evaluation.neighbors
-        self.every = min(config.training.validate_every, config.training.steps)
+        self.space, self.neighbors = space, neighbors
+        self.every = min(config.validate_every, config.steps)
         ids, draw = torch.arange(len(truth)), generator(seed, "validation")
         self.corrupted = {
             level: corruption(truth, torch.full_like(ids, level), ids, draw)
