@@ -7,7 +7,7 @@ stay in the user's folder. A second for the digits.
 from braid.common.rng import generator
 from braid.images.data.image_set import open_image_set
 from braid.images.latents.sd_vae import encoded, load_sd_vae
-from braid.images.preparation.preparation import (
+from braid.images.preparation.indexing import (
     condition,
     counts,
     index_images,

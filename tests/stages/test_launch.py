@@ -61,7 +61,7 @@ def test_every_override_is_of_a_param_and_valid(recipe: str, tmp_path: Path) -> 
     stages = words[2 : words.index("-S")]
     assert set(stages) <= set(load_yaml(ROOT / "dvc.yaml")["stages"])
     assert len(words) == 2 + len(stages) + 2 * len(overrides(words))
-    names = [each.split("=")[0] for each in overrides(words)]
+    names = [word.split("=")[0] for word in overrides(words)]
     assert len(set(names)) == len(names)
     params = params_of(recipe, tmp_path)
     assert params.images.source == PLACES["IMAGENET"]

@@ -143,11 +143,11 @@ def test_latents_are_encoded_once(repo: Path, root: Path, vae: list[Any]) -> Non
     images = prepared(repo, input_space="latent")
     assert (images.shape, images.input_space, images.classes) == ((4, 2, 2), "latent", 3)
     expected = (4 * torch.nn.functional.avg_pool2d(pixels, 8) - SHIFT) * SCALE
-    found = images.images(range(60))
-    torch.testing.assert_close(found[:, :3], expected, rtol=2e-3, atol=2e-3)
+    latents = images.images(range(60))
+    torch.testing.assert_close(latents[:, :3], expected, rtol=2e-3, atol=2e-3)
     assert sum(shape[0] for shape in vae[0][1].shapes) == 60
     shutil.rmtree(root)  # latents need the images no more
-    assert torch.equal(images.images(range(60)), found)
+    assert torch.equal(images.images(range(60)), latents)
 
 
 def test_random_crops_before_encoding(repo: Path, root: Path, vae: list[Any]) -> None:
@@ -163,7 +163,7 @@ def test_broken_images_are_left_out_or_fatal(repo: Path, root: Path) -> None:
     images = prepared(repo)
     assert (len(images), figures(repo)["faults"]) == (58, 2)
     manifest = json.loads((repo / "data/images/manifest.json").read_text())
-    assert [each["name"] for each in manifest["faults"]] == ["bees/004.png", "cats/002.png"]
+    assert [entry["name"] for entry in manifest["faults"]] == ["bees/004.png", "cats/002.png"]
     set_images(repo, faults="fatal")
     line = fault(repo, STAGE)
     assert line.startswith(f"{root}/bees/004.png: not an image")

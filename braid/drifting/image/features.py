@@ -106,7 +106,7 @@ class ResNet(nn.Module):
             images = _resized(images, self.side)
         normalized = ((images + 1) / 2 - self.mean) / self.std  # gray becomes three channels
         maps = self.network(normalized)
-        return {name: each[:, :, None] for name, each in zip(self.names, maps, strict=True)}
+        return {name: values[:, :, None] for name, values in zip(self.names, maps, strict=True)}
 
     def freeze(self) -> ResNet:
         """This network with weights that take no gradient; gradients still pass through it."""

@@ -313,7 +313,7 @@ def central_box(width: int, height: int) -> Box:
 def random_box(width: int, height: int, uniforms: Sequence[float]) -> Box:
     """A box whose area, aspect ratio, left and top come from four uniform numbers in [0, 1)."""
     area = width * height * (AREA[0] + (AREA[1] - AREA[0]) * uniforms[0])
-    low, high = (math.log(each) for each in RATIO)
+    low, high = (math.log(limit) for limit in RATIO)
     ratio = math.exp(low + (high - low) * uniforms[1])
     across = min(math.sqrt(area * ratio), width)
     down = min(math.sqrt(area / ratio), height)

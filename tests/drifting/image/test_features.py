@@ -36,9 +36,9 @@ def whole(timm):
     """timm's own network, with a classifier."""
     torch.manual_seed(0)
     network = timm.create_model("resnet18").eval()
-    for name, each in network.named_buffers():  # as after a training
+    for name, value in network.named_buffers():  # as after a training
         if name.endswith("running_var"):
-            each.uniform_(0.5, 2.0)
+            value.uniform_(0.5, 2.0)
     return network
 
 
@@ -100,8 +100,8 @@ def test_maps_are_the_outputs_of_timms_stages_on_normalized_pixels(whole, weight
         whole(((pixels + 1) / 2 - mean[:, None, None]) / std[:, None, None])
         maps = ResNet(weights, "resnet18").freeze().encode(pixels[:, :, None])
     assert list(maps) == ["layer1", "layer2", "layer3", "layer4"]
-    for name, each in maps.items():
-        torch.testing.assert_close(each[:, :, 0], outputs[name], rtol=1e-4, atol=1e-4)
+    for name, value in maps.items():
+        torch.testing.assert_close(value[:, :, 0], outputs[name], rtol=1e-4, atol=1e-4)
 
 
 def test_gray_images_become_three_equal_channels(weights):
@@ -116,8 +116,8 @@ def test_images_are_resized_as_torch_does(weights, size, side):
     resized = torch.nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
     expected = ResNet(weights, "resnet18").freeze().encode(resized[:, :, None])
     maps = small.encode(pixels[:, :, None])
-    for name, each in expected.items():
-        torch.testing.assert_close(maps[name], each, rtol=1e-3, atol=1e-4)
+    for name, value in expected.items():
+        torch.testing.assert_close(maps[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_latents_are_no_pixels(weights):
@@ -130,21 +130,21 @@ def test_gradients_reach_the_images_and_training_mode_changes_nothing(encoder, m
     features = image_features(settings(encoder=encoder), mae, weights)
     pixels = images(2, 1, 16, 16).requires_grad_()
     before = features(pixels)
-    sum(each.square().sum() for each in before.values()).backward()
+    sum(value.square().sum() for value in before.values()).backward()
     assert pixels.grad.abs().amin() > 0
-    assert not any(each.requires_grad for each in features.parameters())
-    state = {name: each.clone() for name, each in features.state_dict().items()}
+    assert not any(value.requires_grad for value in features.parameters())
+    state = {name: value.clone() for name, value in features.state_dict().items()}
     after = features.train()(pixels)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(torch.equal(each, state[name]) for name, each in features.state_dict().items())
+    assert all(torch.equal(value, state[name]) for name, value in features.state_dict().items())
 
 
 def test_images_are_clips_of_one_frame(mae):
     features = image_features(settings(), mae, None)
     pixels = images(3, 1, 8, 8)
     groups, expected = features(pixels), features.features(pixels[:, :, None])
-    assert all(torch.equal(groups[name], each) for name, each in expected.items())
-    assert {each.shape[0] for each in groups.values()} == {3}
+    assert all(torch.equal(groups[name], value) for name, value in expected.items())
+    assert {value.shape[0] for value in groups.values()} == {3}
 
 
 def test_an_encoder_without_weight_is_not_read(tmp_path, mae):
@@ -159,7 +159,7 @@ def test_weights_of_a_pth_file_are_the_same(whole, weights, tmp_path):
     torch.save({"state_dict": whole.state_dict()}, tmp_path / "resnet18.pth")
     again = ResNet(tmp_path / "resnet18.pth", "resnet18").state_dict()
     expected = ResNet(weights, "resnet18").state_dict()
-    assert all(torch.equal(again[name], each) for name, each in expected.items())
+    assert all(torch.equal(again[name], value) for name, value in expected.items())
 
 
 class Trap:

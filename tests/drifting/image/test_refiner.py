@@ -62,9 +62,11 @@ def test_given_patches_are_kept_bit_for_bit_only_where_configured() -> None:
 
 
 def test_spread_widens_the_differences_between_untrained_images() -> None:
-    given = [each[1:].expand(64, *each.shape[1:]) for each in inputs()]
+    given = [part[1:].expand(64, *part.shape[1:]) for part in inputs()]
     given[0] = torch.randn(64, 2, 4, 6, generator=generator(3))
-    usual, wide = (make(trained=False, spread=each)(*given).std(0).mean() for each in (1.0, 4.0))
+    usual, wide = (
+        make(trained=False, spread=spread)(*given).std(0).mean() for spread in (1.0, 4.0)
+    )
     assert wide > 2 * usual
 
 

@@ -107,7 +107,7 @@ def test_a_step_draws_one_level_a_class() -> None:
         by_class = given.sum((1, 2)).unflatten(0, (2, -1))
         assert (by_class == by_class[:, :1]).all()
         levels.add(tuple(by_class[:, 0].tolist()))
-    assert {each for pair in levels for each in pair} == {0, 1}
+    assert {count for pair in levels for count in pair} == {0, 1}
     assert any(first != second for first, second in levels)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from braid.images.data import image_set as module
 from braid.images.data.image_set import ImageSet, open_image_set
-from braid.images.preparation.preparation import (
+from braid.images.preparation.indexing import (
     Listing,
     counts,
     properties,

@@ -45,7 +45,7 @@ def test_shrinking_is_antialiased() -> None:
 
 def test_a_random_box_lies_in_the_image_and_covers_its_ranges() -> None:
     uniforms = torch.rand(500, 4, generator=torch.Generator().manual_seed(0)).tolist()
-    boxes = np.array([random_box(400, 400, each) for each in uniforms])
+    boxes = np.array([random_box(400, 400, numbers) for numbers in uniforms])
     left, top, right, bottom = boxes.T
     assert (left >= 0).all()
     assert (top >= 0).all()

@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from braid.common.splits import split_of
-from braid.images.preparation.preparation import digits, noise
+from braid.images.preparation.indexing import digits, noise
 from tests.images.configs import images_config
 
 
