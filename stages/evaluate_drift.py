@@ -3,8 +3,8 @@
 Writes tables of methods and of interpolators, strips and animations. 20 s for the built-in clips.
 """
 
-from braid.clips.decoding.decoding import decoder
-from braid.clips.shards.shards import open_clips
+from braid.clips.decoding.decoder import decoder
+from braid.clips.shards.dataset import open_clips
 from braid.common.rng import generator
 from braid.drifting.evaluation.clips import (
     ClipEvaluator,
@@ -49,7 +49,7 @@ def main() -> None:
 
         pictures = stage.out("plots/drift_evaluation")
         wan_vae = stage.optional_dep(stage.params.clips.wan_vae)
-        decode = decoder(clips.codec, examples=train, wan_vae=wan_vae)
+        decode = decoder(clips.codec, train, wan_vae)
         latents = {"truth": truth, **{name: row.clips for name, row in completions.items()}}
         shown = clips_of_many_classes(classes, config.strips)
         draw_clips(pictures, latents, given, shown, clips.prompts(test[shown]), decode)

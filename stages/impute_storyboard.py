@@ -6,8 +6,8 @@ what it looks like. Seconds.
 
 from safetensors.torch import save
 
-from braid.clips.decoding.decoding import decoder
-from braid.clips.shards.shards import open_clips
+from braid.clips.decoding.decoder import decoder
+from braid.clips.shards.dataset import open_clips
 from braid.common.rng import generator
 from braid.drifting.evaluation.pictures import draw_clip
 from braid.drifting.evaluation.storyboard import (
@@ -43,7 +43,7 @@ def main() -> None:
         pictures.mkdir()
         examples = clips.latents(clips.indices("train")[:256])
         wan_vae = stage.optional_dep(stage.params.clips.wan_vae)
-        decode = decoder(clips.codec, examples=examples, wan_vae=wan_vae)
+        decode = decoder(clips.codec, examples, wan_vae)
         shown = {"interpolated": start.latents[0], "refined": full}
         draw_clip(pictures / "clip", shown, given[0], f"{name}, class {int(classes)}", decode)
 

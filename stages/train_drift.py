@@ -3,9 +3,8 @@
 Writes models/drift/<refiner>, the best on the validation split. 40 s for the built-in clips.
 """
 
-from braid.clips.shards.shards import open_clips
-from braid.drifting.training.clips import ClipSplit, clip_objective
-from braid.drifting.training.objectives import curves
+from braid.clips.shards.dataset import open_clips
+from braid.drifting.training.clips import ClipSplit, clip_objective, curves
 from braid.drifting.training.selection import BestOnValidation
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import Refiner, save_refiner
@@ -28,7 +27,8 @@ def main() -> None:
 
         corruption = Corruption(clips.shape[1], config.corruption)
         refiner = Refiner(clips.shape[0], pseudo.classes, corruption.levels + 1, config.refiner)
-        objective = clip_objective(config, settings, refiner, corruption, training, mae, run)
+        parts = settings, config.batches, config.features, config.loss
+        objective = clip_objective(*parts, refiner, corruption, training, mae, run)
         best = BestOnValidation(validation, corruption, settings, run)
         result = train(
             objective,

@@ -5,7 +5,7 @@ Half a minute for the built-in clips.
 
 import torch
 
-from braid.clips.shards.shards import open_clips
+from braid.clips.shards.dataset import open_clips
 from braid.drifting.mae.latent_mae import LatentMae, save_latent_mae
 from braid.drifting.mae.objective import MaeObjective, Masking
 from braid.drifting.mae.report import mae_report, mae_status

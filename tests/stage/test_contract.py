@@ -288,8 +288,9 @@ def plotted_columns() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(("file", "column"), sorted(set(plotted_columns())))
 def test_plotted_columns_exist_in_the_committed_csv(file: str, column: str) -> None:
     with (ROOT / file).open() as content:
-        header = next(csv.reader(content))
-    assert column in header, f"{file} does not hold {column}"
+        header, *rows = csv.reader(content)
+    drawn = bool(rows)  # DVC passes over a table of a folder that has none
+    assert column in header or not drawn, f"{file} does not hold {column}"
 
 
 def test_plotted_files_are_outs_of_stages() -> None:

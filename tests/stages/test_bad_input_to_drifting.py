@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from braid.clips.shards.shards import open_clips
+from braid.clips.shards.dataset import open_clips
 from braid.drifting.video.refiner import Refiner
 from tests.clips.shard_files import write_clips
 from tests.stages.conftest import ROOT, fault, override, run

@@ -1,4 +1,4 @@
-"""A refiner of clips and what it is trained for, by their params."""
+"""The training of a refiner of clips: its data, its objective by the params, its curves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from braid.drifting.config import DriftConfig, RefinerTrainingConfig
+from braid.drifting.config import (
+    DriftBatchesConfig,
+    DriftFeaturesConfig,
+    DriftLossConfig,
+    RefinerTrainingConfig,
+)
 from braid.drifting.loss.drift import DriftLoss
 from braid.drifting.mae.latent_mae import load_latent_mae
 from braid.drifting.training.objectives import (
@@ -24,7 +29,7 @@ from braid.drifting.training.objectives import (
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import ClipFeatures, vanilla
 from braid.drifting.video.refiner import Refiner
-from braid.training.trainer import Run
+from braid.training.trainer import Row, Run, TrainResult
 
 
 class Clips(Protocol):
@@ -67,8 +72,10 @@ class ClipSplit:
 
 
 def clip_objective(
-    config: DriftConfig,
     settings: RefinerTrainingConfig,
+    batches: DriftBatchesConfig,
+    features: DriftFeaturesConfig,
+    loss: DriftLossConfig,
     refiner: Refiner,
     corruption: Corruption,
     split: ClipSplit,  # what is trained on
@@ -84,15 +91,33 @@ def clip_objective(
     """
     if settings.compile:
         compile_deterministic(refiner)
-    anchors = split.anchors if config.corruption.student_replace_prob > 0 else None
-    base = refiner.to(run.device), corruption, split.latents, split.classes, config.batches, anchors
+    anchors = split.anchors if corruption.config.student_replace_prob > 0 else None
+    base = refiner.to(run.device), corruption, split.latents, split.classes, batches, anchors
     if settings.objective == "paired":
         return PairedObjective(*base)
-    features = config.features
     encoder = ClipFeatures(load_latent_mae(mae), features.families, features.locations)
     branches: dict[str, Branch] = {
         "encoder": (features.encoder_weight, encoder.to(run.device)),
         "vanilla": (features.vanilla_weight, vanilla(features.vanilla)),
     }
-    loss = DriftLoss(config.loss)
-    return DriftObjective(*base, branches=branches, loss=loss, log_every=run.log_every)
+    every = run.log_every
+    return DriftObjective(*base, branches=branches, loss=DriftLoss(loss), log_every=every)
+
+
+def curves(result: TrainResult) -> dict[str, list[Row]]:
+    """The rows of a training, by the folder of plots that they belong to.
+
+    `drift` has loss, terms and counts, `drift_validation` the hook's figures; `drift_kernel` and
+    `drift_field` have the statistics of the drift (statistics.py), and no rows if nothing drifts.
+    """
+    tables: dict[str, list[Row]] = {"drift": [], "drift_kernel": [], "drift_field": []}
+    for row in result.history:
+        parts: dict[str, Row] = {folder: {} for folder in tables}
+        for name, value in row.items():
+            kernel, field = "_kernel_" in name, "_field_" in name
+            folder = "drift_kernel" if kernel else "drift_field" if field else "drift"
+            parts[folder][name] = value
+        for folder, figures in parts.items():
+            if figures:
+                tables[folder].append({"step": row["step"], **figures})
+    return {**tables, "drift_validation": result.probes["validation"]}

@@ -23,7 +23,7 @@ from braid.drifting.config import DriftBatchesConfig
 from braid.drifting.loss.drift import DriftLoss, Samples
 from braid.drifting.training.memory_bank import Drawn, MemoryBank, MemoryBanks
 from braid.drifting.video.corruption import Corrupted, ForwardProcess
-from braid.training.trainer import Row, Stateful, TrainResult
+from braid.training.trainer import Stateful
 
 # ---- Classifier-free guidance: drawn in training, a condition of the refiner afterwards ---------
 # Guidance alpha >= 1 mixes real samples of any class into the negatives (arXiv 2602.04770, section
@@ -363,22 +363,3 @@ def _on_cpu(generator: torch.Generator) -> torch.Generator:
 def _rows(classes: Tensor, clips: Tensor) -> tuple[Tensor, Tensor]:
     """Classes [C] and clips [C, N, ...] as rows [C N]."""
     return classes.repeat_interleave(clips.shape[1]), clips.flatten(0, 1)
-
-
-def curves(result: TrainResult) -> dict[str, list[Row]]:
-    """The rows of a training, by the folder of plots that they belong to.
-
-    `drift` has loss, terms and counts, `drift_validation` the hook's figures; `drift_kernel` and
-    `drift_field` have the statistics of the drift (statistics.py), and no rows if nothing drifts.
-    """
-    tables: dict[str, list[Row]] = {"drift": [], "drift_kernel": [], "drift_field": []}
-    for row in result.history:
-        parts: dict[str, Row] = {folder: {} for folder in tables}
-        for name, value in row.items():
-            kernel, field = "_kernel_" in name, "_field_" in name
-            folder = "drift_kernel" if kernel else "drift_field" if field else "drift"
-            parts[folder][name] = value
-        for folder, figures in parts.items():
-            if figures:
-                tables[folder].append({"step": row["step"], **figures})
-    return {**tables, "drift_validation": result.probes["validation"]}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from braid.common.rng import generator
-from braid.drifting.training.objectives import DriftObjective, PairedObjective, curves
+from braid.drifting.training.objectives import DriftObjective, PairedObjective
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import vanilla
 from braid.metrics.distances import energy_distance
@@ -116,21 +116,6 @@ def test_statistics_are_there_on_logging_steps_only() -> None:
     logged = set(objective.diagnostics)
     objective(1, generator(0, "step"))
     assert set(objective.diagnostics) == {"repeated_clips", "short_banks"} < logged
-
-
-def test_a_history_is_split_by_what_its_columns_are_about() -> None:
-    row = {"step": 0, "loss": 1.0, "vanilla": 1.0, "short_banks": 0.0}
-    statistics = {"vanilla_kernel_distance_0.2": 2.0, "vanilla_field_sq_tokens_0.2": 3.0}
-    validation = [{"step": 1, "val_frechet": 0.5}]
-    drift = curves(TrainResult([row | statistics], {"validation": validation}))
-    assert drift == {
-        "drift": [row],
-        "drift_kernel": [{"step": 0, "vanilla_kernel_distance_0.2": 2.0}],
-        "drift_field": [{"step": 0, "vanilla_field_sq_tokens_0.2": 3.0}],
-        "drift_validation": validation,
-    }
-    paired = curves(TrainResult([row], {"validation": validation}))
-    assert paired["drift_kernel"] == paired["drift_field"] == []
 
 
 def test_every_statistic_of_a_step_is_of_the_kernel_or_of_the_field() -> None:
