@@ -4,5 +4,5 @@
 : "${HOSTS:?the machines, this one first: HOSTS='a b c d'}"
 exec "$(dirname "$0")/imagenet_latents.sh" \
   -S "launch.train='bash launch/on_hosts.sh -m'" \
-  -S image_batches.classes=2 -S image_refiner_optimisation.accumulate=1 \
-  -S image_mae.batch=256 -S image_mae_optimisation.accumulate=1 "$@"
+  -S image_drift.batches.classes=2 -S image_drift.optimizer.accumulate=1 \
+  -S image_mae.batch=256 -S image_mae.optimizer.accumulate=1 "$@"

@@ -170,11 +170,16 @@ class ImageMaeConfig(MaeConfig):
 
     mask_ratio: Annotated[float, Field(gt=0, lt=1)]
 
+    @property
+    def masking(self) -> MaskingConfig:
+        """Patches alone: an image has no time to hide."""
+        return MaskingConfig(mode="patch", patch_ratio=self.mask_ratio, tube_ratio=self.mask_ratio)
+
 
 class KeypatchConfig(HarmonicConfig):
     """Which patches of an image are given, and what the others start as."""
 
-    given: tuple[Whole, ...] = Field(strict=False, min_length=1)  # patches, level by level
+    given: tuple[Whole, ...] = Field(strict=False, min_length=1)  # how many, level by level
     interpolator: Literal["inverse_distance", "harmonic"]
     noise: NonNegative  # standard deviation on interpolated patches; with none given it is 1
 
@@ -186,10 +191,12 @@ class ImageFeaturesConfig(Config):
     resnet: str  # file of timm's weights
     resnet_name: str  # in timm: resnet18, resnet50.a1_in1k
     resnet_side: Whole  # pixels that images are resized to; 0: as they come
-    families: tuple[str, ...] = Field(strict=False)
-    locations: Count
-    encoder_weight: NonNegative  # 0: the encoder is not run
-    vanilla_weight: NonNegative
+    families: tuple[Literal["location", "clip", "patch2", "patch4", "rms"], ...] = Field(
+        strict=False, min_length=1
+    )
+    locations: Count  # vectors a group, at most
+    encoder_weight: NonNegative  # of the encoder's features; 0: it is not run
+    vanilla_weight: NonNegative  # of the images themselves
 
     @model_validator(mode="after")
     def _something_drifts(self) -> ImageFeaturesConfig:
@@ -207,23 +214,23 @@ class ImageRefinerConfig(Config):
     heads: Count
     style: Count  # width of what modulates the tokens
     spread: Positive  # of untrained output; too little ends in one image a class
-    keep_anchors_fixed: bool  # known patches are kept bit for bit
-    compile: bool
+    keep_anchors_fixed: bool  # given patches are kept bit for bit
 
 
 class ImageTrainingConfig(Config):
-    """How long the image refiner is trained, and how often it is looked at."""
+    """How the image refiner is trained."""
 
     steps: Steps
-    validate_every: Count
-    validation_images: Count  # looked at, at most
+    validate_every: Count  # steps
+    validation_images: Count  # at most
+    compile: bool  # torch.compile the network: pays on long runs of one shape, needs a compiler
 
 
 class ImageEvaluationConfig(Config):
-    """How refined and generated images are judged."""
+    """How refined and generated images are evaluated."""
 
     train_images: Count  # at most: what the classifier learns from, where copies are sought
-    test_images: Count  # at most, as many are made
+    test_images: Count  # at most; as many are refined and generated
     components: Count  # of the PCA space
     neighbors: Count  # of precision, recall, density and coverage
     alpha: Annotated[float, Field(ge=1)]  # guidance; 1: none

@@ -4,16 +4,22 @@
     energy_distance    Szekely and Rizzo 2013: zero only where the distributions are equal
     manifold           precision and recall (Kynkaanniemi et al. 2019), density and coverage
                        (Naeem et al. 2020): balls around samples that reach their k-th neighbor
+    variance_ratio     variance within classes over that of real samples: 0 means one a class
 
-All in float64 on the CPU. A Frechet distance falls with the number of samples: compare only sets of
-one size, and quote what real samples score against other real samples beside it.
+The first three are in float64 on the CPU. A Frechet distance falls with the number of samples:
+compare only sets of one size, and quote what real samples score against others beside it.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
+from torch import Tensor
+
+RECALL = 0.1  # less is collapsed
+VARIANCE = (0.4, 1.3)  # ratio of within-class variances that is neither collapsed nor scattered
 
 Points = NDArray[np.float64]
 
@@ -72,3 +78,20 @@ def _radius(points: Points, neighbors: int) -> Points:
     distances = cdist(points, points)
     radius: Points = np.partition(distances, neighbors, axis=1)[:, neighbors]
     return radius
+
+
+def variance_ratio(
+    generated: Tensor,  # [n, C, H, W]
+    real: Tensor,  # [n, C, H, W]
+    classes: Tensor,  # [n]
+) -> float:
+    """Variance within classes, of generated images over that of real ones."""
+    return float(_variance_within(generated, classes) / _variance_within(real, classes))
+
+
+def _variance_within(images: Tensor, classes: Tensor) -> Tensor:
+    """Mean squared distance to the mean of the class."""
+    flat = images.flatten(1)
+    sums = torch.zeros(int(classes.max()) + 1, flat.shape[1]).index_add_(0, classes, flat)
+    counts = torch.bincount(classes).clamp(min=1)[:, None]
+    return (flat - (sums / counts)[classes]).square().mean()

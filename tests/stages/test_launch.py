@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from dvc.utils.hydra import apply_overrides
 
-from braid.stage.params import load_params, load_yaml
-from braid.stage.sections import Params
+from braid.stage.params import Params, load_params, load_yaml
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = {"one_gpu": 1, "one_node": 8, "nodes": 32}
@@ -38,10 +37,10 @@ def command_line(recipe: str, folder: Path, *more: str) -> list[str]:
     """The arguments that DVC gets."""
     stand_in(folder, "dvc", 'printf "%s\\0" "$@"')
     command = [str(ROOT / "launch" / f"{recipe}.sh"), *more]
-    found = subprocess.run(
+    done = subprocess.run(
         command, env=environment(folder, **PLACES), capture_output=True, text=True, check=True
     )
-    return found.stdout.split("\0")[:-1]
+    return done.stdout.split("\0")[:-1]
 
 
 def overrides(words: list[str]) -> list[str]:
@@ -62,13 +61,13 @@ def test_every_override_is_of_a_param_and_valid(recipe: str, tmp_path: Path) -> 
     stages = words[2 : words.index("-S")]
     assert set(stages) <= set(load_yaml(ROOT / "dvc.yaml")["stages"])
     assert len(words) == 2 + len(stages) + 2 * len(overrides(words))
-    names = [each.split("=")[0] for each in overrides(words)]
+    names = [word.split("=")[0] for word in overrides(words)]
     assert len(set(names)) == len(names)
     params = params_of(recipe, tmp_path)
     assert params.images.source == PLACES["IMAGENET"]
     assert params.images.sd_vae == PLACES["SD_VAE"]
-    assert (params.image_mae.head_weight, params.image_mae_optimisation.lr) == (0.1, 0.004)
-    assert params.image_refiner.style == params.image_refiner.dim == 768
+    assert (params.image_mae.head_weight, params.image_mae.optimizer.lr) == (0.1, 0.004)
+    assert params.image_drift.refiner.style == params.image_drift.refiner.dim == 768
 
 
 @pytest.mark.parametrize(("recipe", "processes"), PROCESSES.items())
@@ -76,9 +75,10 @@ def test_effective_batches_are_those_of_the_paper(
     recipe: str, processes: int, tmp_path: Path
 ) -> None:
     params = params_of(recipe, tmp_path)
-    drawn = params.image_batches.classes * params.image_batches.generated
-    assert drawn * params.image_refiner_optimisation.accumulate * processes == 4096
-    pretrained = params.image_mae.batch * params.image_mae_optimisation.accumulate
+    drift, mae = params.image_drift, params.image_mae
+    drawn = drift.batches.classes * drift.batches.generated
+    assert drawn * drift.optimizer.accumulate * processes == 4096
+    pretrained = mae.batch * mae.optimizer.accumulate
     assert pretrained * processes == 8192
 
 
@@ -92,8 +92,8 @@ def test_processes_are_those_that_the_launcher_starts(tmp_path: Path) -> None:
 
 
 def test_further_overrides_are_passed_on(tmp_path: Path) -> None:
-    params = params_of("one_gpu", tmp_path, "-S", "image_training.steps=7")
-    assert params.image_training.steps == 7
+    params = params_of("one_gpu", tmp_path, "-S", "image_drift.training.steps=7")
+    assert params.image_drift.training.steps == 7
 
 
 @pytest.mark.parametrize("missing", ["IMAGENET", "SD_VAE", "HOSTS"])
@@ -148,5 +148,5 @@ def test_the_container_has_the_repository_s_own_environment() -> None:
     assert "FROM python:3.11-slim" in text
     copied = next(line for line in text.splitlines() if line.startswith("COPY")).split()[1:-1]
     assert all((ROOT / name).is_file() for name in copied)
-    assert "decode" in project["optional-dependencies"]
-    assert "[decode]" in text
+    assert "wan" in project["optional-dependencies"]
+    assert "[wan]" in text

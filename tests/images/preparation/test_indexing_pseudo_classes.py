@@ -7,8 +7,9 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from braid.images.data.image_set import ImageSet, Listing, open_image_set
-from braid.images.preparation.preparation import digits, pseudo_classes, write_stored
+from braid.images.data.image_set import ImageSet, open_image_set
+from braid.images.preparation.indexing import Listing, digits, pseudo_classes, write_stored
+from tests.images.configs import images_config
 
 
 def draw(seed: int = 0) -> torch.Generator:
@@ -36,10 +37,10 @@ def blobs(count: int, K: int, side: int) -> tuple[torch.Tensor, np.ndarray]:
 @pytest.mark.parametrize("side", [4, 64])
 def test_patterns_are_found_at_any_size(tmp_path: Path, side: int) -> None:
     values, truth = blobs(300, 5, side)
-    found = pseudo_classes(as_set(tmp_path, values), 5, draw())
-    assert found.dtype == np.int64
-    assert found.shape == (300,)
-    assert adjusted_rand_score(truth, found) == 1  # of held-out images, too
+    classes = pseudo_classes(as_set(tmp_path, values), 5, draw())
+    assert classes.dtype == np.int64
+    assert classes.shape == (300,)
+    assert adjusted_rand_score(truth, classes) == 1  # of held-out images, too
 
 
 def test_held_out_images_do_not_move_the_classes(tmp_path: Path) -> None:
@@ -49,19 +50,19 @@ def test_held_out_images_do_not_move_the_classes(tmp_path: Path) -> None:
     spoilt[torch.from_numpy(np.setdiff1d(np.arange(200), first.indices("train")))] += 5
     second = as_set(tmp_path / "second", spoilt)
     train = first.indices("train")
-    one, other = (pseudo_classes(each, 7, draw())[train] for each in (first, second))
+    one, other = (pseudo_classes(images, 7, draw())[train] for images in (first, second))
     np.testing.assert_array_equal(one, other)
     assert (np.bincount(one, minlength=7) > 0).all()
 
 
 def test_pseudo_classes_of_digits_resemble_the_digits(tmp_path: Path) -> None:
-    listing, pixels = digits(0.075, 0.25)
+    listing, pixels = digits(images_config())
     write_stored(tmp_path, listing, [pixels], input_space="pixel")
     images = open_image_set(tmp_path, cache_mib=1)
-    found = pseudo_classes(images, 20, draw())
-    np.testing.assert_array_equal(found, pseudo_classes(images, 20, draw()))
-    assert not np.array_equal(found, pseudo_classes(images, 20, draw(1)))
-    assert normalized_mutual_info_score(images.labels, found) > 0.65
+    classes = pseudo_classes(images, 20, draw())
+    np.testing.assert_array_equal(classes, pseudo_classes(images, 20, draw()))
+    assert not np.array_equal(classes, pseudo_classes(images, 20, draw(1)))
+    assert normalized_mutual_info_score(images.labels, classes) > 0.65
 
 
 def test_too_many_classes(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_shrinking_is_antialiased() -> None:
 
 def test_a_random_box_lies_in_the_image_and_covers_its_ranges() -> None:
     uniforms = torch.rand(500, 4, generator=torch.Generator().manual_seed(0)).tolist()
-    boxes = np.array([random_box(400, 400, each) for each in uniforms])
+    boxes = np.array([random_box(400, 400, numbers) for numbers in uniforms])
     left, top, right, bottom = boxes.T
     assert (left >= 0).all()
     assert (top >= 0).all()
@@ -127,7 +127,7 @@ def test_a_name_never_leaves_the_folder(tmp_path: Path) -> None:
             inside(root, name)
 
 
-def test_images_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
+def test_files_are_read_in_the_order_of_the_indices(tmp_path: Path) -> None:
     names = [f"{number}.png" for number in range(6)]
     for number, name in enumerate(names):
         write_picture(tmp_path / name, number, (7, 7))
