@@ -65,8 +65,8 @@ def drift_loss(
     loss = samples.generated.new_zeros(())
     for scope in scopes:
         distances = {k: torch.cdist(vectors[k].detach(), columns[k]) for k in scope}
-        distances = {k: each.clamp(min=MIN_DISTANCE) for k, each in distances.items()}
-        total = torch.stack([(each * weights[k]).mean() for k, each in distances.items()]).sum()
+        distances = {k: d.clamp(min=MIN_DISTANCE) for k, d in distances.items()}
+        total = torch.stack([(d * weights[k]).mean() for k, d in distances.items()]).sum()
         scale = total / torch.stack([weights[k].mean() for k in scope]).sum()
         unit = scale / math.sqrt(dims)
         drifts = {k: torch.zeros_like(vectors[k]) for k in scope}
@@ -82,7 +82,7 @@ def drift_loss(
                 )
                 for k in scope
             }
-            square = torch.stack([each.square().mean() for each in fields.values()]).mean()
+            square = torch.stack([field.square().mean() for field in fields.values()]).mean()
             for k, field in fields.items():
                 drifts[k] = drifts[k] + field / square.sqrt().clamp(min=MIN_LAMBDA)
         for k in scope:
@@ -101,10 +101,10 @@ def _columns(samples: Samples, weight: Tensor) -> tuple[list[Tensor], list[Tenso
             blocks.insert(1, samples.unconditional)
         if samples.negatives is not None:
             blocks.insert(1, samples.negatives[c])
-        ones = [weight.new_ones(len(each)) for each in blocks]
+        ones = [weight.new_ones(len(block)) for block in blocks]
         if samples.unconditional is not None:
             ones[-2] = ones[-2] * weight[c]
         for location in range(locations):
-            columns.append(torch.cat([each[:, location] for each in blocks]))
+            columns.append(torch.cat([block[:, location] for block in blocks]))
             weights.append(torch.cat(ones))
     return columns, weights
