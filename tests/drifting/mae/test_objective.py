@@ -40,22 +40,22 @@ def test_without_a_head_there_is_one_term():
 
 
 def test_batches_come_from_the_given_clips_alone():
-    seen = []
+    batches = []
     objective, values = make(clips=torch.tensor([3, 5, 8]))
-    objective.latents = lambda chosen: (seen.append(chosen), values[chosen])[1]
+    objective.latents = lambda chosen: (batches.append(chosen), values[chosen])[1]
     for step in range(5):
         objective(step, generator(step))
-    assert set(torch.cat(seen).tolist()) == {3, 5, 8}
+    assert set(torch.cat(batches).tolist()) == {3, 5, 8}
 
 
 def test_hidden_cells_never_reach_the_network():
     objective, values = make()
-    seen = []
+    inputs = []
     encode = objective.mae.encode
-    objective.mae.encode = lambda clips: (seen.append(clips), encode(clips))[1]
+    objective.mae.encode = lambda clips: (inputs.append(clips), encode(clips))[1]
     objective.latents = lambda chosen: torch.full_like(values[chosen], 7.0)
     objective(0, generator())
-    assert set(seen[0].unique().tolist()) == {0.0, 7.0}
+    assert set(inputs[0].unique().tolist()) == {0.0, 7.0}
 
 
 def test_the_outer_layers_are_named_for_muon():

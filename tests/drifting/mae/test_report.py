@@ -113,8 +113,8 @@ def figures(**changes):
     ],
 )
 def test_failures_have_names(change, status):
-    found, reason = mae_status(figures(**change))
-    assert found == status
+    actual, reason = mae_status(figures(**change))
+    assert actual == status
     assert "\n" not in reason
     assert any(character.isdigit() for character in reason)
 
