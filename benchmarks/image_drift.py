@@ -84,9 +84,7 @@ class LoopedLoss(DriftLoss):
     ) -> DriftResult:
         """The same loss, class by class and vector by vector."""
         losses = {
-            name: drift_reference.drift_loss(
-                samples, unconditional_weight, self.config.temperatures
-            )
+            name: drift_reference.drift_loss(samples, unconditional_weight, self.config)
             for name, samples in groups.items()
         }
         return DriftResult(torch.stack(list(losses.values())).sum(), losses, {})

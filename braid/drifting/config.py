@@ -127,14 +127,14 @@ class RefinerTrainingConfig(Config):
 
     objective: Literal["drift", "paired"]
     steps: Steps
-    validate_every: Count  # steps between looks at the validation split
+    validate_every: Count  # steps between evaluations on the validation split
     compile: bool  # torch.compile the network: pays on long runs of one shape, needs a compiler
 
 
 class DriftEvaluationConfig(Config):
-    """How refined clips are judged."""
+    """How refined clips are evaluated."""
 
-    refiner: str  # of `drift.refiners`: the one that is judged
+    refiner: str  # of `drift.refiners`: the one that is evaluated
     paired: str  # of `drift.refiners`: the one that multi-step sampling runs
     components: Count  # of the PCA space
     alpha: Annotated[float, Field(ge=1)]  # guidance

@@ -1,4 +1,4 @@
-"""How far two sets of samples are apart, in a feature space that no training has seen.
+"""How far two sets of samples are apart, in a feature space that no training uses.
 
     frechet_distance   Heusel et al. 2017, equation 6: of two Gaussians fitted to the sets
     energy_distance    Szekely and Rizzo 2013: zero only where the distributions are equal

@@ -82,7 +82,7 @@ def complete(
 
 def costs(completions: Mapping[str, Completion]) -> dict[str, float]:
     """What the clock says of each method."""
-    return {f"milliseconds_{name}": each.milliseconds for name, each in completions.items()}
+    return {f"milliseconds_{name}": one.milliseconds for name, one in completions.items()}
 
 
 class ClipEvaluator:

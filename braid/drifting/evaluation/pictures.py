@@ -23,7 +23,7 @@ class DecodeClips(Protocol):
 
     @property
     def name(self) -> str:
-        """What says in a picture how it was made."""
+        """How pictures say what decoded them."""
 
     def __call__(self, latents: Tensor) -> Tensor:
         """The frames."""

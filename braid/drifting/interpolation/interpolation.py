@@ -4,7 +4,7 @@
     cubic              Hermite's cubic through them, with Catmull and Rom's tangents
     inverse_distance   the mean of all keyframes weighted by 1 / (distance in time)^2
     harmonic           the edge-aware Laplace equation on the space-time grid (harmonic.py)
-    sinkhorn           tokens moved along an optimal transport plan (sinkhorn.py)
+    sinkhorn           tokens moved along an optimal transport plan
 
 Keyframes come out bit for bit, and nothing of a missing frame is read.
 """
@@ -31,14 +31,14 @@ from braid.drifting.interpolation.keyframes import frames_at, neighbors
 #     logit_ij = <f_i, f_j> / temperature - |p_i - p_j|^2 / (2 reach^2),     f of unit length.
 #
 # From the plan each cell has a flow, to where its partners lie on average, and a confidence: its
-# mass outside the dustbin, times how well forward and backward flow cancel, times the share of the
-# cell's change that the motion explains. Still cells explain nothing, so a moving thing passes in
-# front of them. Flows are carried to the time of a missing frame; both keyframes are sampled
+# mass outside the dustbin, times how well forward and backward flow cancel, times the fraction of
+# the cell's change that the motion explains. Still cells explain nothing, so a moving thing passes
+# in front of them. Flows are carried to the time of a missing frame; both keyframes are sampled
 # against the flow and blended by time; where no confident cell arrives, the straight line stays.
 
 ITERATIONS = 20
 CONSISTENCY = 0.5  # cells by which forward and backward flow may miss each other
-_CHUNK = 2**25  # elements of the plans that are held at once
+_CHUNK = 2**25  # elements of the plans that are in memory at once
 
 
 class Motion(NamedTuple):
@@ -65,8 +65,8 @@ def warp(
     forward, backward = motions(source, target, config)
     fraction = around.fraction[clip, time][:, None, None, None].to(latents)
     carried = at_time(
-        Motion(*(each[pair] for each in forward)),
-        Motion(*(each[pair] for each in backward)),
+        Motion(*(values[pair] for values in forward)),
+        Motion(*(values[pair] for values in backward)),
         fraction,
     )
     place = _places(carried.flow)
@@ -88,7 +88,7 @@ def motions(
     """From source to target and back."""
     place = _places(source).flatten(1).T  # [N, 2]
     prior = (place[:, None] - place).square().sum(2) / (2 * config.sinkhorn_reach**2)
-    found = []
+    parts = []
     size = max(1, _CHUNK // len(place) ** 2)
     for a, b in zip(source.split(size), target.split(size), strict=True):
         unit_a, unit_b = (normalize(z.flatten(2), dim=1) for z in (a, b))
@@ -96,8 +96,8 @@ def motions(
         plan = transport(cosine / config.sinkhorn_temperature - prior, config.dustbin)
         matched = plan[:, :-1, :-1]
         forward, backward = _motion(matched, a), _motion(matched.transpose(1, 2), b)
-        found.append((*_checked(forward, backward, a, b), *_checked(backward, forward, b, a)))
-    flow, trust, flow_back, trust_back = (torch.cat(each) for each in zip(*found, strict=True))
+        parts.append((*_checked(forward, backward, a, b), *_checked(backward, forward, b, a)))
+    flow, trust, flow_back, trust_back = (torch.cat(values) for values in zip(*parts, strict=True))
     return Motion(flow, trust), Motion(flow_back, trust_back)
 
 
@@ -150,7 +150,7 @@ def at_time(
     backward: Motion,
     fraction: Tensor,  # [M, 1, 1, 1] of the way from source to target
 ) -> Motion:
-    """The forward flow as seen from the cells of the frame between, [M, 2 and 1, H, W]."""
+    """The forward flow at the cells of the frame between, [M, 2 and 1, H, W]."""
     place = _places(forward.flow)
     total = torch.zeros_like(torch.cat(forward, 1))
     for motion, part, sign in ((forward, fraction, 1), (backward, 1 - fraction, -1)):
@@ -241,7 +241,7 @@ def cubic(
     left, right = frames_at(latents, around.left), frames_at(latents, around.right)
     out = _tangents(latents, mask, around.left)
     into = _tangents(latents, mask, around.right)
-    a, gap = (each[:, None, :, None, None].to(left) for each in (around.fraction, around.gap))
+    a, gap = (values[:, None, :, None, None].to(left) for values in (around.fraction, around.gap))
     bend = (1 - a) * (out * gap - (right - left)) - a * (into * gap - (right - left))
     return torch.lerp(left, right, a) + a * (1 - a) * bend
 
@@ -254,7 +254,7 @@ def _tangents(latents: Tensor, mask: Tensor, key: Tensor) -> Tensor:
     after = around.right.gather(1, (key + 1).clamp_max(last))
     now = frames_at(latents, key)
     past, future = (
-        (each - key)[:, None, :, None, None].to(latents) for each in (before, after)
+        (frame - key)[:, None, :, None, None].to(latents) for frame in (before, after)
     )  # signed frames; 0 where there is no such keyframe
     slope_past = (now - frames_at(latents, before)) / (-past).clamp_min(1)
     slope_future = (frames_at(latents, after) - now) / future.clamp_min(1)

@@ -46,12 +46,12 @@ def level_counts(frames: int, config: CorruptionConfig) -> list[int]:
     counts = [fewest]
     for finer in range(1, levels):
         fraction = finer / levels
-        wanted = {
+        count = {
             "doubling": 2 * counts[-1],
             "linear": round(fewest + fraction * (frames - fewest)),
             "geometric": round(fewest * (frames / fewest) ** fraction),
         }[config.schedule]
-        counts.append(min(max(wanted, counts[-1] + 1), frames - levels + finer))
+        counts.append(min(max(count, counts[-1] + 1), frames - levels + finer))
     return [frames, *reversed(counts)]
 
 

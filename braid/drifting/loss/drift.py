@@ -39,11 +39,11 @@ MIN_SQUARE = 1e-8  # of lambda^2
 
 @dataclass(frozen=True)
 class DriftResult:
-    """What a step minimises and what it may log."""
+    """What a step minimizes and what it may log."""
 
     loss: Tensor  # [] the sum over groups
     per_group: dict[str, Tensor]  # [] each, differentiable too
-    statistics: dict[str, Tensor]  # [] each, see `drift_statistics`; empty unless asked for
+    statistics: dict[str, Tensor]  # [] each, see statistics.py; empty unless requested
 
 
 class DriftLoss:
@@ -100,8 +100,8 @@ class DriftLoss:
         squares = _ratio(squares, dims * shared[2])
         rates = (squares.clamp(min=MIN_SQUARE).rsqrt() / unit)[..., None, None]
         drift = force[:, :, 0] * rates[0]
-        for each, rate in zip(force.unbind(2)[1:], rates[1:], strict=True):
-            drift.addcmul_(each, rate)
+        for field, rate in zip(force.unbind(2)[1:], rates[1:], strict=True):
+            drift.addcmul_(field, rate)
         if log:
             log.add_group(name, scale.mean(), squares.mean(1))
         count = (dims * joint[2, 0]).clamp(min=1)
@@ -119,7 +119,7 @@ class DriftLoss:
         force = distance.new_empty(*shape, parts[0].columns.shape[-1])
         norms = distance.new_empty(shape)
         sizes = [len(part.columns) for part in parts]
-        pieces = (each.split(sizes) for each in (distance, force, norms))
+        pieces = (values.split(sizes) for values in (distance, force, norms))
         for part, near, moved, size in zip(parts, *pieces, strict=True):
             affinity = self.affinity(part, near)
             if log:

@@ -59,7 +59,7 @@ class DriftStatistics:
         rows = kernel_rows(distance, affinity, group.positives)
         if group.exist is not None:
             exist = group.exist[:, group.generated].expand(distance.shape[:-1])
-            rows = Rows(*(each[:, exist.flatten()] for each in rows))
+            rows = Rows(*(values[:, exist.flatten()] for values in rows))
         self.rows.append(rows)
 
     def add_group(
@@ -77,7 +77,7 @@ class DriftStatistics:
         figures: dict[str, Tensor] = {}
         rows = Rows(*(torch.cat(parts, 1) for parts in zip(*self.rows, strict=True)))
         for index, tau in enumerate(self.temperatures):
-            figures |= _summary(f"{tau:g}", Rows(*(each[index] for each in rows)))
+            figures |= _summary(f"{tau:g}", Rows(*(values[index] for values in rows)))
         for family, groups in self.families.items():
             scale, *squares = torch.stack(groups).mean(0)
             figures[f"field_scale_{family}"] = scale
@@ -101,7 +101,7 @@ def kernel_rows(
         effective_number(negative),
         (affinity * distance.unsqueeze(-3)).sum(-1),
     )
-    return Rows(*(each.movedim(-2, 0).flatten(1) for each in figures))
+    return Rows(*(values.movedim(-2, 0).flatten(1) for values in figures))
 
 
 def effective_number(

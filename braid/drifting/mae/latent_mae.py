@@ -150,14 +150,14 @@ class _Conv(nn.Linear):
 
 
 def _over_space(clips: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Convolve every frame: [B, C, T, H, W] seen as [B T, C, H, W]."""
+    """Convolve every frame: [B, C, T, H, W] as [B T, C, H, W]."""
     frames = clips.transpose(1, 2)
     convolved = F.conv2d(frames.flatten(0, 1), weight, None, stride, weight.shape[-1] // 2)
     return convolved.unflatten(0, frames.shape[:2]).transpose(1, 2)
 
 
 def _over_time(clips: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Convolve along time: [B, C, T, H, W] seen as [B, C, T, H W]."""
+    """Convolve along time: [B, C, T, H, W] as [B, C, T, H W]."""
     padding = (weight.shape[2] // 2, 0)
     convolved = F.conv2d(clips.flatten(3), weight, None, (stride, 1), padding)
     return convolved.unflatten(3, clips.shape[3:])

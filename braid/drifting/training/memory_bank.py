@@ -44,7 +44,7 @@ class MemoryBanks:
         self.capacity = capacity
         self.samples = torch.zeros(classes, capacity, *sample_shape, dtype=dtype, device=device)
         self.pushed = torch.zeros(classes, dtype=torch.int64)  # [K] ever
-        self.fallbacks = 0  # classes drawn from while they held too few, ever
+        self.fallbacks = 0  # draws from a class that had too few, ever
 
     @property
     def sizes(self) -> Tensor:
@@ -89,7 +89,9 @@ class MemoryBanks:
             ValueError: `count` is more than a class can hold.
         """
         if count > self.capacity:
-            raise ValueError(f"memory banks: {count} samples wanted, a class keeps {self.capacity}")
+            raise ValueError(
+                f"memory banks: {count} samples to draw, a class keeps {self.capacity}"
+            )
         classes = classes.cpu()
         size = self.sizes[classes][:, None]  # [C, 1]
         keys = torch.rand(
@@ -147,7 +149,7 @@ class MemoryBank:
 
     @property
     def fallbacks(self) -> int:
-        """Draws made while it held too few, ever."""
+        """Draws while it had too few, ever."""
         return self._banks.fallbacks
 
     def push(

@@ -8,6 +8,7 @@ adaLN-Zero), and the output layer starts at zero, so an untrained refiner return
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class Refiner(nn.Module):
         clamp: bool | None = None,  # keep given keyframes bit for bit; None: as configured
     ) -> Tensor:
         """The refined clips, [B, C, T, H, W]."""
-        tokens, size = _patches(clips, self.config.patch)  # [B, T, h, w, C p p]
+        tokens = patchify(clips, self.config.patch)  # [B, T, h, w, C p p]
         given = confidence[:, :, None, None, None].expand(*tokens.shape[:-1], 1)
         x = self.embed(torch.cat([tokens, given], dim=-1))
         x = x + _positions(x)
@@ -75,7 +76,7 @@ class Refiner(nn.Module):
             x = block(x, condition)
         shift, scale = self.modulate(condition)[:, None, None, None].chunk(2, dim=-1)
         x = self.out(normalized(x) * (1 + scale) + shift)
-        refined = clips + _unpatched(x, self.config.patch, size)
+        refined = clips + _unpatchify(x, self.config.patch, clips.shape[-2:])
         if self.config.clamp if clamp is None else clamp:
             refined = torch.where(mask[:, None, :, None, None], clips, refined)
         return refined
@@ -124,7 +125,7 @@ class Attention(nn.Module):
         """Mix sequences [B, L, D]."""
         batch, length, dim = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        queries, keys = (functional.normalize(each, dim=-1) for each in qkv[:2])
+        queries, keys = (functional.normalize(vectors, dim=-1) for vectors in qkv[:2])
         mixed = functional.scaled_dot_product_attention(
             queries * self.scale, keys, qkv[2], scale=1.0
         )
@@ -145,15 +146,18 @@ def normalized(x: Tensor) -> Tensor:
     return functional.layer_norm(x, x.shape[-1:])
 
 
-def _patches(clips: Tensor, patch: int) -> tuple[Tensor, tuple[int, int]]:
-    """Cut [B, C, T, H, W], zero-padded to whole patches, into tokens [B, T, h, w, C p p]."""
+def patchify(
+    clips: Tensor,  # [B, C, T, H, W]
+    patch: int,  # latent pixels a side
+) -> Tensor:
+    """Patches of each frame, zero-padded to whole ones, [B, T, h, w, C p p]."""
     height, width = clips.shape[-2:]
     padded = functional.pad(clips, (0, -width % patch, 0, -height % patch))
     cut = padded.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))  # [B, C, T, h, p, w, p]
-    return cut.permute(0, 2, 3, 5, 1, 4, 6).flatten(4), (height, width)
+    return cut.permute(0, 2, 3, 5, 1, 4, 6).flatten(4)
 
 
-def _unpatched(tokens: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
+def _unpatchify(tokens: Tensor, patch: int, size: Sequence[int]) -> Tensor:
     """Put tokens [B, T, h, w, C p p] back together to [B, C, T, H, W]."""
     cut = tokens.unflatten(-1, (-1, patch, patch)).permute(0, 4, 1, 2, 5, 3, 6)
     padded = cut.flatten(5, 6).flatten(3, 4)
@@ -171,7 +175,7 @@ def _positions(x: Tensor) -> Tensor:
         view = [1, 1, 1, 2 * count]
         view[axis] = extent
         encodings.append(torch.cat([angles.sin(), angles.cos()], -1).view(view))
-    joint = torch.cat([each.expand(*extents, -1) for each in encodings], dim=-1)
+    joint = torch.cat([encoding.expand(*extents, -1) for encoding in encodings], dim=-1)
     return functional.pad(joint, (0, dim - joint.shape[-1])).to(x.dtype)
 
 

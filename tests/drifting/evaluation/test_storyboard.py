@@ -1,4 +1,4 @@
-"""A storyboard: only its given frames count, and what is wrong with it is said in one line."""
+"""A storyboard: only its given frames count, and what is wrong with it is named in one line."""
 
 from __future__ import annotations
 

@@ -76,21 +76,21 @@ def matrix(graph, grid):
 def test_agrees_with_a_dense_solve(grid, lambda_reg):
     values, known, start = problem(grid)
     settings = usual(lambda_reg=lambda_reg)
-    found = harmonic(values, known, start, settings)
+    actual = harmonic(values, known, start, settings)
     for clip in range(3):
         expected = dense_solution(values[clip], known[clip], start[clip], settings)
-        torch.testing.assert_close(found[clip].double(), expected, atol=2e-4, rtol=0)
+        torch.testing.assert_close(actual[clip].double(), expected, atol=2e-4, rtol=0)
 
 
 @every_grid
 def test_the_operator_is_a_symmetric_positive_laplacian(grid):
     features = random(1, 2, *grid)
-    found = matrix(Laplacian(features, USUAL), grid)
-    torch.testing.assert_close(found, found.T)
-    torch.testing.assert_close(found.sum(1), torch.zeros(len(found)), atol=1e-6, rtol=0)
-    assert torch.linalg.eigvalsh(found.double()).min() > -1e-6
-    torch.testing.assert_close(found.double(), dense_laplacian(features[0], USUAL))
-    torch.testing.assert_close(Laplacian(features, USUAL).degree.flatten(), found.diagonal())
+    actual = matrix(Laplacian(features, USUAL), grid)
+    torch.testing.assert_close(actual, actual.T)
+    torch.testing.assert_close(actual.sum(1), torch.zeros(len(actual)), atol=1e-6, rtol=0)
+    assert torch.linalg.eigvalsh(actual.double()).min() > -1e-6
+    torch.testing.assert_close(actual.double(), dense_laplacian(features[0], USUAL))
+    torch.testing.assert_close(Laplacian(features, USUAL).degree.flatten(), actual.diagonal())
 
 
 @every_grid
@@ -98,8 +98,8 @@ def test_the_operator_is_a_symmetric_positive_laplacian(grid):
 def test_constants_are_kept(grid, lambda_reg):
     _, known, _ = problem(grid)
     values = torch.full((3, 2, *grid), 1.7)
-    found = harmonic(values, known, values, usual(lambda_reg=lambda_reg))
-    assert torch.equal(found, values)
+    actual = harmonic(values, known, values, usual(lambda_reg=lambda_reg))
+    assert torch.equal(actual, values)
 
 
 def test_corners_of_one_make_a_square_of_one():
@@ -108,30 +108,30 @@ def test_corners_of_one_make_a_square_of_one():
     known[:, [0, 0, 3, 3], [0, 3, 0, 3]] = True
     start = torch.zeros(1, 1, 4, 4)
     settings = configs.harmonic(sigma_feature=1e6, sigma_space=1.0, lambda_reg=0.0)
-    found = harmonic(torch.ones(1, 1, 4, 4), known, start, settings)
-    torch.testing.assert_close(found, torch.ones(1, 1, 4, 4), atol=1e-5, rtol=0)
+    actual = harmonic(torch.ones(1, 1, 4, 4), known, start, settings)
+    torch.testing.assert_close(actual, torch.ones(1, 1, 4, 4), atol=1e-5, rtol=0)
 
 
 @every_grid
 def test_without_a_pull_no_value_leaves_the_range_of_the_known(grid):
     values, known, start = problem(grid)
-    found = harmonic(values, known, 10 * start, usual(sigma_feature=10.0, lambda_reg=0.0))
+    actual = harmonic(values, known, 10 * start, usual(sigma_feature=10.0, lambda_reg=0.0))
     inside = torch.where(known[:, None], values, torch.nan)
     low, high = (
         torch.stack([fold(c[c.isfinite()]) for c in inside.flatten(0, 1)]).view(3, 2, 1)
         for fold in (torch.min, torch.max)
     )
-    assert (found.flatten(2) >= low - 1e-3).all()
-    assert (found.flatten(2) <= high + 1e-3).all()
+    assert (actual.flatten(2) >= low - 1e-3).all()
+    assert (actual.flatten(2) <= high + 1e-3).all()
 
 
 def test_a_chain_is_linear_interpolation():
     values, known = random(1, 3, 9), torch.zeros(1, 9, dtype=torch.bool)
     known[0, [0, 3, 8]] = True
     settings = configs.harmonic(sigma_feature=1e6, sigma_space=1.0, lambda_reg=0.0)
-    found = harmonic(values, known, torch.zeros(1, 3, 9), settings)
-    torch.testing.assert_close(found[..., 1], values[..., [0, 3]] @ torch.tensor([2 / 3, 1 / 3]))
-    torch.testing.assert_close(found[..., 4], values[..., [3, 8]] @ torch.tensor([0.8, 0.2]))
+    actual = harmonic(values, known, torch.zeros(1, 3, 9), settings)
+    torch.testing.assert_close(actual[..., 1], values[..., [0, 3]] @ torch.tensor([2 / 3, 1 / 3]))
+    torch.testing.assert_close(actual[..., 4], values[..., [3, 8]] @ torch.tensor([0.8, 0.2]))
 
 
 @every_grid
@@ -159,8 +159,8 @@ def test_gradients_reach_the_known_values():
 
 def test_a_strong_pull_gives_the_start():
     values, known, start = problem((4, 5))
-    found = harmonic(values, known, start, usual(lambda_reg=1e6))
-    torch.testing.assert_close(found, torch.where(known[:, None], values, start))
+    actual = harmonic(values, known, start, usual(lambda_reg=1e6))
+    torch.testing.assert_close(actual, torch.where(known[:, None], values, start))
 
 
 def test_an_edge_in_the_start_holds_values_apart():
@@ -191,9 +191,9 @@ def test_every_setting_counts(key):
 )
 def test_nothing_of_unknown_values_is_read(solve):
     values, known, start = problem((3, 4, 3))
-    found, kept = solve(values, known, start), known[:, None].expand_as(values)
-    assert torch.equal(found[kept], values[kept])
-    assert torch.equal(solve(values.where(kept, torch.nan), known, start), found)
+    actual, kept = solve(values, known, start), known[:, None].expand_as(values)
+    assert torch.equal(actual[kept], values[kept])
+    assert torch.equal(solve(values.where(kept, torch.nan), known, start), actual)
 
 
 def test_a_hard_system_in_the_batch_changes_no_other():
@@ -215,26 +215,28 @@ def test_the_iterations_are_bounded(monkeypatch):
 
 def test_nodes_behind_edges_keep_the_start():
     values, known, start = problem((4, 5))
-    found = harmonic(values, known, start, usual(sigma_feature=1e-3))
-    torch.testing.assert_close(found, torch.where(known[:, None], values, start), atol=1e-3, rtol=0)
+    actual = harmonic(values, known, start, usual(sigma_feature=1e-3))
+    torch.testing.assert_close(
+        actual, torch.where(known[:, None], values, start), atol=1e-3, rtol=0
+    )
 
 
 @pytest.mark.parametrize("sigma_feature", [1e-3, 0.03, 0.1, 0.3])
 def test_edges_too_weak_for_float32_break_nothing(sigma_feature):
     values, known, start = problem((9, 8, 8), batch=2)
     settings = configs.harmonic(sigma_feature=sigma_feature, lambda_reg=0.0)
-    found = harmonic(values, known, start, settings)
-    assert found.abs().max() <= values.abs().max() + 0.01
+    actual = harmonic(values, known, start, settings)
+    assert actual.abs().max() <= values.abs().max() + 0.01
 
 
 @every_grid
 def test_inverse_distance_node_by_node(grid):
     values, known, _ = problem(grid)
-    found = inverse_distance(values, known).flatten(2)
+    actual = inverse_distance(values, known).flatten(2)
     nodes = torch.tensor(list(itertools.product(*(range(n) for n in grid))))
     for clip in range(3):
         given = known[clip].flatten()
         for node in (~given).nonzero()[:, 0]:
             weight = 1 / (nodes[given] - nodes[node]).square().sum(1).float()
             mean = (values[clip].flatten(1)[:, given] * weight).sum(1) / weight.sum()
-            torch.testing.assert_close(found[clip, :, node], mean)
+            torch.testing.assert_close(actual[clip, :, node], mean)

@@ -124,12 +124,12 @@ def by_search(mask):
 def test_neighbors_by_search():
     mask = torch.rand(40, 11, generator=generator(1)) < 0.4
     mask[:, 5] |= ~mask.any(1)
-    found = neighbors(mask)
+    actual = neighbors(mask)
     for clip in range(40):
         left, right, fraction = zip(*by_search(mask[clip].tolist()), strict=True)
-        assert found.left[clip].tolist() == list(left)
-        assert found.right[clip].tolist() == list(right)
-        assert found.fraction[clip].tolist() == pytest.approx(fraction)
+        assert actual.left[clip].tolist() == list(left)
+        assert actual.right[clip].tolist() == list(right)
+        assert actual.fraction[clip].tolist() == pytest.approx(fraction)
 
 
 def test_a_clip_without_keyframes_is_refused():

@@ -22,7 +22,7 @@ from tests.drifting.drift_example import (
 
 def by_reference(samples: Samples, **switches: object) -> tuple[Tensor, ...]:
     leaf = samples.generated.detach().clone().requires_grad_()
-    loss = reference.drift_loss(replace(samples, generated=leaf), WEIGHT, TAUS, **switches)
+    loss = reference.drift_loss(replace(samples, generated=leaf), WEIGHT, configs.loss(**switches))
     return loss.detach(), *torch.autograd.grad(loss, leaf)
 
 
@@ -40,9 +40,9 @@ def by_reference(samples: Samples, **switches: object) -> tuple[Tensor, ...]:
     ],
 )
 def test_all_classes_at_once_are_the_loops_over_them(switches):
-    found = differentiate(drift_loss(temperatures=TAUS, **switches), example())
+    actual = differentiate(drift_loss(temperatures=TAUS, **switches), example())
     expected = by_reference(example(), **switches)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
     if switches:
         assert not torch.allclose(expected[1], by_reference(example())[1], rtol=1e-3)
 
@@ -52,26 +52,26 @@ def test_all_classes_at_once_are_the_loops_over_them(switches):
 )
 def test_banked_and_unconditional_negatives_may_be_absent(missing):
     samples = example(**dict.fromkeys(missing))
-    found = differentiate(drift_loss(temperatures=TAUS), samples)
-    torch.testing.assert_close(found, by_reference(samples), rtol=1e-9, atol=1e-12)
+    actual = differentiate(drift_loss(temperatures=TAUS), samples)
+    torch.testing.assert_close(actual, by_reference(samples), rtol=1e-9, atol=1e-12)
 
 
 def test_in_single_precision_the_gradient_is_that_of_the_reference_far_from_the_origin():
     single = moved(example(dims=256, locations=3), lambda each: (each + 30).float())
-    _, found = differentiate(drift_loss(temperatures=TAUS), single)
+    _, actual = differentiate(drift_loss(temperatures=TAUS), single)
     _, expected = by_reference(moved(single, Tensor.double))
-    assert found.dtype == torch.float32
-    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert actual.dtype == torch.float32
+    assert (actual - expected).norm() < 1e-5 * expected.norm()
 
 
 def test_in_single_precision_a_sample_is_at_no_distance_from_itself():
     double = Samples(normal(0, 1, 5, 1, 512), normal(1, 1, 2, 1, 512))
     single = Samples(double.generated.float(), double.positives.float())
-    found, expected = (
+    actual, expected = (
         drift_loss()({"x": each}, WEIGHT[:1], statistics=True).statistics["field_scale_x"].item()
         for each in (single, double)
     )
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert actual == pytest.approx(expected, rel=1e-6)
 
 
 def test_many_locations_are_taken_in_parts(monkeypatch):
@@ -98,8 +98,8 @@ def test_groups_add_up_and_each_carries_its_gradient():
     for name, each in groups.items():
         loss, gradient = differentiate(drift_loss(), each)
         torch.testing.assert_close(result.per_group[name].detach(), loss)
-        (found,) = torch.autograd.grad(3 * result.per_group[name], leaves[name])
-        torch.testing.assert_close(found, 3 * gradient)
+        (actual,) = torch.autograd.grad(3 * result.per_group[name], leaves[name])
+        torch.testing.assert_close(actual, 3 * gradient)
 
 
 def test_only_what_is_generated_gets_a_gradient():
@@ -135,17 +135,19 @@ def test_the_order_of_samples_and_classes_is_free():
         negatives=samples.negatives[classes],
         unconditional=samples.unconditional.flip(0),
     )
-    found = differentiate(drift_loss(), mixed, WEIGHT[classes])
-    torch.testing.assert_close(found, (value, gradient[classes][:, rows]))
+    actual = differentiate(drift_loss(), mixed, WEIGHT[classes])
+    torch.testing.assert_close(actual, (value, gradient[classes][:, rows]))
 
 
 def test_the_field_is_antisymmetric_in_the_two_distributions():
     x, p, q = normal(0, 6, 64), normal(1, 8, 64), normal(2, 8, 64) + 0.3
 
+    unmasked = configs.loss(self_mask=0.0)
+
     def field(positives: Tensor, negatives: Tensor) -> Tensor:
         columns = torch.cat([negatives, positives])
         weight = torch.ones(16, dtype=torch.float64)
-        return compute_v(torch.cdist(x, columns) / 11, weight, columns, 8, 0.2, self_mask=0)
+        return compute_v(torch.cdist(x, columns) / 11, weight, columns, 8, 0.2, unmasked)
 
     assert field(p, q).abs().max() > 1e-2
     torch.testing.assert_close(field(p, q), -field(q, p), rtol=0, atol=1e-14)

@@ -31,14 +31,14 @@ CASES = [{"ragged": False}, {"ragged": True}, {"ragged": True, "scale_scope": "c
 
 
 def evaluate(rank: int) -> dict[str, Tensor]:
-    found = {}
+    actual = {}
     for index, (case, reduction) in enumerate((c, r) for c in CASES for r in ("mean", "sum")):
         samples, weight = half_of(rank, case["ragged"])
         scope = case.get("scale_scope", "batch")
         loss = drift_loss(reduction=reduction, scale_scope=scope)
         value, gradient = differentiate(loss, samples, weight)
-        found |= {f"loss{index}": value, f"gradient{index}": gradient}
-    return found
+        actual |= {f"loss{index}": value, f"gradient{index}": gradient}
+    return actual
 
 
 def test_two_processes_have_the_gradients_of_one_on_the_joint_batch(tmp_path):

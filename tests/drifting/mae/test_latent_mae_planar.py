@@ -76,7 +76,7 @@ def report(mae, pictures, **more):
 
 def test_trivial_predictors_of_images_are_what_loops_compute():
     pictures, average = images(3, 2, 6, 4), images(1, 2, 6, 4, seed=1)[0]
-    found = report(planar(channels=2), pictures, average=average)
+    actual = report(planar(channels=2), pictures, average=average)
     hidden = MASKING(pictures.shape, stream(0, "latent_mae", "patch", 0))
     visible = hide(pictures, hidden)
     errors = {"interpolation": [], "average": []}
@@ -92,14 +92,14 @@ def test_trivial_predictors_of_images_are_what_loops_compute():
         errors["average"].append(torch.stack(typical).mean())
     for name, each in errors.items():
         expected = float(torch.stack(each).mean())
-        assert found.errors["patch"][name] == pytest.approx(expected, rel=1e-4)
+        assert actual.errors["patch"][name] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_model_no_better_than_the_average_image_is_told_so():
     pictures = images(1, 1, 8, 8).expand(6, -1, -1, -1, -1)
-    found = report(planar(), pictures, average=pictures[0])
-    assert found.errors["patch"]["average"] == 0
-    assert mae_status(replace(found, rank_fraction=1.0))[0] == "worse_than_average"
+    actual = report(planar(), pictures, average=pictures[0])
+    assert actual.errors["patch"]["average"] == 0
+    assert mae_status(replace(actual, rank_fraction=1.0))[0] == "worse_than_average"
 
 
 def test_the_networks_error_is_evaluated_in_the_given_modes():

@@ -64,15 +64,15 @@ def test_a_clips_coarser_keyframes_are_among_its_finer_ones():
 
 
 def test_without_noise_it_is_interpolation():
-    found = corrupted()
+    actual = corrupted()
     mask = nested_masks(CLIPS, FRAMES, [9, 6, 3], None)[LEVEL, torch.arange(CLIPS)]
-    assert torch.equal(found.mask, mask)
-    assert torch.equal(found.latents, interpolate(clips(), mask, configs.corruption()))
+    assert torch.equal(actual.mask, mask)
+    assert torch.equal(actual.latents, interpolate(clips(), mask, configs.corruption()))
 
 
 def test_level_0_is_the_clip_itself():
-    found = corrupted(level=torch.zeros(CLIPS, dtype=torch.int64))
-    assert torch.equal(found.latents, clips())
+    actual = corrupted(level=torch.zeros(CLIPS, dtype=torch.int64))
+    assert torch.equal(actual.latents, clips())
 
 
 def noise_scale(**params):
@@ -84,38 +84,38 @@ def noise_scale(**params):
 
 def test_gaussian_noise_is_alike_on_all_missing_frames():
     expected = torch.tensor([0.25, 1, 1, 1, 0.25, 1, 1, 1, 0.25]) * 0.3
-    found = noise_scale(noise="gauss", keyframe_noise=0.25)
-    torch.testing.assert_close(found, expected.expand(CLIPS, -1), rtol=0.05, atol=0)
+    actual = noise_scale(noise="gauss", keyframe_noise=0.25)
+    torch.testing.assert_close(actual, expected.expand(CLIPS, -1), rtol=0.05, atol=0)
 
 
 def test_noise_grows_with_the_distance_to_keyframes():
     expected = torch.tensor([0, 0.5, 1, 0.5, 0, 0.5, 1, 0.5, 0]) * 0.3
-    found = noise_scale(noise="dist", keyframe_noise=0.0)
-    torch.testing.assert_close(found, expected.expand(CLIPS, -1), rtol=0.05, atol=0)
+    actual = noise_scale(noise="dist", keyframe_noise=0.0)
+    torch.testing.assert_close(actual, expected.expand(CLIPS, -1), rtol=0.05, atol=0)
 
 
 def test_frames_without_noise_keep_their_bits():
     latents = torch.full(clips().shape, -0.0)
-    found = corrupted(latents, noise="gauss", keyframe_noise=0.0)
-    kept = found.mask[:, None, :, None, None].expand(latents.shape)
-    bits, expected = (each[kept].view(torch.int32) for each in (found.latents, latents))
+    actual = corrupted(latents, noise="gauss", keyframe_noise=0.0)
+    kept = actual.mask[:, None, :, None, None].expand(latents.shape)
+    bits, expected = (each[kept].view(torch.int32) for each in (actual.latents, latents))
     assert torch.equal(bits, expected)
-    assert (found.latents[~kept] != 0).all()
+    assert (actual.latents[~kept] != 0).all()
 
 
 def test_anchors_take_the_place_of_keyframes_before_interpolation():
-    found = corrupted(student_replace_prob=0.5)
-    replaced = found.confidence == 0.5
-    assert 0.3 < float(replaced[:, 1:-1].sum() / found.mask[:, 1:-1].sum()) < 0.7
+    actual = corrupted(student_replace_prob=0.5)
+    replaced = actual.confidence == 0.5
+    assert 0.3 < float(replaced[:, 1:-1].sum() / actual.mask[:, 1:-1].sum()) < 0.7
     assert not replaced[:, [0, -1]].any()
-    assert (replaced <= found.mask).all()
+    assert (replaced <= actual.mask).all()
     source = torch.where(replaced[:, None, :, None, None], clips(1) + 10, clips())
-    assert torch.equal(found.latents, interpolate(source, found.mask, configs.corruption()))
+    assert torch.equal(actual.latents, interpolate(source, actual.mask, configs.corruption()))
 
 
 def test_all_interior_keyframes_can_be_replaced():
-    found = corrupted(student_replace_prob=1.0)
-    assert torch.equal(found.confidence[:, 1:-1] == 0.5, found.mask[:, 1:-1])
+    actual = corrupted(student_replace_prob=1.0)
+    assert torch.equal(actual.confidence[:, 1:-1] == 0.5, actual.mask[:, 1:-1])
 
 
 def test_confidence_of_every_kind_of_frame():
@@ -135,13 +135,13 @@ def test_imputation_keeps_what_is_given_bit_for_bit(noise, interpolator):
     mask[:, 2] = True
     kept = mask[:, None, :, None, None].expand(clips().shape)
     storyboard = torch.where(kept, clips(), torch.nan)
-    found = corruption.impute(storyboard, mask, IDS, generator(7))
-    assert torch.equal(found.latents[kept], clips()[kept])
-    assert found.latents.isfinite().all()
-    assert torch.equal(found.mask, mask)
-    assert torch.equal(found.confidence > 0, mask)
+    actual = corruption.impute(storyboard, mask, IDS, generator(7))
+    assert torch.equal(actual.latents[kept], clips()[kept])
+    assert actual.latents.isfinite().all()
+    assert torch.equal(actual.mask, mask)
+    assert torch.equal(actual.confidence > 0, mask)
     plain = interpolate(clips(), mask, config)
-    assert torch.equal(found.latents, plain) == (noise == "none")
+    assert torch.equal(actual.latents, plain) == (noise == "none")
 
 
 def test_noise_beyond_the_last_given_frame_is_full():
