@@ -44,7 +44,7 @@ class SharedMlp:
         self.parameters = parameters  # [1, parameters]
 
     def _chunk(self, points: Tensor, directions: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
-        *trunk, density, colour, rgb = (x[0] for x in self.architecture.split(self.parameters))
+        *trunk, density, color, rgb = (x[0] for x in self.architecture.split(self.parameters))
         positions, view = (
             encode(x.T.unsqueeze(0), (out.shape[1] - 3) // 6, out)[0].T
             for x, out in zip((points, directions), encoded, strict=True)
@@ -53,7 +53,7 @@ class SharedMlp:
         for layer in trunk:
             x = torch.addmm(layer[-1], x, layer[:-1]).relu_()
         mixed = torch.cat([x, view], dim=1)
-        mixed = torch.addmm(colour[-1], mixed, colour[:-1]).relu_()
+        mixed = torch.addmm(color[-1], mixed, color[:-1]).relu_()
         heads = [torch.addmm(layer[-1], h, layer[:-1]) for h, layer in ((x, density), (mixed, rgb))]
         return torch.cat(heads, dim=1)
 

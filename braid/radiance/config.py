@@ -46,7 +46,7 @@ class TeacherConfig(Config):
     lr_color: Positive  # harmonics of degree 0
     lr_harmonics: Positive  # degrees 1 to 3
     lr_decay: Annotated[float, Field(gt=0, le=1)]  # share of each rate left at the end
-    alpha_weight: NonNegative  # squared error of alpha beside the L1 error of colour
+    alpha_weight: NonNegative  # squared error of alpha beside the L1 error of color
     density_interval: Whole  # steps between rounds of density control, 0: none
     density_start: Fraction  # of the steps
     density_stop: Fraction
@@ -61,7 +61,7 @@ class RendersConfig(Config):
 
     random_poses: Whole  # beside the train poses
     voxels: Count  # of the occupancy grid, along the longest axis
-    field_points: Count  # points in occupied space with the teacher's density and colour
+    field_points: Count  # points in occupied space with the teacher's density and color
 
 
 class FeaturesConfig(Config):
@@ -86,7 +86,7 @@ class VaeConfig(Config):
     beta: NonNegative  # weight of the KL term after its warm-up
     beta_warmup: Fraction  # of the steps
     free_bits: NonNegative  # nats a latent dimension
-    gate: Positive  # reconstruction MSE, standardised units
+    gate: Positive  # reconstruction MSE, standardized units
 
 
 class StudentConfig(Config):
@@ -120,7 +120,7 @@ class ResponseLossConfig(Config):
 
 
 class StudentOptimizerConfig(OptimizerConfig):
-    """How students are optimised, in Stage 1B and Stage 2."""
+    """How students are optimized, in Stage 1B and Stage 2."""
 
     term_gradients: bool  # log the gradient norm of each loss term
 
@@ -136,7 +136,7 @@ class DistillConfig(Config):
     """Stage 2: features beside the response."""
 
     steps: Steps
-    lr_scale: Positive  # of optimisation.lr
+    lr_scale: Positive  # of optimization.lr
     points: Count  # a step, where features are compared
     projector_hidden: Count
     projector_depth: Count  # linear layers

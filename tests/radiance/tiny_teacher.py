@@ -21,7 +21,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def ball(count: int = 60, opacity: float = 0.95, size: float = 0.12) -> Gaussians:
-    """Round Gaussians on a sphere, coloured by place, with a view-dependent part."""
+    """Round Gaussians on a sphere, colored by place, with a view-dependent part."""
     means = RADIUS * torch.nn.functional.normalize(torch.randn(count, 3, generator=seeded()))
     sh = 0.1 * torch.randn(count, 4, 3, generator=seeded(1))
     sh[:, 0] = 1.5 * means

@@ -1,7 +1,7 @@
 """The feature loss of Stage 2: a student's penultimate features against the teacher's cells.
 
-    penultimate features -> projector -> standardised teacher features, or
-    penultimate features -> projector -> latent -> frozen VAE decoder -> standardised features.
+    penultimate features -> projector -> standardized teacher features, or
+    penultimate features -> projector -> latent -> frozen VAE decoder -> standardized features.
 
 Points where it is asked are drawn in proportion to compositing weight (`draw_points`): only what
 is seen counts, as in PVD's choice of points (Fang et al. 2023). The loss of a point is weighted by
@@ -21,7 +21,7 @@ from braid.radiance.scenes.cells import CellGrid
 
 # ---- The soft mask that keeps feature supervision away from the faces between cells ------------
 # d is the distance of a point to the nearest face of its cell in half edges: 0 on a face, 1 at the
-# centre. The weight rises from 0 at d = threshold to 1 at d = threshold + soft_transition as a
+# center. The weight rises from 0 at d = threshold to 1 at d = threshold + soft_transition as a
 # smoothstep; without a transition it is the step d >= threshold.
 
 COLLAPSED = 0.05  # mean weight below which the mask leaves next to nothing to learn from
@@ -94,8 +94,8 @@ class FeatureLoss(nn.Module):
 
     def __init__(
         self,
-        features: CellFeatures,  # whose rows and groups `standardised` has
-        standardised: Tensor,  # [C, F]
+        features: CellFeatures,  # whose rows and groups `standardized` has
+        standardized: Tensor,  # [C, F]
         projector: Projector,  # to F, or to the VAE's latent
         mask_grid: CellGrid,  # the student's cells
         *,
@@ -112,18 +112,18 @@ class FeatureLoss(nn.Module):
         self.grid, self.mask_grid = features.schema.grid, mask_grid
         self.l2, self.cosine, self.latent = l2, cosine, latent
         self.threshold, self.soft_transition = threshold, soft_transition
-        root = channel_balance(features.schema.columns).to(standardised).sqrt()
-        fixed = {"cells": features.cells, "standardised": standardised, "root": root}
+        root = channel_balance(features.schema.columns).to(standardized).sqrt()
+        fixed = {"cells": features.cells, "standardized": standardized, "root": root}
         if vae is not None:
             vae.freeze()
             with torch.no_grad():
-                fixed["latents"] = vae.encode(standardised).mean
-                gap = (vae.decode(fixed["latents"]) - standardised) * root
+                fixed["latents"] = vae.encode(standardized).mean
+                gap = (vae.decode(fixed["latents"]) - standardized) * root
             fixed["gate"] = reconstruction_gate(gap.square().sum(dim=-1), gate_tau)
         for name, value in fixed.items():
             self.register_buffer(name, value, persistent=False)
         self.cells: Tensor
-        self.standardised: Tensor
+        self.standardized: Tensor
         self.root: Tensor
         self.latents: Tensor
         self.gate: Tensor
@@ -139,7 +139,7 @@ class FeatureLoss(nn.Module):
         self,
         student: Tensor,  # [P, H]
     ) -> Tensor:
-        """The student's view of the standardised teacher features, [P, F]."""
+        """The student's view of the standardized teacher features, [P, F]."""
         projected: Tensor = self.projector(student)
         return projected if self.vae is None else self.vae.decode(projected)
 
@@ -163,7 +163,7 @@ class FeatureLoss(nn.Module):
         return FeatureMatch({**terms, "feature_latent": self.latent * _mean(share * gap)}, mask)
 
     def _terms(self, predicted: Tensor, row: Tensor, share: Tensor) -> dict[str, Tensor]:
-        predicted, target = predicted * self.root, self.standardised[row] * self.root
+        predicted, target = predicted * self.root, self.standardized[row] * self.root
         square = (predicted - target).square().sum(dim=-1)
         cosine = torch.nn.functional.cosine_similarity(predicted, target, dim=-1)
         return {

@@ -29,7 +29,7 @@ class Response(Protocol):
 
     @property
     def rgb(self) -> Tensor:
-        """Premultiplied colour, [R, 3]."""
+        """Premultiplied color, [R, 3]."""
 
     @property
     def alpha(self) -> Tensor:
@@ -43,12 +43,12 @@ class Response(Protocol):
 class ResponseTerms(NamedTuple):
     """Weighted loss terms, and the error that decides where to look next."""
 
-    terms: dict[str, Tensor]  # colour, opacity, depth; the loss is their sum
-    error: Tensor  # [R], colour error of each ray, detached
+    terms: dict[str, Tensor]  # color, opacity, depth; the loss is their sum
+    error: Tensor  # [R], color error of each ray, detached
 
 
 class ResponseLoss:
-    """Colour L2 over a random background + opacity L1 + depth smooth L1 where the teacher is solid.
+    """Color L2 over a random background + opacity L1 + depth smooth L1 where the teacher is solid.
 
     Every term is a mean over rays of weight * error, so that importance weights 1 / (N p) keep it
     unbiased. Depth errors are in units of `scale` and count where the teacher's alpha exceeds
@@ -58,13 +58,13 @@ class ResponseLoss:
     def __init__(
         self,
         *,
-        colour: float = 1.0,
+        color: float = 1.0,
         opacity: float = 0.3,
         depth: float = 0.05,
         scale: float = 1.0,  # scene units
         solid: float = 0.6,
     ) -> None:
-        self.colour, self.opacity, self.depth = colour, opacity, depth
+        self.color, self.opacity, self.depth = color, opacity, depth
         self.scale, self.solid = scale, solid
 
     def __call__(
@@ -76,26 +76,26 @@ class ResponseLoss:
     ) -> ResponseTerms:
         """The terms of a batch of rays."""
         alpha_gap = student.alpha - teacher.alpha
-        colour_gap = student.rgb - teacher.rgb - alpha_gap[:, None] * background
-        colour = colour_gap.square().mean(dim=-1)
+        color_gap = student.rgb - teacher.rgb - alpha_gap[:, None] * background
+        color = color_gap.square().mean(dim=-1)
         depth = torch.nn.functional.smooth_l1_loss(
             student.depth / self.scale, teacher.depth / self.scale, reduction="none"
         ) * (teacher.alpha > self.solid)
         terms = {
-            "colour": self.colour * (weight * colour).mean(),
+            "color": self.color * (weight * color).mean(),
             "opacity": self.opacity * (weight * alpha_gap.abs()).mean(),
             "depth": self.depth * (weight * depth).mean(),
         }
-        return ResponseTerms(terms, colour.detach())
+        return ResponseTerms(terms, color.detach())
 
 
 _FIELD_POINTS_PER_RAY = 4  # a point is about as much work as a quarter of a ray
 
 
 class ResponseObjective(nn.Module):
-    """Colour, opacity and depth along rays that the teacher rendered (Stage 1B).
+    """Color, opacity and depth along rays that the teacher rendered (Stage 1B).
 
-    The first `field_steps` steps regress the teacher's density and colour at points instead, which
+    The first `field_steps` steps regress the teacher's density and color at points instead, which
     needs no marching: density as the alpha of one ray step (as KiloNeRF does), so that what is
     opaque either way does not count.
     """
@@ -160,10 +160,10 @@ class ResponseObjective(nn.Module):
         field = self.field(here.points, here.directions, features=False)
         alpha = -torch.expm1(-field.sigma * self.student.step)
         target = -torch.expm1(-here.sigma * self.student.step)
-        colour = (field.rgb - here.rgb).square().mean(dim=-1)
+        color = (field.rgb - here.rgb).square().mean(dim=-1)
         return {
             "field_alpha": (alpha - target).square().mean(),
-            "field_colour": (target * colour).mean(),
+            "field_color": (target * color).mean(),
         }
 
 
@@ -239,7 +239,7 @@ class FeatureObjective(nn.Module):
         if not (row >= 0).any():
             return {}
         student = marched.field.features[chosen][row >= 0]
-        target = self.features.standardised[row[row >= 0]]
+        target = self.features.standardized[row[row >= 0]]
         return alignment(student, self.features.predict(student), target, self.columns)
 
 

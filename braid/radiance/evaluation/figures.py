@@ -24,8 +24,8 @@ from torch import Tensor
 from braid.common.plotting import BLUE, GREEN, ORANGE, PALE, save, styled
 from braid.radiance.evaluation.image_metrics import psnr
 
-RESIDUAL_LIMIT = 0.25  # residual, in [0, 1], at which the colour scale ends
-RESIDUAL_COLOURS = "magma"
+RESIDUAL_LIMIT = 0.25  # residual, in [0, 1], at which the color scale ends
+RESIDUAL_COLORS = "magma"
 CELL = 1.3  # inches; side of an image
 
 
@@ -62,21 +62,21 @@ def image_table(
                 ax.set_xlabel(f"{value:.2f} dB", labelpad=2)
         for column, (name, stack) in enumerate(residuals.items(), start=1 + len(models)):
             _column(axes[:, column], name, stack.mean(dim=-1))
-        _colour_bar(figure, axes)
+        _color_bar(figure, axes)
         save(figure, path)
 
 
 def _column(axes: NDArray[np.object_], name: str, images: Tensor) -> None:
-    """Colour images [N, H, W, 3], or residuals [N, H, W], below each other."""
+    """Color images [N, H, W, 3], or residuals [N, H, W], below each other."""
     axes[0].set_title(name, pad=4)
     for ax, image in zip(axes, images.clamp(0, 1).cpu().numpy(), strict=True):
-        ax.imshow(image, cmap=RESIDUAL_COLOURS, vmin=0, vmax=RESIDUAL_LIMIT)
+        ax.imshow(image, cmap=RESIDUAL_COLORS, vmin=0, vmax=RESIDUAL_LIMIT)
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
 
 
-def _colour_bar(figure: Figure, axes: Any) -> None:
-    scale = ScalarMappable(Normalize(0, RESIDUAL_LIMIT), RESIDUAL_COLOURS)
+def _color_bar(figure: Figure, axes: Any) -> None:
+    scale = ScalarMappable(Normalize(0, RESIDUAL_LIMIT), RESIDUAL_COLORS)
     bar = figure.colorbar(scale, ax=axes, extend="max", fraction=0.02, pad=0.01, aspect=30)
     bar.set_label("absolute residual")
     bar.outline.set_visible(False)
@@ -93,7 +93,7 @@ def tradeoff_chart(
 ) -> None:
     """Write PSNR, frames per second and peak memory of every student, in three panels.
 
-    `first_stage` names the Stage 1B student, set off by colour from the Stage 2 ones. The teacher
+    `first_stage` names the Stage 1B student, set off by color from the Stage 2 ones. The teacher
     is a line in every panel; `baselines` are lines of PSNR. `memory_of` says what was measured.
     """
     panels = (
@@ -106,12 +106,12 @@ def tradeoff_chart(
             {"teacher": teacher.peak_memory_mib},
         ),
     )
-    colours = [BLUE if s.name == first_stage else ORANGE for s in students]
+    colors = [BLUE if s.name == first_stage else ORANGE for s in students]
     with styled():
         figure = Figure(figsize=(9.2, 1.75 + 0.3 * len(students)), layout="constrained")
         axes = figure.subplots(1, 3, sharey=True, width_ratios=(1.5, 1, 1))
         for ax, (label, form, values, lines) in zip(axes, panels, strict=True):
-            _dots(ax, values, colours, form)
+            _dots(ax, values, colors, form)
             _reference_lines(ax, lines, form)
             ax.set_xlabel(label)
         axes[0].set_yticks(range(len(students)), [s.name for s in students])
@@ -121,11 +121,11 @@ def tradeoff_chart(
         save(figure, path)
 
 
-def _dots(ax: Axes, values: Sequence[float], colours: Sequence[str], form: str) -> None:
+def _dots(ax: Axes, values: Sequence[float], colors: Sequence[str], form: str) -> None:
     """One dot a row; the values stand in a column of their own, clear of all lines."""
     rows = range(len(values))
-    ax.hlines(rows, 0, values, color=colours, linewidth=1.2, alpha=0.35)
-    ax.scatter(values, rows, color=colours, s=26, zorder=3)
+    ax.hlines(rows, 0, values, color=colors, linewidth=1.2, alpha=0.35)
+    ax.scatter(values, rows, color=colors, s=26, zorder=3)
     for row, value in zip(rows, values, strict=True):
         beside = ax.get_yaxis_transform()  # across in shares of the axes, down in rows
         ax.text(1.13, row, form.format(value), transform=beside, ha="right", va="center")
@@ -134,11 +134,11 @@ def _dots(ax: Axes, values: Sequence[float], colours: Sequence[str], form: str) 
 
 
 def _reference_lines(ax: Axes, lines: dict[str, float], form: str) -> None:
-    """Named vertical lines, the teacher's solid; names at two heights, so that neighbours fit."""
+    """Named vertical lines, the teacher's solid; names at two heights, so that neighbors fit."""
     ax.set_xlim(0, 1.06 * max(ax.dataLim.x1, *lines.values()))
     for rank, (name, value) in enumerate(sorted(lines.items(), key=lambda line: -line[1])):
-        colour, dashes = (GREEN, "-") if name == "teacher" else (PALE, ":")
-        ax.axvline(value, color=colour, ls=dashes, lw=1.1)
+        color, dashes = (GREEN, "-") if name == "teacher" else (PALE, ":")
+        ax.axvline(value, color=color, ls=dashes, lw=1.1)
         ax.annotate(
             f"{name} {form.format(value)}",
             (value, 1.0),
@@ -147,12 +147,12 @@ def _reference_lines(ax: Axes, lines: dict[str, float], form: str) -> None:
             textcoords="offset points",
             ha="center",
             fontsize=7,
-            color=colour,
+            color=color,
         )
 
 
 def _key(figure: Figure) -> None:
-    """Which colour is which stage."""
+    """Which color is which stage."""
     entries = ((BLUE, "Stage 1B: response"), (ORANGE, "Stage 2"))
     handles = [figure.axes[0].scatter([], [], color=c, s=26, label=name) for c, name in entries]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
@@ -165,7 +165,7 @@ Figures = Mapping[str, Any]  # of one model: quality and cost under one roof
 QUALITY = ("psnr", "ssim", "lpips", "psnr_foreground", "psnr_vs_teacher", "status")
 COST = ("fps", "peak_memory_mib", "power_w", "train_seconds")
 SIZE = ("params", "steps")
-BASELINES = ("white", "mean_colour", "mean_image", "silhouette")
+BASELINES = ("white", "mean_color", "mean_image", "silhouette")
 
 
 def summary_rows(scene: str, models: Mapping[str, Figures]) -> Iterator[dict[str, Any]]:

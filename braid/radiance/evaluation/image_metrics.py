@@ -168,8 +168,8 @@ def trivial_predictions(
 ) -> dict[str, Tensor]:
     """What needs no model, as images of `truth`'s views over white, each [N, H, W, 3].
 
-    A white image, the training images' mean colour, their mean image, and the true silhouette
-    filled with the training foreground's mean colour. The views must share one size.
+    A white image, the training images' mean color, their mean image, and the true silhouette
+    filled with the training foreground's mean color. The views must share one size.
     """
     train_images = train.on_white()
     shape = (*truth.alpha.shape, 3)
@@ -177,7 +177,7 @@ def trivial_predictions(
     alpha = truth.alpha[..., None]
     return {
         "white": torch.ones_like(foreground).expand(shape),
-        "mean_colour": train_images.mean(dim=(0, 1, 2)).expand(shape),
+        "mean_color": train_images.mean(dim=(0, 1, 2)).expand(shape),
         "mean_image": train_images.mean(dim=0).expand(shape),
         "silhouette": alpha * foreground + (1 - alpha),
     }
@@ -186,7 +186,7 @@ def trivial_predictions(
 def status(psnr: float, psnr_white: float, psnr_silhouette: float) -> str:
     """The named state of a model's mean PSNR.
 
-    `collapsed`: within 0.3 dB of a white image; `below_silhouette`: not better than one colour in
+    `collapsed`: within 0.3 dB of a white image; `below_silhouette`: not better than one color in
     the right outline (so is NaN); else `ok`.
     """
     if abs(psnr - psnr_white) <= COLLAPSE_MARGIN:

@@ -3,7 +3,7 @@
 With w_i the weight of Gaussian i, u_ic the share of it that cell c gets (sum_c u_ic = 1) and
 W_c = sum_i u_ic w_i, a row holds, by group:
 
-- position: weighted mean of the centres, from the cell's centre, in cell edges;
+- position: weighted mean of the centers, from the cell's center, in cell edges;
 - sh_dc, sh_rest: weighted mean of the harmonics, exact for linear radiance;
 - opacity: optical depth tau_c = sum_i u_ic * -ln(1 - o_i), which adds up (a mean logit does not);
 - scale: weighted mean of ln(s / edge), the geometric mean;
@@ -37,7 +37,7 @@ Array = NDArray[np.float64]
 
 WEIGHTINGS = ("opacity", "mass", "contribution")
 SPLITS = ("hard", "trilinear")
-MAX_OPACITY = 0.99  # what rasterisers cap a splat at; keeps optical depth finite
+MAX_OPACITY = 0.99  # what rasterizers cap a splat at; keeps optical depth finite
 MIN_SIZE = 1e-4  # cell edges; a flatter Gaussian counts as that thick, so that logs stay finite
 _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))  # upper triangle of a 3x3
 _ROUNDING = 1e-12  # relative; a smaller variance is a difference of equal numbers
@@ -70,8 +70,8 @@ def aggregate(
         gaussians: The teacher.
         grid: The cells.
         weighting: "opacity"; "mass": opacity times (2 pi)^1.5 prod(s); or "contribution".
-        split: "hard": a Gaussian belongs to the cell of its centre; "trilinear": shared among the
-            8 cells whose centres surround it.
+        split: "hard": a Gaussian belongs to the cell of its center; "trilinear": shared among the
+            8 cells whose centers surround it.
         contribution: The weights for "contribution", >= 0.
 
     Raises:
@@ -189,7 +189,7 @@ def _groups(
     """All groups, [C, channels] each."""
     shape = np.array(grid.edges) / grid.edge  # 1 for cubic cells
     place = to_mean @ splats.place
-    centre = grid.coordinates(cells).numpy() + 0.5
+    center = grid.coordinates(cells).numpy() + 0.5
     spread = splats.place * shape
     outer = splats.covariance + spread[:, :, None] * spread[:, None, :]
     mean = place * shape
@@ -197,7 +197,7 @@ def _groups(
     sh = to_mean @ splats.sh
     within = [splats.place, splats.sh, splats.depth[:, None], splats.log_sizes]
     return {
-        "position": place - centre,
+        "position": place - center,
         "sh_dc": sh[:, :3],
         **({"sh_rest": sh[:, 3:]} if sh.shape[1] > 3 else {}),
         "opacity": share @ splats.depth[:, None],
@@ -234,7 +234,7 @@ def _log_matrix(upper: Array) -> Array:
 
 def _channel_names(coefficients: int) -> dict[str, tuple[str, ...]]:
     axes, pairs = "xyz", ["xx", "yy", "zz", "xy", "xz", "yz"]
-    sh = [f"sh_{k}_{colour}" for k in range(coefficients) for colour in "rgb"]
+    sh = [f"sh_{k}_{color}" for k in range(coefficients) for color in "rgb"]
     names = {
         "position": tuple(f"offset_{axis}" for axis in axes),
         "sh_dc": tuple(sh[:3]),

@@ -1,4 +1,4 @@
-"""A small variational autoencoder of standardised cell features, and its training objective.
+"""A small variational autoencoder of standardized cell features, and its training objective.
 
 Objective (Kingma & Welling 2014): balanced reconstruction + beta * KL. *Balanced* is the mean over
 channel groups of each group's mean squared error, so that 45 harmonics do not outvote one optical
@@ -28,8 +28,8 @@ from braid.common.io import load_model, save_model
 
 def alignment(
     student: Tensor,  # [N, H], penultimate features
-    predicted: Tensor,  # [N, F], their projection, standardised units
-    target: Tensor,  # [N, F], teacher features, standardised
+    predicted: Tensor,  # [N, F], their projection, standardized units
+    target: Tensor,  # [N, F], teacher features, standardized
     columns: Mapping[str, slice],  # channel groups
 ) -> dict[str, float]:
     """`cosine`, `cka` and `explained_variance/<group>`."""
@@ -53,7 +53,7 @@ def linear_cka(
     x: Tensor,  # [N, H]
     y: Tensor,  # [N, F]
 ) -> float:
-    """Linear centred kernel alignment (Kornblith et al. 2019), in [0, 1].
+    """Linear centerd kernel alignment (Kornblith et al. 2019), in [0, 1].
 
     1 for features equal up to rotation, shift and scale; 0 where either does not vary. Independent
     features of N rows score about sqrt(H F) / N, not 0.
@@ -91,7 +91,7 @@ class Posterior(NamedTuple):
     log_variance: Tensor  # [N, Z], within the limits above
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """One draw per row by reparametrisation, [N, Z]."""
+        """One draw per row by reparametrization, [N, Z]."""
         shape = self.mean.shape
         noise = torch.randn(shape, generator=generator, device=generator.device).to(self.mean)
         return self.mean + noise * (0.5 * self.log_variance).exp()
@@ -106,7 +106,7 @@ class FeatureVae(nn.Module):
     """features -> hidden -> (mean, log variance) of the latent -> mirrored hidden -> features.
 
     Encoder and decoder are each a linear map plus an MLP that starts at zero, so that what PCA can
-    do need not be learnt through non-linearities: see `start_from_pca`. Without hidden layers only
+    do need not be learned through non-linearities: see `start_from_pca`. Without hidden layers only
     the linear maps are left.
     """
 
@@ -118,7 +118,7 @@ class FeatureVae(nn.Module):
 
     def encode(
         self,
-        values: Tensor,  # [N, F], standardised
+        values: Tensor,  # [N, F], standardized
     ) -> Posterior:
         """The posterior of the latent."""
         mean, log_variance = self.encoder(values).chunk(2, dim=-1)
@@ -128,30 +128,30 @@ class FeatureVae(nn.Module):
         self,
         latent: Tensor,  # [N, Z]
     ) -> Tensor:
-        """Standardised features, [N, F]."""
+        """Standardized features, [N, F]."""
         decoded: Tensor = self.decoder(latent)
         return decoded
 
     @torch.no_grad()
     def start_from_pca(
         self,
-        values: Tensor,  # [N, F], standardised
+        values: Tensor,  # [N, F], standardized
         columns: Mapping[str, slice],  # channel groups to balance
     ) -> FeatureVae:
         """This model with linear maps that do PCA of the balanced channels, latents whitened."""
         root = channel_balance(columns).to(values).sqrt()
-        centre = values.mean(dim=0)
-        scaled = (values - centre) * root
+        center = values.mean(dim=0)
+        scaled = (values - center) * root
         _, singular, axes = torch.linalg.svd(scaled.T @ scaled / len(values))
         kept = min(self.latent, len(singular))
         size = singular[:kept].sqrt().clamp_min(1e-4)
         encode, decode = self.encoder.linear, self.decoder.linear
         encode.weight.zero_()
         encode.weight[:kept] = axes[:kept] / size[:, None] * root
-        encode.bias[: self.latent] = -encode.weight[: self.latent] @ centre
+        encode.bias[: self.latent] = -encode.weight[: self.latent] @ center
         encode.bias[self.latent :] = START_LOG_VARIANCE
         decode.weight[:, :kept] = axes[:kept].T * size / root[:, None]
-        decode.bias.copy_(centre)
+        decode.bias.copy_(center)
         return self
 
     def freeze(self) -> FeatureVae:
@@ -165,7 +165,7 @@ class VaeObjective(nn.Module):
     def __init__(
         self,
         vae: FeatureVae,
-        values: Tensor,  # [N, F], standardised, training cells
+        values: Tensor,  # [N, F], standardized, training cells
         columns: Mapping[str, slice],  # channel groups to balance
         *,
         batch: int = 1024,
@@ -271,8 +271,8 @@ KL_TOLERANCE = 0.1  # of its mean
 
 def vae_report(
     vae: FeatureVae,
-    training: Tensor,  # [N, F], standardised
-    validation: Tensor,  # [M, F], standardised
+    training: Tensor,  # [N, F], standardized
+    validation: Tensor,  # [M, F], standardized
     columns: Mapping[str, slice],  # channel groups
 ) -> dict[str, float]:
     """Figures on the validation cells, the VAE decoding its posterior mean.

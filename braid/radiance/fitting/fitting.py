@@ -1,4 +1,4 @@
-"""Fit 3D Gaussians to posed images: hull initialisation, Adam, density control, resumable.
+"""Fit 3D Gaussians to posed images: hull initialization, Adam, density control, resumable.
 
 What a step draws depends on the seed and its number only, so a fit that was killed at any step and
 started again with the same checkpoint path ends with the same bytes as one that was not.
@@ -110,13 +110,13 @@ class FitState:
         self.set_gaussians(gaussians)
 
     def set_gaussians(self, gaussians: Gaussians) -> None:
-        """Make leaf tensors of the Gaussians, and an optimiser with fresh moments."""
+        """Make leaf tensors of the Gaussians, and an optimizer with fresh moments."""
         parts = {
             "means": gaussians.means,
             "log_scales": gaussians.log_scales,
             "quaternions": gaussians.quaternions,
             "opacity_logits": gaussians.opacity_logits,
-            "colour": gaussians.sh[:, :1],
+            "color": gaussians.sh[:, :1],
             "harmonics": gaussians.sh[:, 1:],
         }
         self.parts = {k: v.detach().clone().requires_grad_() for k, v in parts.items()}
@@ -132,7 +132,7 @@ class FitState:
             parts["log_scales"],
             parts["quaternions"],
             parts["opacity_logits"],
-            torch.cat([parts["colour"], higher], dim=1),
+            torch.cat([parts["color"], higher], dim=1),
         )
 
     def replace(self, gaussians: Gaussians, source: Tensor, fresh: Tensor) -> None:
@@ -160,7 +160,7 @@ class FitState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where a checkpoint was made."""
         parts = state["parts"]
-        sh = torch.cat([parts.pop("colour"), parts.pop("harmonics")], dim=1)
+        sh = torch.cat([parts.pop("color"), parts.pop("harmonics")], dim=1)
         device = self.pressure.device
         self.set_gaussians(Gaussians(**parts, sh=sh).to(device))
         self.optimizer.load_state_dict(state["optimizer"])
@@ -180,16 +180,16 @@ class FitSettings:
 
     steps: int = 800  # one view a step
     resolution: int = 64  # voxels along the hull's longest side: sets the number of Gaussians
-    sh_degree: int = 3  # degree of the view-dependent colour at the end, 0 to 3
+    sh_degree: int = 3  # degree of the view-dependent color at the end, 0 to 3
     sh_interval: int = 100  # steps after which one more degree is let in
     lr_means: float = 3e-3  # in units of half the hull's longest side
     lr_scales: float = 4e-2
     lr_quaternions: float = 4e-2
     lr_opacities: float = 1e-1
-    lr_colour: float = 4e-2  # degree 0
+    lr_color: float = 4e-2  # degree 0
     lr_harmonics: float = 1e-2  # degrees 1 to 3
     lr_decay: float = 0.03  # share of each learning rate that is left at the last step
-    alpha_weight: float = 0.5  # of the squared error of alpha, beside the L1 error of colour
+    alpha_weight: float = 0.5  # of the squared error of alpha, beside the L1 error of color
     density_interval: int = 0  # steps between rounds of density control; 0: none
     density_start: float = 0.1  # share of the steps before the first round
     density_stop: float = 0.6  # share of the steps after which there is no further round
@@ -226,7 +226,7 @@ def fit(
         seed: Of everything random.
         checkpoint: Where the state is kept; if the file exists, the fit goes on from there.
         checkpoint_interval: Steps between two checkpoints.
-        backend: Of the rasteriser, see `braid.radiance.gaussians.splat.render`.
+        backend: Of the rasterizer, see `braid.radiance.gaussians.splat.render`.
 
     Raises:
         ValueError: if the visual hull is empty.
@@ -282,9 +282,9 @@ def photo_loss(
     rgba: Tensor,  # [H, W, 4], premultiplied
     alpha_weight: float,
 ) -> Tensor:
-    """L1 of the premultiplied colour + alpha_weight * squared error of alpha."""
-    colour = (rendered.rgb - rgba[..., :3]).abs().mean()
-    return colour + alpha_weight * (rendered.alpha - rgba[..., 3]).square().mean()
+    """L1 of the premultiplied color + alpha_weight * squared error of alpha."""
+    color = (rendered.rgb - rgba[..., :3]).abs().mean()
+    return color + alpha_weight * (rendered.alpha - rgba[..., 3]).square().mean()
 
 
 def _rates(settings: FitSettings, radius: float) -> dict[str, float]:
@@ -293,7 +293,7 @@ def _rates(settings: FitSettings, radius: float) -> dict[str, float]:
         "log_scales": settings.lr_scales,
         "quaternions": settings.lr_quaternions,
         "opacity_logits": settings.lr_opacities,
-        "colour": settings.lr_colour,
+        "color": settings.lr_color,
         "harmonics": settings.lr_harmonics,
     }
 

@@ -3,7 +3,7 @@
 A folder with one `transforms_{split}.json` per split: the horizontal field of view
 `camera_angle_x` in radians, and frames that each name an 8-bit RGBA PNG (`file_path`, with or
 without `.png`) and its camera-to-world matrix (OpenGL axes). PNGs hold *straight* alpha; in memory
-colour is *premultiplied*, since only premultiplied pixels may be averaged. Files that the JSON does
+color is *premultiplied*, since only premultiplied pixels may be averaged. Files that the JSON does
 not name are never opened: published scenes keep depth and normal maps in the same folders.
 """
 
@@ -190,8 +190,8 @@ def _png(
 ) -> bytes:
     """The image as an 8-bit PNG with straight alpha; nothing is known where alpha is 0: black."""
     alpha = rgba[..., 3:]
-    colour = torch.where(alpha > 0, rgba[..., :3] / alpha.clamp_min(1e-8), 0.0)
-    straight = torch.cat([colour, alpha], dim=-1).clamp(0, 1)
+    color = torch.where(alpha > 0, rgba[..., :3] / alpha.clamp_min(1e-8), 0.0)
+    straight = torch.cat([color, alpha], dim=-1).clamp(0, 1)
     pixels = (straight * 255).round().to(torch.uint8).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=6)

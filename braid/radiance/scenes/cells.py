@@ -99,10 +99,10 @@ class CellGrid:
         self,
         points: Tensor,  # [P, 3], scene units, inside the box
     ) -> tuple[Tensor, Tensor]:
-        """The 8 cells whose centres surround each point and their trilinear shares, both [P, 8].
+        """The 8 cells whose centers surround each point and their trilinear shares, both [P, 8].
 
-        Shares are >= 0 and sum to 1; beyond the outer centres the border cell takes what its
-        missing neighbour would have.
+        Shares are >= 0 and sum to 1; beyond the outer centers the border cell takes what its
+        missing neighbor would have.
         """
         place = self.local(points) - 0.5
         base = place.floor()
@@ -117,7 +117,7 @@ def cubic_grid(
     upper: Vector,
     longest: int,  # cells along the longest axis
 ) -> CellGrid:
-    """Cubic cells that cover a box, centred on it.
+    """Cubic cells that cover a box, centerd on it.
 
     Raises:
         ValueError: the box is empty, or `longest` is below 1.
@@ -126,9 +126,9 @@ def cubic_grid(
     extent = [high - low for low, high in zip(tight.lower, tight.upper, strict=True)]
     edge = max(extent) / longest
     x, y, z = (max(1, math.ceil(each / edge - 1e-6)) for each in extent)
-    centre = [(low + high) / 2 for low, high in zip(lower, upper, strict=True)]
-    low_x, low_y, low_z = (c - n * edge / 2 for c, n in zip(centre, (x, y, z), strict=True))
-    high_x, high_y, high_z = (c + n * edge / 2 for c, n in zip(centre, (x, y, z), strict=True))
+    center = [(low + high) / 2 for low, high in zip(lower, upper, strict=True)]
+    low_x, low_y, low_z = (c - n * edge / 2 for c, n in zip(center, (x, y, z), strict=True))
+    high_x, high_y, high_z = (c + n * edge / 2 for c, n in zip(center, (x, y, z), strict=True))
     return CellGrid((low_x, low_y, low_z), (high_x, high_y, high_z), (x, y, z))
 
 

@@ -154,7 +154,7 @@ def _look_up(grid: Tensor, scaled: Sequence[Tensor]) -> Tensor:
     return grid.view(-1)[flat]
 
 
-# ---- The teacher's space: which voxels it occupies, and its density and colour at points in them
+# ---- The teacher's space: which voxels it occupies, and its density and color at points in them
 # A student takes its occupancy from here and starts by regressing the field at these points, which
 # costs no ray marching.
 

@@ -44,7 +44,7 @@ class Architecture:
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """(inputs + 1, outputs) of each layer: trunk, density, colour, rgb."""
+        """(inputs + 1, outputs) of each layer: trunk, density, color, rgb."""
         hidden, directions = self.hidden, 3 + 6 * self.direction_frequencies
         trunk = [(4 + 6 * self.frequencies, hidden)] + [(hidden + 1, hidden)] * (self.layers - 2)
         return [*trunk, (hidden + 1, 1), (hidden + directions + 1, hidden), (hidden + 1, 3)]
@@ -73,7 +73,7 @@ class Architecture:
     ) -> Tensor:
         """Random parameters [networks, parameters]: He-uniform weights, zero biases.
 
-        The two heads start four times smaller, so that density and colour begin near their
+        The two heads start four times smaller, so that density and color begin near their
         shifted zero everywhere.
         """
         parameters = torch.zeros(networks, self.parameters)
@@ -93,7 +93,7 @@ class Workspace:
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """An uninitialised tensor; the next ``take`` of the name overwrites it."""
+        """An uninitialized tensor; the next ``take`` of the name overwrites it."""
         size = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or len(buffer) < size:
@@ -107,7 +107,7 @@ class Activations(NamedTuple):
     encoded: Tensor  # [K, 3 + 6 F, m]
     trunk: list[Tensor]  # each [K, hidden, m], after ReLU; the last are the features
     directions: Tensor  # [K, 3 + 6 D, m]
-    colour: Tensor  # [K, hidden, m], after ReLU
+    color: Tensor  # [K, hidden, m], after ReLU
     density: Tensor  # [K, 1, m], before any activation
     rgb: Tensor  # [K, 3, m], before any activation
 
@@ -154,7 +154,7 @@ def forward(
     workspace: Workspace,
 ) -> Activations:
     """Evaluate K networks on m rows each."""
-    *trunk, density, colour, rgb = layers
+    *trunk, density, color, rgb = layers
     hidden, (networks, _, m) = architecture.hidden, positions.shape
 
     def take(name: str, features: int) -> Tensor:
@@ -167,8 +167,8 @@ def forward(
         x = _affine(layer, x, take(f"trunk{index}", hidden)).relu_()
         states.append(x)
     view = encode(directions, direction_octaves, take("view", 3 + 6 * direction_octaves))
-    mixed = _affine(colour, x, take("colour", hidden))
-    mixed.baddbmm_(colour[:, hidden:-1].transpose(1, 2), view).relu_()
+    mixed = _affine(color, x, take("color", hidden))
+    mixed.baddbmm_(color[:, hidden:-1].transpose(1, 2), view).relu_()
     return Activations(
         encoded,
         states,
@@ -189,21 +189,21 @@ def backward(
     workspace: Workspace,
 ) -> None:
     """Gradients of K networks' parameters from those of their outputs."""
-    *trunk, density, colour, rgb = layers
-    *grad_trunk, grad_density_layer, grad_colour_layer, grad_rgb_layer = grads
-    features, mixed = activations.trunk[-1], activations.colour
+    *trunk, density, color, rgb = layers
+    *grad_trunk, grad_density_layer, grad_color_layer, grad_rgb_layer = grads
+    features, mixed = activations.trunk[-1], activations.color
     hidden = features.shape[1]
 
     _layer_gradient(mixed, grad_rgb, grad_rgb_layer, workspace)
-    grad = torch.bmm(rgb[:, :-1], grad_rgb, out=workspace.take("grad_colour", *mixed.shape))
+    grad = torch.bmm(rgb[:, :-1], grad_rgb, out=workspace.take("grad_color", *mixed.shape))
     _mask(grad, mixed)
-    _layer_gradient(features, grad, grad_colour_layer, workspace)
-    view_rows = grad_colour_layer[:, hidden:-1]
+    _layer_gradient(features, grad, grad_color_layer, workspace)
+    view_rows = grad_color_layer[:, hidden:-1]
     view_rows.copy_(_product(activations.directions, grad, workspace))
 
     _layer_gradient(features, grad_density, grad_density_layer, workspace)
     grad_x = workspace.take("grad_features", *features.shape)
-    torch.bmm(colour[:, :hidden], grad, out=grad_x).baddbmm_(density[:, :-1], grad_density)
+    torch.bmm(color[:, :hidden], grad, out=grad_x).baddbmm_(density[:, :-1], grad_density)
     if grad_features is not None:
         grad_x += grad_features
     inputs = [activations.encoded, *activations.trunk[:-1]]

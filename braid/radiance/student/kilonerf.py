@@ -112,7 +112,7 @@ class KiloNeRF(nn.Module):
         density_scale: float,  # density that a network output of one means, per cell edge
         **options: Any,
     ) -> KiloNeRF:
-        """A freshly initialised model with a network in each of the given cells.
+        """A freshly initialized model with a network in each of the given cells.
 
         ``options`` are those of the constructor. With a ``density_scale`` well above one, an
         output of order one is a surface, opaque within a fraction of a cell. Raises
@@ -167,10 +167,10 @@ class KiloNeRF(nn.Module):
         cell, within = cell[own], within[own]
         if self.margin == 0:
             return Share(own, self._network(cell), 2 * within - 1, torch.ones_like(within[:, 0]))
-        return _normalised(len(points), *self._blend(own, cell, within))
+        return _normalized(len(points), *self._blend(own, cell, within))
 
     def _blend(self, own: Tensor, cell: Tensor, within: Tensor) -> Share:
-        """Unnormalised shares of the up to eight cells around each point."""
+        """Unnormalized shares of the up to eight cells around each point."""
         side = (within > 0.5).long() * 2 - 1
         to_face = torch.where(within > 0.5, 1 - within, within)
         beyond = (0.5 * (1 - to_face / self.margin)).clamp_min(0)
@@ -220,7 +220,7 @@ def _scatter(values: Tensor, share: Share, points: int, margin: float) -> Tensor
     return out.index_add(0, share.point, values * share.weight.unsqueeze(1))
 
 
-def _normalised(
+def _normalized(
     points: int, point: Tensor, network: Tensor, local: Tensor, weight: Tensor
 ) -> Share:
     total = weight.new_zeros(points).index_add_(0, point, weight)

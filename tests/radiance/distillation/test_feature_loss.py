@@ -64,7 +64,7 @@ def test_terms_follow_the_formulas():
 def test_a_perfect_student_pays_nothing():
     loss = make_loss()
     _, points = batch()
-    student = loss.standardised[loss.rows(points)]
+    student = loss.standardized[loss.rows(points)]
     loss.projector = torch.nn.Identity()
     assert all(float(term) < 1e-6 for term in loss(student, points, 1.0).terms.values())
 
@@ -110,9 +110,9 @@ def test_cells_that_the_vae_loses_are_gated():
         vae.decoder.linear.weight.copy_(torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0])))
         vae.decoder.linear.bias.zero_()
     loss = make_loss(vae=vae, gate_tau=0.1)
-    lost = loss.standardised[:, 3].square() / 2  # one of two groups
+    lost = loss.standardized[:, 3].square() / 2  # one of two groups
     torch.testing.assert_close(loss.gate, 1 / (1 + lost / 0.1))
-    torch.testing.assert_close(loss.latents, loss.standardised)
+    torch.testing.assert_close(loss.latents, loss.standardized)
     student, points = batch()
     terms, mask = loss(student, points, 1.0)
     row = loss.rows(points)

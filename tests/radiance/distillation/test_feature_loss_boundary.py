@@ -13,7 +13,7 @@ def uniform_points(count=400_000):
     return torch.tensor(GRID.lower) + points * torch.tensor([2.0, 3.0, 1.0])
 
 
-def test_distance_is_one_at_centres_and_zero_on_faces():
+def test_distance_is_one_at_centers_and_zero_on_faces():
     points = torch.tensor([[-0.75, 0.5, 0.25], [-0.5, 0.5, 0.25], [-0.75, 0.5, 0.125]])
     torch.testing.assert_close(face_distance(points, GRID), torch.tensor([1.0, 0.0, 0.5]))
 

@@ -34,7 +34,7 @@ def test_a_start_in_the_field_alone_shows_the_ball() -> None:
 def test_the_field_comes_first_then_rays() -> None:
     objective = response(field_points=surveyed(), field_steps=2)
     names = [set(objective(step, seeded(step))) for step in range(4)]
-    field, rays = {"field_alpha", "field_colour"}, {"colour", "opacity", "depth"}
+    field, rays = {"field_alpha", "field_color"}, {"color", "opacity", "depth"}
     assert names == [field, field, rays, rays]
     assert set(response(field_steps=2)(0, seeded())) == rays
 
@@ -48,7 +48,7 @@ def test_field_points_that_the_student_already_knows_cost_nothing() -> None:
     assert all(term.item() < 1e-9 for term in objective(0, seeded()).values())
     objective.field_points = FieldPoints(known.points, known.directions, 0 * here.sigma, known.rgb)
     terms = objective(0, seeded())
-    assert terms["field_colour"] == 0  # what is not there has no colour
+    assert terms["field_color"] == 0  # what is not there has no color
     assert terms["field_alpha"] > 0
 
 
@@ -56,7 +56,7 @@ def test_the_same_generator_gives_the_same_terms() -> None:
     objective = response()
     first, second, other = (objective(0, seeded(seed)) for seed in (3, 3, 4))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not torch.equal(first["colour"], other["colour"])
+    assert not torch.equal(first["color"], other["color"])
 
 
 def test_the_background_is_random_and_the_same_behind_both() -> None:
@@ -70,7 +70,7 @@ def test_the_background_is_random_and_the_same_behind_both() -> None:
     mine = marched.rgb + (1 - marched.alpha[:, None]) * background
     theirs = teacher.rgb + (1 - teacher.alpha[:, None]) * background
     expected = (mine - theirs).square().mean()
-    torch.testing.assert_close(spy(*spy.seen).terms["colour"], expected)
+    torch.testing.assert_close(spy(*spy.seen).terms["color"], expected)
 
 
 def test_uniform_rays_all_weigh_one() -> None:
@@ -89,10 +89,10 @@ def test_hard_rays_are_drawn_more_often_and_weigh_less() -> None:
     spy = Spy()
     objective = response(rays=4096, hard=0.7, loss=spy).eval()
     objective.field.density_scale = 1e-6  # it sees nothing: all that is wrong is the ball
-    uniform = objective(0, seeded())["colour"].item()  # no tile is known yet
+    uniform = objective(0, seeded())["color"].item()  # no tile is known yet
     assert (spy.seen[3] == 1).all()
     objective.sampler.errors.fill_(0.1).view(4, 4)[1:3, 1:3] = 1.0  # where the ball is
-    weighted = objective(1, seeded(1))["colour"].item()
+    weighted = objective(1, seeded(1))["color"].item()
     teacher, weight = spy.seen[1], spy.seen[3]
     assert weight.mean().item() == pytest.approx(1.0, abs=0.05)
     assert weighted == pytest.approx(uniform, rel=0.05)

@@ -17,7 +17,7 @@ from tests.radiance.tiny_teacher import seeded
 def test_the_mask_is_diagnosed_and_within_its_range() -> None:
     objective = features(feature_loss(threshold=0.3, soft_transition=0.4))
     terms = objective(2, seeded())
-    assert set(terms) == {"colour", "opacity", "depth", "feature_l2", "feature_cosine"}
+    assert set(terms) == {"color", "opacity", "depth", "feature_l2", "feature_cosine"}
     found = {name: float(each) for name, each in objective.diagnostics.items()}
     assert found["feature_weight"] == 0.5
     low, mean, high = (found[f"feature_mask_weight_{each}"] for each in ("min", "mean", "max"))
@@ -76,7 +76,7 @@ def test_the_schedule_weighs_the_feature_terms_alone() -> None:
     silent, half, full = (objective(step, seeded()) for step in (0, 2, 4))
     assert silent["feature_l2"] == 0
     torch.testing.assert_close(2 * half["feature_l2"], full["feature_l2"])
-    torch.testing.assert_close(half["colour"], full["colour"])
+    torch.testing.assert_close(half["color"], full["color"])
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -95,7 +95,7 @@ def test_looking_at_the_alignment_moves_nothing(training: bool) -> None:
     assert objective.alignment(seeded(9)) == found
 
 
-def test_features_learnt_are_features_aligned() -> None:
+def test_features_learned_are_features_aligned() -> None:
     objective = features(feature_loss(l2=1.0, threshold=0.0, soft_transition=0.0))
     objective.schedule["decay"] = 1000
     before = objective.alignment(seeded(9))

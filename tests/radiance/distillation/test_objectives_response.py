@@ -24,9 +24,9 @@ BACKGROUND = torch.rand(6, 3, generator=torch.Generator().manual_seed(3))
 def test_terms_are_those_of_composited_images():
     student, teacher = seen(0), seen(1)
     over = [each.rgb + (1 - each.alpha[:, None]) * BACKGROUND for each in (student, teacher)]
-    loss = ResponseLoss(colour=2.0, opacity=0.5, depth=0.1, scale=0.5, solid=0.4)
+    loss = ResponseLoss(color=2.0, opacity=0.5, depth=0.1, scale=0.5, solid=0.4)
     terms, error = loss(student, teacher, BACKGROUND, ONES)
-    torch.testing.assert_close(terms["colour"], 2 * (over[0] - over[1]).square().mean())
+    torch.testing.assert_close(terms["color"], 2 * (over[0] - over[1]).square().mean())
     torch.testing.assert_close(error, (over[0] - over[1]).square().mean(1))
     torch.testing.assert_close(terms["opacity"], 0.5 * (student.alpha - teacher.alpha).abs().mean())
     gap = (student.depth - teacher.depth).abs() / 0.5
@@ -60,4 +60,4 @@ def test_the_error_for_resampling_carries_no_gradient():
     student.rgb.requires_grad_()
     result = ResponseLoss()(student, seen(1), BACKGROUND, ONES)
     assert not result.error.requires_grad
-    assert result.terms["colour"].requires_grad
+    assert result.terms["color"].requires_grad

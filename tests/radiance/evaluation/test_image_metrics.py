@@ -121,13 +121,13 @@ def test_trivial_predictions_are_what_they_say() -> None:
     trivial = trivial_predictions(truth, train)
     assert all(image.shape == (2, 16, 16, 3) for image in trivial.values())
     inside = truth.alpha > 0.5
-    colour = trivial["silhouette"][inside]
+    color = trivial["silhouette"][inside]
     mean = train.rgba[..., :3][train.alpha > 0.5].mean(dim=0)
-    torch.testing.assert_close(colour, mean.expand_as(colour))
+    torch.testing.assert_close(color, mean.expand_as(color))
     assert bool((trivial["silhouette"][~inside] == 1).all())
     assert bool((trivial["white"] == 1).all())
     torch.testing.assert_close(trivial["mean_image"][1], train.on_white().mean(dim=0))
-    torch.testing.assert_close(trivial["mean_colour"][0, 3, 4], train.on_white().mean((0, 1, 2)))
+    torch.testing.assert_close(trivial["mean_color"][0, 3, 4], train.on_white().mean((0, 1, 2)))
 
 
 def test_named_states() -> None:
@@ -152,7 +152,7 @@ def test_evaluation_names_every_figure_and_knows_a_blank_image() -> None:
         "lpips_reason",
         "psnr_vs_teacher",
         "psnr_white",
-        "psnr_mean_colour",
+        "psnr_mean_color",
         "psnr_mean_image",
         "psnr_silhouette",
         "status",

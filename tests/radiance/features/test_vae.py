@@ -108,8 +108,8 @@ def test_a_linear_vae_reaches_probabilistic_pca():
         schedule.step()
     weight = objective.vae.decoder.linear.weight.detach()
     expected = torch.cat([spectrum[:3] - noise, torch.zeros(3)])
-    learnt = torch.linalg.eigvalsh(weight @ weight.T).flip(0)
-    torch.testing.assert_close(learnt, expected, atol=0.12, rtol=0.04)
+    learned = torch.linalg.eigvalsh(weight @ weight.T).flip(0)
+    torch.testing.assert_close(learned, expected, atol=0.12, rtol=0.04)
     leading = torch.linalg.svd(weight)[0][:, :3]
     torch.testing.assert_close(
         torch.linalg.matrix_norm(leading.T @ axes[:, :3]),

@@ -14,10 +14,10 @@ def test_cka_sees_through_rotation_shift_and_scale():
     assert linear_cka(x, 3 * x @ rotation + 5) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_cka_is_the_normalised_similarity_of_gram_matrices():
+def test_cka_is_the_normalized_similarity_of_gram_matrices():
     x, y = normal(50, 4).double(), normal(50, 6, seed=1).double() + 1
-    centring = torch.eye(50, dtype=torch.float64) - 1 / 50
-    k, m = centring @ x @ x.T @ centring, centring @ y @ y.T @ centring
+    centering = torch.eye(50, dtype=torch.float64) - 1 / 50
+    k, m = centering @ x @ x.T @ centering, centering @ y @ y.T @ centering
     expected = (k * m).sum() / (k.norm() * m.norm())
     assert linear_cka(x, y) == pytest.approx(expected.item(), rel=1e-10)
 

@@ -25,7 +25,7 @@ TINY = FitSettings(
 
 @pytest.fixture(scope="module")
 def scene() -> tuple[Cameras, torch.Tensor]:
-    """Five views, 12 x 12 px, of a few coloured splats."""
+    """Five views, 12 x 12 px, of a few colored splats."""
     generator = torch.Generator().manual_seed(0)
     truth = Gaussians(
         0.25 * torch.randn(8, 3, generator=generator),
@@ -151,7 +151,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(scene, tmp_path)
     assert path.read_bytes() == before
 
 
-def test_loss_is_l1_of_colour_and_squared_error_of_alpha():
+def test_loss_is_l1_of_color_and_squared_error_of_alpha():
     rendered = Rendered(torch.full((2, 2, 3), 0.5), torch.full((2, 2), 0.8), torch.zeros(2, 2))
     target = torch.tensor([0.4, 0.4, 0.4, 1.0]).expand(2, 2, 4)
     assert float(fitting.photo_loss(rendered, target, 0.5)) == pytest.approx(0.1 + 0.5 * 0.04)

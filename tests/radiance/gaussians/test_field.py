@@ -59,7 +59,7 @@ def test_a_gaussian_that_no_view_sees_contributes_nothing() -> None:
     assert (contributions(gaussians, views()) == 0).all()
 
 
-def test_renders_are_the_rasteriser_s_rounded_to_half() -> None:
+def test_renders_are_the_rasterizer_s_rounded_to_half() -> None:
     gaussians, cameras = ball(), views(2)
     renders = render_all(gaussians, cameras)
     assert renders.rgba.shape == (2, 16, 16, 4)

@@ -12,7 +12,7 @@ def _isotropic(*scales: float) -> Tensor:
 
 
 def _random(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Means, covariances, opacities and colours."""
+    """Means, covariances, opacities and colors."""
     generator = torch.Generator().manual_seed(seed)
     factor = 0.2 * torch.randn(count, 3, 3, generator=generator)
     covariances = factor @ factor.transpose(1, 2) + 1e-3 * torch.eye(3)
@@ -105,16 +105,16 @@ def test_integral_of_a_gaussians_field_is_its_optical_depth() -> None:
     torch.testing.assert_close(rgb, torch.ones_like(rgb))
 
 
-def test_field_sums_the_nearest_gaussians_and_mixes_their_colours_by_density() -> None:
-    means, covariances, opacities, colours = _random(6)
+def test_field_sums_the_nearest_gaussians_and_mixes_their_colors_by_density() -> None:
+    means, covariances, opacities, colors = _random(6)
     points, directions = _random(40, seed=3)[0], torch.tensor([[0.0, 0, 1]]).expand(40, -1)
-    field = (points, directions, means, covariances, opacities, colours, 0.1)
-    sigma, rgb = gaussian_field(*field, neighbours=6)
+    field = (points, directions, means, covariances, opacities, colors, 0.1)
+    sigma, rgb = gaussian_field(*field, neighbors=6)
     parts = [
         gaussian_field(
             points,
             directions,
-            *(tensor[i : i + 1] for tensor in (means, covariances, opacities, colours)),
+            *(tensor[i : i + 1] for tensor in (means, covariances, opacities, colors)),
             0.1,
         )[0]
         for i in range(6)
@@ -122,7 +122,7 @@ def test_field_sums_the_nearest_gaussians_and_mixes_their_colours_by_density() -
     densities = torch.stack(parts, dim=1)
     torch.testing.assert_close(sigma, densities.sum(1))
     dense = sigma > 1e-6
-    mixed = densities @ colours / sigma.unsqueeze(1)
+    mixed = densities @ colors / sigma.unsqueeze(1)
     torch.testing.assert_close(rgb[dense], mixed[dense], atol=1e-4, rtol=0)
-    assert (gaussian_field(*field, neighbours=2)[0] <= sigma + 1e-6).all()
-    torch.testing.assert_close(gaussian_field(*field, neighbours=8, chunk=7)[0], sigma)
+    assert (gaussian_field(*field, neighbors=2)[0] <= sigma + 1e-6).all()
+    torch.testing.assert_close(gaussian_field(*field, neighbors=8, chunk=7)[0], sigma)

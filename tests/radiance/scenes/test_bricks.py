@@ -104,29 +104,29 @@ def test_the_whole_model_is_inside_every_view() -> None:
 
 
 def test_the_highlight_depends_on_the_view() -> None:
-    """The same point of the roof from two places; without gloss it has one colour."""
+    """The same point of the roof from two places; without gloss it has one color."""
     shapes = model()
     cameras = Cameras(hemisphere_poses(40, np.random.default_rng(1)), 100.0, 40, 40)
     cameras = cameras[cameras.camera_to_world[:, 2, 3] > 3]
     for gloss, spread in ((Lighting().gloss, 0.05), (0.0, 0.0)):
-        colours = point_colours(shapes, cameras, roof_point(), Lighting(gloss=gloss))
-        assert len(colours) >= 5
-        width = float((colours.max(0) - colours.min(0)).max())
+        colors = point_colors(shapes, cameras, roof_point(), Lighting(gloss=gloss))
+        assert len(colors) >= 5
+        width = float((colors.max(0) - colors.min(0)).max())
         assert width > spread if spread else width < 1e-9
 
 
 def roof_point() -> np.ndarray:
     """A point of the roof's top face, between four studs."""
-    index = next(i for i, b in enumerate(BRICKS) if b.colour == "white" and b.z == 12)
+    index = next(i for i, b in enumerate(BRICKS) if b.color == "white" and b.z == 12)
     shapes = model()
-    return shapes.centre[index] + [0, 0, shapes.half[index, 2]]
+    return shapes.center[index] + [0, 0, shapes.half[index, 2]]
 
 
-def point_colours(
+def point_colors(
     shapes: Solids, cameras: Cameras, point: np.ndarray, lighting: Lighting
 ) -> np.ndarray:
-    """The point's colour in every view, by aiming each camera's middle pixel at it."""
-    colours = []
+    """The point's color in every view, by aiming each camera's middle pixel at it."""
+    colors = []
     for pose in cameras.camera_to_world.double():
         back = pose[:3, 3] - torch.from_numpy(point)
         back = back / back.norm()
@@ -135,8 +135,8 @@ def point_colours(
         aimed = torch.eye(4, dtype=torch.float64)
         aimed[:3] = torch.stack([right, torch.linalg.cross(back, right), back, pose[:3, 3]], dim=1)
         view = render_bricks(shapes, Cameras(aimed[None].float(), 1000.0, 1, 1), 1, lighting)
-        colours.append(view.rgba[0, 0, 0, :3].numpy())
-    return np.stack(colours)
+        colors.append(view.rgba[0, 0, 0, :3].numpy())
+    return np.stack(colors)
 
 
 def test_studs_inside_the_brick_above_are_left_out() -> None:

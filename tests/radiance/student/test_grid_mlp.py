@@ -39,12 +39,12 @@ def _gathered(
     def affine(layer: Tensor, x: Tensor) -> Tensor:
         return torch.einsum("pi,pio->po", x, layer[:, :-1]) + layer[:, -1]
 
-    *trunk, density, colour, rgb = architecture.split(parameters.double()[network])
+    *trunk, density, color, rgb = architecture.split(parameters.double()[network])
     hidden = _encode(x.double(), architecture.frequencies)
     for layer in trunk:
         hidden = affine(layer, hidden).relu()
     view = _encode(d.double(), architecture.direction_frequencies)
-    mixed = affine(colour, torch.cat([hidden, view], dim=1)).relu()
+    mixed = affine(color, torch.cat([hidden, view], dim=1)).relu()
     return torch.cat([affine(density, hidden), affine(rgb, mixed)], dim=1), hidden
 
 

@@ -144,7 +144,7 @@ def test_field_is_continuous_across_faces_with_a_margin_only() -> None:
             assert (jump < 1e-3) == (margin > 0)
 
 
-def test_blend_stays_continuous_where_a_neighbour_has_no_network() -> None:
+def test_blend_stays_continuous_where_a_neighbor_has_no_network() -> None:
     cells = torch.ones(4, 2, 3, dtype=torch.bool)
     cells[1, 0, 1] = False
     generator = torch.Generator().manual_seed(0)
@@ -174,7 +174,7 @@ def test_density_scale_is_per_longest_cell_edge() -> None:
     assert _model((1, 1, 6)).density_scale == pytest.approx(30 / 2)
 
 
-def test_a_fresh_field_is_a_grey_fog() -> None:
+def test_a_fresh_field_is_a_gray_fog() -> None:
     model = _model()
     with torch.no_grad():
         field = model(*_points(500))

@@ -12,7 +12,7 @@ from braid.radiance.student.marching import march
 
 
 def _overfit(steps: int) -> tuple[KiloNeRF, Tensor]:
-    """A small grid fitted to one 20 x 20 view of a patterned ball, and the MSE of its colour."""
+    """A small grid fitted to one 20 x 20 view of a patterned ball, and the MSE of its color."""
 
     def truth(points: Tensor, directions: Tensor, features: bool = True) -> Field:
         sigma = 40 * (points.norm(dim=1) < 0.7).float()

@@ -1,6 +1,6 @@
-"""What small tiles are worth: forward + backward of the rasteriser, 4x4 against 16x16 tiles.
+"""What small tiles are worth: forward + backward of the rasterizer, 4x4 against 16x16 tiles.
 
-    python -m benchmarks.rasteriser
+    python -m benchmarks.rasterizer
 
 Expected at 100 px with 5,000 Gaussians, one CPU thread: a ratio of 2.5 or more. Runs of the two
 are interleaved and the fastest of each counts, so that a busy machine slows both alike.
