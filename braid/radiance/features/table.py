@@ -25,7 +25,7 @@ from braid.radiance.scenes.cells import CellGrid
 # Cells next to each other share Gaussians, so a random split would let validation leak into
 # training; whole blocks of cells go to one side or the other.
 
-MIN_SCALE = 1e-6  # a channel that varies less is constant: it passes through, centerd
+MIN_SCALE = 1e-6  # a channel that varies less is constant: it passes through, centered
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def fit_standardization(
     """Mean and standard deviation per channel, or median and 1.4826 MAD if `robust`.
 
     A channel that is constant for more than half of the rows has no MAD and takes its standard
-    deviation; one without that either is only centerd.
+    deviation; one without that either is only centered.
 
     Raises:
         ValueError: there are no rows.
@@ -83,7 +83,7 @@ def training_cells(
     cells: Tensor,  # [C] int64
     *,
     block: int,  # cells along the side of a block
-    validation: float,  # share of the occupied blocks that validate
+    validation: float,  # fraction of the occupied blocks that validate
 ) -> Tensor:
     """Which cells train, [C] bool, whole blocks at a time; at least one block on either side.
 
@@ -95,7 +95,7 @@ def training_cells(
     blocks, member = torch.unique((x << 40) + (y << 20) + z, return_inverse=True)
     if len(blocks) < 2:
         raise ValueError(
-            f"all {len(cells)} cells lie in one block of {block}^3: lower features.block"
+            f"all {len(cells)} cells lie in one block of {block}^3: lower radiance.features.block"
         )
     held_out = min(max(1, round(validation * len(blocks))), len(blocks) - 1)
     training = torch.ones(len(blocks), dtype=torch.bool, device=cells.device)
@@ -109,6 +109,8 @@ def _scramble(keys: Tensor) -> Tensor:
         keys = (keys ^ (keys >> 31)) * multiplier
     return keys ^ (keys >> 31)
 
+
+# ---- The table and its file --------------------------------------------------------------------
 
 ALIASES = {"sh": ("sh_dc", "sh_rest")}  # names that stand for several groups
 _VERSION = 1
@@ -146,11 +148,11 @@ class FeatureSchema:
         """
         wanted: set[str] = set()
         for name in names:
-            found = [each for each in ALIASES.get(name, (name,)) if each in self.groups]
-            if not found:
+            groups = [group for group in ALIASES.get(name, (name,)) if group in self.groups]
+            if not groups:
                 known = sorted({*self.groups, *ALIASES})
                 raise ValueError(f"unknown feature group {name!r}, expected one of {known}")
-            wanted.update(found)
+            wanted.update(groups)
         return replace(self, groups={k: v for k, v in self.groups.items() if k in wanted})
 
     def to_json(self) -> str:
@@ -233,7 +235,7 @@ def save_features(path: Path, stored: StoredFeatures) -> None:
         "clip": torch.tensor(standardization.clip, dtype=torch.float64),
         "training": training,
     }
-    content: dict[str, Any] = {name: each.detach().cpu().numpy() for name, each in arrays.items()}
+    content: dict[str, Any] = {name: array.detach().cpu().numpy() for name, array in arrays.items()}
     content["schema"] = np.array(features.schema.to_json())
     content["hash"] = np.array(features.schema.hash)
     with path.open("wb") as file:

@@ -19,66 +19,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from braid.common.io import load_model, save_model
-
-# ---- How far a student's features agree with its teacher's -------------------------------------
-# The networks of a KiloNeRF share no basis, so raw student features of different cells are not
-# comparable; cosine and explained variance are of the *projector's predictions*, only the CKA is of
-# the raw features.
-
-
-def alignment(
-    student: Tensor,  # [N, H], penultimate features
-    predicted: Tensor,  # [N, F], their projection, standardized units
-    target: Tensor,  # [N, F], teacher features, standardized
-    columns: Mapping[str, slice],  # channel groups
-) -> dict[str, float]:
-    """`cosine`, `cka` and `explained_variance/<group>`."""
-    shares = explained_variance(predicted, target, columns)
-    return {
-        "cosine": mean_cosine(predicted, target),
-        "cka": linear_cka(student, target),
-        **{f"explained_variance/{name}": share for name, share in shares.items()},
-    }
-
-
-def mean_cosine(
-    x: Tensor,  # [N, F]
-    y: Tensor,  # [N, F]
-) -> float:
-    """Mean cosine between rows."""
-    return float(torch.nn.functional.cosine_similarity(x, y, dim=-1).mean())
-
-
-def linear_cka(
-    x: Tensor,  # [N, H]
-    y: Tensor,  # [N, F]
-) -> float:
-    """Linear centerd kernel alignment (Kornblith et al. 2019), in [0, 1].
-
-    1 for features equal up to rotation, shift and scale; 0 where either does not vary. Independent
-    features of N rows score about sqrt(H F) / N, not 0.
-    """
-    x, y = (each.cpu().double() - each.cpu().double().mean(dim=0) for each in (x, y))
-    cross, own_x, own_y = (torch.linalg.matrix_norm(m) for m in (y.T @ x, x.T @ x, y.T @ y))
-    scale = float(own_x * own_y)
-    return float(cross**2) / scale if scale > 0 else 0.0
-
-
-def explained_variance(
-    predicted: Tensor,  # [N, F]
-    target: Tensor,  # [N, F]
-    columns: Mapping[str, slice],  # channel groups
-) -> dict[str, float]:
-    """1 - squared error / variance about the mean per group; 0 for a group that does not vary."""
-    predicted, target = predicted.cpu().double(), target.cpu().double()
-    error = (predicted - target).square().sum(dim=0)
-    total = (target - target.mean(dim=0)).square().sum(dim=0)
-    shares = {}
-    for name, each in columns.items():
-        variance = float(total[each].sum())
-        shares[name] = 1 - float(error[each].sum()) / variance if variance > 0 else 0.0
-    return shares
-
+from braid.radiance.config import VaeConfig
 
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -10.0, 4.0
 START_LOG_VARIANCE = -6.0  # what `start_from_pca` gives every latent
@@ -110,7 +51,7 @@ class FeatureVae(nn.Module):
     the linear maps are left.
     """
 
-    def __init__(self, features: int, hidden: Sequence[int] = (256, 128), latent: int = 24) -> None:
+    def __init__(self, features: int, hidden: Sequence[int], latent: int) -> None:
         super().__init__()
         self.features, self.hidden, self.latent = features, tuple(hidden), latent
         self.encoder = _LinearPlusMlp(features, self.hidden, 2 * latent)
@@ -167,15 +108,10 @@ class VaeObjective(nn.Module):
         vae: FeatureVae,
         values: Tensor,  # [N, F], standardized, training cells
         columns: Mapping[str, slice],  # channel groups to balance
-        *,
-        batch: int = 1024,
-        beta: float = 1e-4,
-        warmup: int = 1000,  # steps until beta is reached
-        free_bits: float = 0.02,  # nats a dimension
+        config: VaeConfig,
     ) -> None:
         super().__init__()
-        self.vae = vae
-        self.batch, self.max_beta, self.warmup, self.free_bits = batch, beta, warmup, free_bits
+        self.vae, self.config = vae, config
         self.register_buffer("values", values, persistent=False)
         self.register_buffer("balance", channel_balance(columns).to(values), persistent=False)
         self.values: Tensor
@@ -191,14 +127,15 @@ class VaeObjective(nn.Module):
 
     def beta(self, step: int) -> float:
         """Weight of the KL term at a step."""
-        return self.max_beta * min(1.0, step / max(1, self.warmup))
+        warmup = int(self.config.beta_warmup * self.config.steps)
+        return self.config.beta * min(1.0, step / max(1, warmup))
 
     def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Weighted terms `reconstruction` and `kl`; the loss is their sum.
 
         `diagnostics` then holds the unweighted `kl_nats` per cell and `beta`.
         """
-        shape = (self.batch,)
+        shape = (self.config.batch,)
         rows = torch.randint(
             len(self.values), shape, generator=generator, device=generator.device
         ).to(self.values.device)
@@ -209,7 +146,7 @@ class VaeObjective(nn.Module):
         self.diagnostics = {"kl_nats": kl.detach().sum(), "beta": self.beta(step)}
         return {
             "reconstruction": ((decoded - values).square() * self.balance).sum(dim=-1).mean(),
-            "kl": self.beta(step) * kl.clamp_min(self.free_bits).sum(),
+            "kl": self.beta(step) * kl.clamp_min(self.config.free_bits).sum(),
         }
 
 
@@ -265,7 +202,7 @@ class _LinearPlusMlp(nn.Module):
 # ---- What a feature VAE keeps of the features, beside PCA with as many components --------------
 
 ACTIVE_VARIANCE = 0.01  # a latent dimension whose mean varies less over cells says nothing
-KL_TAIL = 0.2  # share of the steps over which the KL must have settled
+KL_TAIL = 0.2  # fraction of the steps over which the KL must have settled
 KL_TOLERANCE = 0.1  # of its mean
 
 
@@ -274,26 +211,35 @@ def vae_report(
     training: Tensor,  # [N, F], standardized
     validation: Tensor,  # [M, F], standardized
     columns: Mapping[str, slice],  # channel groups
-) -> dict[str, float]:
-    """Figures on the validation cells, the VAE decoding its posterior mean.
+) -> dict[str, dict[str, float]]:
+    """Figures of `vae`, which decodes its posterior mean, and of `pca`, on the validation cells.
 
-    `recon_mse` and `pca_recon_mse` are balanced over groups; `kl` is in nats per cell, summed over
-    dimensions; `explained_variance/<group>` (also with `pca_` before) is 1 - error / variance. PCA
-    is fitted to the training cells in channels scaled by the balance, which makes it the linear
-    model that the balanced error likes best.
+    `mse` is balanced over groups; `kl` is in nats per cell, summed over dimensions;
+    `explained_variance_<group>` is 1 - error / variance. PCA is fitted to the training cells in
+    channels scaled by the balance, which makes it the linear model that the balanced error likes
+    best.
     """
     with torch.no_grad():
         posterior = vae.encode(validation)
         decoded = vae.decode(posterior.mean)
     linear = pca_reconstruction(training, validation, columns, vae.latent)
-    balance = channel_balance(columns).to(validation)
-    return {
-        "recon_mse": float(((decoded - validation).square() @ balance).mean()),
+    latent = {
         "kl": float(posterior.kl().sum(dim=-1).mean()),
         "active_units": float((posterior.mean.var(dim=0) > ACTIVE_VARIANCE).sum()),
-        **_prefixed("explained_variance/", explained_variance(decoded, validation, columns)),
-        "pca_recon_mse": float(((linear - validation).square() @ balance).mean()),
-        **_prefixed("pca_explained_variance/", explained_variance(linear, validation, columns)),
+    }
+    return {
+        "vae": {**_fidelity(decoded, validation, columns), **latent},
+        "pca": _fidelity(linear, validation, columns),
+    }
+
+
+def _fidelity(predicted: Tensor, target: Tensor, columns: Mapping[str, slice]) -> dict[str, float]:
+    """Balanced squared error, and the variance explained in each group."""
+    balance = channel_balance(columns).to(target)
+    explained = explained_variance(predicted, target, columns)
+    return {
+        "mse": float(((predicted - target).square() @ balance).mean()),
+        **{f"explained_variance_{group}": value for group, value in explained.items()},
     }
 
 
@@ -311,6 +257,22 @@ def pca_reconstruction(
     return torch.from_numpy(projected / scale).to(validation)
 
 
+def explained_variance(
+    predicted: Tensor,  # [N, F]
+    target: Tensor,  # [N, F]
+    columns: Mapping[str, slice],  # channel groups
+) -> dict[str, float]:
+    """1 - squared error / variance about the mean per group; 0 for a group that does not vary."""
+    predicted, target = predicted.cpu().double(), target.cpu().double()
+    error = (predicted - target).square().sum(dim=0)
+    total = (target - target.mean(dim=0)).square().sum(dim=0)
+    explained = {}
+    for group, channels in columns.items():
+        variance = float(total[channels].sum())
+        explained[group] = 1 - float(error[channels].sum()) / variance if variance > 0 else 0.0
+    return explained
+
+
 def kl_stable(
     kl: Sequence[float],  # unweighted KL by step, in order
 ) -> bool:
@@ -320,16 +282,12 @@ def kl_stable(
     if len(kl) < 4:
         return False
     last = np.asarray(kl[-max(4, round(KL_TAIL * len(kl))) :], dtype=np.float64)
-    quarters = [float(each.mean()) for each in np.array_split(last, 4)]
+    quarters = [float(quarter.mean()) for quarter in np.array_split(last, 4)]
     return abs(quarters[-1] - quarters[0]) <= KL_TOLERANCE * abs(float(last.mean()))
 
 
-def vae_status(recon_mse: float, stable: bool, gate: float) -> str:
+def vae_status(mse: float, stable: bool, gate: float) -> str:
     """`passed`, `recon_above_gate` or `kl_unstable`."""
-    if recon_mse > gate:
+    if mse > gate:
         return "recon_above_gate"
     return "passed" if stable else "kl_unstable"
-
-
-def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
-    return {prefix + name: value for name, value in values.items()}

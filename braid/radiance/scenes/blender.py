@@ -25,6 +25,7 @@ from torch import Tensor
 
 from braid.radiance.scenes.cameras import Cameras
 
+SPLITS = ("train", "val", "test")
 RIGID_TOLERANCE = 1e-3  # published poses are float32 exports, rigid to about 1e-6
 
 
@@ -56,8 +57,27 @@ class Views:
         return Views(self.cameras.to(device), self.rgba.to(device))
 
 
+def load_scene(folder: Path) -> dict[str, Views]:
+    """Read every split of a scene; one without validation views is none the less a scene.
+
+    Raises:
+        ValueError: as `load_views`, or the splits differ in image size.
+    """
+    has_val = (folder / "transforms_val.json").exists()
+    scene = {split: load_views(folder, split) for split in SPLITS if has_val or split != "val"}
+    cameras = {split: views.cameras for split, views in scene.items()}
+    sizes = {split: f"{each.width}x{each.height}" for split, each in cameras.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"{folder}: expected one image size in all splits, got {sizes}")
+    return scene
+
+
 def load_views(folder: Path, split: str) -> Views:
-    """Read one split of a scene; ValueError names the file that is missing or malformed."""
+    """Read one split of a scene.
+
+    Raises:
+        ValueError: a file is missing or malformed; the message names it.
+    """
     path = folder / f"transforms_{split}.json"
     angle, frames = _read_transforms(path)
     names = [_image_path(path, index, frame) for index, frame in enumerate(frames)]
@@ -83,19 +103,18 @@ def save_views(folder: Path, split: str, views: Views) -> None:
     (folder / f"transforms_{split}.json").write_text(text + "\n", encoding="utf-8")
 
 
-def resize(views: Views, width: int) -> Views:
+def downsample(views: Views, factor: int) -> Views:
     """Shrink by a whole factor: the mean of each block of premultiplied pixels (box filter).
 
-    Raises ValueError where `width` does not divide the image's width and height alike.
+    Raises:
+        ValueError: the factor does not divide the image's width and height alike.
     """
     cameras = views.cameras
-    factor = cameras.width // width if width > 0 else 0
-    if factor < 1 or width * factor != cameras.width or cameras.height % factor:
+    if cameras.width % factor or cameras.height % factor:
         raise ValueError(
-            f"width {width}: images of {cameras.width}x{cameras.height} can only be shrunk by a "
-            "whole factor that divides both sides"
+            f"downsample: {factor} does not divide both sides of {cameras.width}x{cameras.height}"
         )
-    height = cameras.height // factor
+    width, height = cameras.width // factor, cameras.height // factor
     blocks = views.rgba.reshape(len(views), height, factor, width, factor, 4)
     smaller = Cameras(cameras.camera_to_world, cameras.focal / factor, width, height)
     return Views(smaller, blocks.mean(dim=(2, 4)))

@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from braid.radiance.scenes.blender import Views, resize
+from braid.radiance.config import BricksConfig
+from braid.radiance.scenes.blender import Views, downsample
 from braid.radiance.scenes.cameras import Cameras
 
-# ---- Analytic ray tracing of boxes and capped cylinders: the truth behind the built-in scene ----
+# ---- Analytic ray tracing of boxes and capped cylinders: the ground truth of the built-in scene
 # Both shapes are convex and are met along one interval of a ray, the intersection of slabs (and,
 # for a cylinder, of a disc's chord). Lambert shading under one distant light with a hard shadow, a
 # hemispherical ambient term, and Blinn-Phong gloss (Blinn 1977), which depends on the view. Shapes
@@ -232,6 +233,8 @@ def trace(
     return image.reshape(*directions.shape[:2], 4)
 
 
+# ---- The model and its cameras ------------------------------------------------------------------
+
 CAMERA_ANGLE_X = 0.6911112070083618  # radians; NeRF-synthetic
 CAMERA_RADIUS = 4.031128874  # scene units; NeRF-synthetic
 LOWEST, HIGHEST = 0.06, 0.97  # height of the cameras on the unit hemisphere
@@ -316,28 +319,19 @@ DRUMS = (
 )
 
 
-def make_bricks(
-    width: int,
-    counts: dict[str, int],
-    seed: int,
-    supersample: int = 3,
-) -> dict[str, Views]:
-    """The scene's splits, from each split's name to as many views as `counts` says.
+def make_bricks(config: BricksConfig, seed: int) -> dict[str, Views]:
+    """The scene's splits by name.
 
     Every pixel is the mean of supersample squared premultiplied samples. A split depends on its own
-    name and count only. Raises ValueError for sizes or counts below 1.
+    name and count only.
     """
-    if min(width, supersample, *counts.values()) < 1:
-        raise ValueError(
-            f"bricks: width {width}, supersample {supersample} and counts {counts} must be positive"
-        )
-    solids = model()
+    solids, width = model(), config.width
     focal = 0.5 * width / math.tan(0.5 * CAMERA_ANGLE_X)
     splits = {}
-    for split, count in counts.items():
+    for split, count in {"train": config.train, "val": config.val, "test": config.test}.items():
         rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
         cameras = Cameras(hemisphere_poses(count, rng), focal, width, width)
-        splits[split] = render_bricks(solids, cameras, supersample, Lighting())
+        splits[split] = render_bricks(solids, cameras, config.supersample, Lighting())
     return splits
 
 
@@ -351,7 +345,8 @@ def render_bricks(
     images = []
     for view in range(len(cameras)):
         fine = _finer(cameras[[view]], supersample)
-        images.append(resize(Views(fine, _trace_view(solids, fine, lighting)), cameras.width).rgba)
+        views = Views(fine, _trace_view(solids, fine, lighting))
+        images.append(downsample(views, supersample).rgba)
     return Views(cameras, torch.cat(images))
 
 
@@ -407,8 +402,7 @@ def _studs(brick: Brick) -> list[Drum]:
     ]
     height = PLATE * top + 0.5 * STUD_HEIGHT
     return [
-        Drum((x + 0.5, y + 0.5, height), STUD_RADIUS, STUD_HEIGHT, 2, brick.color)
-        for x, y in cells
+        Drum((x + 0.5, y + 0.5, height), STUD_RADIUS, STUD_HEIGHT, 2, brick.color) for x, y in cells
     ]
 
 

@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# ---- One tiny radiance MLP (KiloNeRF
+from braid.radiance.config import NetworkConfig
+
+# ---- One tiny radiance MLP of KiloNeRF -----------------------------------------------------------
 #     position -> encoding -> trunk (``layers - 1`` hidden layers) -> features -> density
 #                                      [features, encoded direction] -> hidden -> rgb
 #
@@ -35,18 +37,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of one network."""
+    """The layers of one network, in one row of parameters."""
 
-    hidden: int  # width of every hidden layer
-    layers: int  # layers from position to density: layers - 1 hidden ones and the head
-    frequencies: int  # octaves of the position encoding
-    direction_frequencies: int  # octaves of the direction encoding
+    sizes: NetworkConfig
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """(inputs + 1, outputs) of each layer: trunk, density, color, rgb."""
-        hidden, directions = self.hidden, 3 + 6 * self.direction_frequencies
-        trunk = [(4 + 6 * self.frequencies, hidden)] + [(hidden + 1, hidden)] * (self.layers - 2)
+        sizes, hidden = self.sizes, self.sizes.hidden
+        directions = 3 + 6 * sizes.direction_frequencies
+        trunk = [(4 + 6 * sizes.frequencies, hidden)] + [(hidden + 1, hidden)] * (sizes.layers - 2)
         return [*trunk, (hidden + 1, 1), (hidden + directions + 1, hidden), (hidden + 1, 3)]
 
     @property
@@ -79,7 +79,7 @@ class Architecture:
         parameters = torch.zeros(networks, self.parameters)
         layers = self.split(parameters)
         for index, layer in enumerate(layers):
-            is_head = index in (self.layers - 1, len(layers) - 1)
+            is_head = index in (self.sizes.layers - 1, len(layers) - 1)
             bound = math.sqrt(6 / (layer.shape[1] - 1)) * (0.25 if is_head else 1.0)
             layer[:, :-1].uniform_(-bound, bound, generator=generator)
         return parameters
@@ -155,12 +155,13 @@ def forward(
 ) -> Activations:
     """Evaluate K networks on m rows each."""
     *trunk, density, color, rgb = layers
-    hidden, (networks, _, m) = architecture.hidden, positions.shape
+    sizes, (networks, _, m) = architecture.sizes, positions.shape
+    hidden = sizes.hidden
 
     def take(name: str, features: int) -> Tensor:
         return workspace.take(name, networks, features, m)
 
-    octaves, direction_octaves = architecture.frequencies, architecture.direction_frequencies
+    octaves, direction_octaves = sizes.frequencies, sizes.direction_frequencies
     encoded = encode(positions, octaves, take("encoded", 3 + 6 * octaves))
     x, states = encoded, []
     for index, layer in enumerate(trunk):
@@ -228,6 +229,9 @@ def _product(x: Tensor, grad: Tensor, workspace: Workspace) -> Tensor:
 def _layer_gradient(x: Tensor, grad: Tensor, out: Tensor, workspace: Workspace) -> None:
     out[:, : x.shape[1]] = _product(x, grad, workspace)
     torch.sum(grad, dim=2, out=out[:, -1])
+
+
+# ---- Many of them: rows sorted by network, cut into tiles, run in chunks -------------------------
 
 
 class Chunk(NamedTuple):
@@ -346,7 +350,7 @@ class _Evaluate(torch.autograd.Function):
         ctx.save_for_backward(parameters)
         ctx.set_materialize_grads(False)
         ctx.architecture, ctx.tiles, ctx.activations = architecture, tiles, []
-        width = architecture.hidden if with_features else 0
+        width = architecture.sizes.hidden if with_features else 0
         raw = inputs.new_empty(len(tiles.rows), 4)
         features = inputs.new_empty(len(tiles.rows), width)
         scratch = Workspace(inputs)

@@ -31,7 +31,7 @@ def test_values_are_clipped():
     assert fitted.transform(values).max() == 4.0
 
 
-def test_a_constant_channel_passes_through_centerd():
+def test_a_constant_channel_passes_through_centered():
     values = torch.cat([rows(channels=1), torch.full((400, 1), 7.0)], dim=1)
     fitted = fit_standardization(values)
     assert fitted.scale[1] == 1.0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from braid.radiance.scenes.blender import Views, load_views, resize, save_views
+from braid.radiance.scenes.blender import Views, downsample, load_views, save_views
 from braid.radiance.scenes.cameras import Cameras
 from tests.radiance.blender_scene import edit, pose, write_image, write_scene
 
@@ -95,17 +95,17 @@ def test_equal_views_are_saved_as_equal_bytes(tmp_path: Path) -> None:
     )
 
 
-def test_resize_averages_premultiplied_pixels() -> None:
+def test_downsampling_averages_premultiplied_pixels() -> None:
     """Invisible red beside opaque green must stay green: averaging straight color would not."""
     rgba = torch.zeros(1, 2, 2, 4)
     rgba[0, 0, 0] = torch.tensor([0.0, 1.0, 0.0, 1.0])
-    small = resize(Views(Cameras(torch.eye(4)[None], 10.0, 2, 2), rgba), 1)
+    small = downsample(Views(Cameras(torch.eye(4)[None], 10.0, 2, 2), rgba), 2)
     np.testing.assert_allclose(small.rgba[0, 0, 0], [0, 0.25, 0, 0.25])
 
 
-def test_resize_keeps_the_rays_of_block_centers() -> None:
+def test_downsampling_keeps_the_rays_of_block_centers() -> None:
     views = random_views(1, 6, 9)
-    small = resize(views, 3)
+    small = downsample(views, 3)
     assert (small.cameras.width, small.cameras.height) == (3, 2)
     center = small.cameras.rays(torch.tensor([0]), torch.tensor([5])).directions
     fine = views.cameras.rays(torch.tensor([0]), torch.tensor([4 * 9 + 7])).directions
@@ -115,10 +115,10 @@ def test_resize_keeps_the_rays_of_block_centers() -> None:
     )
 
 
-@pytest.mark.parametrize("width", [0, -2, 3, 16, 4])
-def test_resize_refuses_what_is_no_whole_factor(width: int) -> None:
-    with pytest.raises(ValueError, match=f"width {width}: .*8x5"):
-        resize(random_views(1, 5, 8), width)
+@pytest.mark.parametrize("factor", [2, 3, 4, 5, 16])
+def test_downsampling_refuses_what_is_no_whole_factor(factor: int) -> None:
+    with pytest.raises(ValueError, match=f"downsample: {factor} does not divide .*8x5"):
+        downsample(random_views(1, 5, 8), factor)
 
 
 def breaks(message: str, change: Callable[[dict[str, Any]], object], id: str) -> Any:

@@ -21,6 +21,7 @@ from braid.radiance.scenes.bricks import (
     render_bricks,
 )
 from braid.radiance.scenes.cameras import Cameras
+from tests.radiance.settings import bricks_config
 
 
 def above(height: float, width: int) -> Cameras:
@@ -57,7 +58,7 @@ def test_axes_are_opengls_up_is_the_first_row_and_right_the_last_column() -> Non
 
 
 def test_images_are_premultiplied_and_in_range() -> None:
-    rgba = make_bricks(24, {"test": 3}, seed=0)["test"].rgba
+    rgba = make_bricks(bricks_config(width=24, test=3), seed=0)["test"].rgba
     assert rgba.dtype == torch.float32
     assert bool((rgba >= 0).all())
     assert bool((rgba[..., :3] <= rgba[..., 3:] + 1e-6).all())
@@ -65,11 +66,11 @@ def test_images_are_premultiplied_and_in_range() -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_splits_are_independent() -> None:
-    first = make_bricks(16, {"train": 2, "val": 2}, seed=3)
-    again = make_bricks(16, {"val": 2, "train": 2}, seed=3)
-    for split in first:
+    first = make_bricks(bricks_config(width=16, train=2, val=2), seed=3)
+    again = make_bricks(bricks_config(width=16, train=2, val=2, test=5), seed=3)
+    for split in ("train", "val"):
         assert torch.equal(first[split].rgba, again[split].rgba)
-    other = make_bricks(16, {"train": 2}, seed=4)["train"]
+    other = make_bricks(bricks_config(width=16, train=2), seed=4)["train"]
     assert not torch.equal(first["train"].rgba, other.rgba)
     poses = [first[split].cameras.camera_to_world for split in ("train", "val")]
     assert not torch.isclose(poses[0], poses[1]).all(dim=(1, 2)).any()
@@ -95,7 +96,7 @@ def test_cameras_stand_on_the_upper_hemisphere_and_look_at_the_origin() -> None:
 
 
 def test_the_whole_model_is_inside_every_view() -> None:
-    views = make_bricks(48, {"train": 24}, seed=0, supersample=2)["train"]
+    views = make_bricks(bricks_config(width=48, train=24, supersample=2), seed=0)["train"]
     assert views.cameras.focal == pytest.approx(24 / math.tan(0.5 * CAMERA_ANGLE_X))
     border = torch.ones(48, 48, dtype=torch.bool)
     border[1:-1, 1:-1] = False
@@ -148,8 +149,8 @@ def test_studs_inside_the_brick_above_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "count", "supersample"), [(0, 1, 1), (8, 0, 1), (8, 1, 0), (-1, 1, 1)]
+    ("name", "value"), [("width", 0), ("train", 0), ("supersample", 0), ("width", -1)]
 )
-def test_sizes_below_one_are_refused(width: int, count: int, supersample: int) -> None:
-    with pytest.raises(ValueError, match="must be positive"):
-        make_bricks(width, {"train": count}, seed=0, supersample=supersample)
+def test_sizes_below_one_are_refused(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=rf"{name}\n.*greater than 0"):
+        bricks_config(**{name: value})
