@@ -10,7 +10,7 @@ weighted by its soft boundary mask and, with a VAE, by how well the VAE itself k
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from braid.radiance.features.vae import FeatureVae, channel_balance, explained_v
 from braid.radiance.scenes.cells import CellGrid
 from braid.radiance.student.marching import Marched
 from braid.training.ema import Ema
+from braid.training.trainer import TrainResult
 
 # ---- The soft mask that keeps feature supervision away from the faces between cells ------------
 # d is the distance of a point to the nearest face of its cell in half edges: 0 on a face, 1 at the
@@ -374,26 +375,38 @@ class AlignmentProbe:
 
 # ---- Curves that Stage 2 alone has, by what is drawn together ------------------------------------
 
-LOSS_CURVE = ("step", "feature_weight", "feature_l2", "feature_cosine", "feature_latent")
-MASK_CURVE = (
-    "step",
-    "feature_mask_weight_mean",
-    "feature_mask_weight_min",
-    "feature_mask_weight_max",
-)
-NORM_CURVE = (
-    "step",
-    "gradient_norm_color",
-    "gradient_norm_opacity",
-    "gradient_norm_depth",
-    "gradient_norm_feature_l2",
-    "gradient_norm_feature_cosine",
-    "gradient_norm_feature_latent",
-)
-ALIGNMENT_CURVE = ("step", "cosine", "cka")
+Curve = list[dict[str, float]]
+CURVES = {
+    "feature_loss": ("step", "feature_weight", "feature_l2", "feature_cosine", "feature_latent"),
+    "feature_mask": (
+        "step",
+        "feature_mask_weight_mean",
+        "feature_mask_weight_min",
+        "feature_mask_weight_max",
+    ),
+    "gradient_norms": (
+        "step",
+        "gradient_norm_color",
+        "gradient_norm_opacity",
+        "gradient_norm_depth",
+        "gradient_norm_feature_l2",
+        "gradient_norm_feature_cosine",
+        "gradient_norm_feature_latent",
+    ),
+    "alignment": ("step", "cosine", "cka"),
+}
 
 
-def curve(history: Sequence[Mapping[str, float]], columns: Sequence[str]) -> list[dict[str, float]]:
-    """These columns of a history; rows that have none of them but the step are left out."""
+def feature_curves(result: TrainResult) -> Iterator[tuple[str, Curve, tuple[str, ...]]]:
+    """(name, rows, columns that are there without rows) of each curve of a training.
+
+    Steps of which nothing was logged are left out: of the control all but the gradient norms.
+    """
+    for name, columns in CURVES.items():
+        rows = result.probes.get(name) or _select(result.history, columns)
+        yield name, rows, columns
+
+
+def _select(history: Curve, columns: Sequence[str]) -> Curve:
     rows = [{column: row[column] for column in columns if column in row} for row in history]
     return [row for row in rows if set(row) != {"step"}]

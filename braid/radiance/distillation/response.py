@@ -205,7 +205,7 @@ class ResponseObjective(nn.Module):
         student: Student,
         renders: Renders,
         rays: RaysConfig,
-        loss: ResponseLoss,
+        loss: ResponseLossConfig,
         *,
         field_points: FieldPoints | None = None,
         field_steps: int = 0,
@@ -214,7 +214,8 @@ class ResponseObjective(nn.Module):
         cameras = renders.cameras
         self.field = student.field
         self.sampler = RaySampler(len(cameras), cameras.width, cameras.height, rays)
-        self.student, self.renders, self.loss, self.rays = student, renders, loss, rays.count
+        self.loss = ResponseLoss(loss, scale=student.extent)
+        self.student, self.renders, self.rays = student, renders, rays.count
         self.field_points, self.field_steps = field_points, field_steps
         self.diagnostics: dict[str, float | Tensor] = {}
 

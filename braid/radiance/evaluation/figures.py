@@ -1,4 +1,4 @@
-"""Pictures of a distillation: residual maps, the publication figure, the trade-off chart.
+"""Figures of a distillation: residual maps, the publication figure, the trade-off chart.
 
 Equal inputs give equal bytes: PNGs carry no date and no version, and the style does not depend on
 the reader's matplotlib settings. A residual is the absolute difference, mean over the channels, on
@@ -7,7 +7,7 @@ one fixed scale, so that maps of different runs can be laid side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,27 +27,48 @@ from braid.radiance.evaluation.image_metrics import psnr
 RESIDUAL_LIMIT = 0.25  # residual, in [0, 1], at which the color scale ends
 RESIDUAL_COLORS = "magma"
 CELL = 1.3  # inches; side of an image
+FIRST_STAGE = "response"  # the student of Stage 1B; the others are variants of Stage 2
 
 
-@dataclass(frozen=True)
-class Tradeoff:
-    """One row of the trade-off chart."""
+def pictured_frames(wanted: Sequence[int], views: int) -> list[int]:
+    """Those of the wanted test views that the scene has.
 
-    name: str
-    psnr: float  # dB
-    fps: float
-    peak_memory_mib: float
+    Raises:
+        ValueError: it has none of them.
+    """
+    frames = [frame for frame in wanted if frame < views]
+    if not frames:
+        raise ValueError(
+            f"radiance.evaluation.figure_frames: expected one of 0 to {views - 1}, "
+            f"got {list(wanted)}"
+        )
+    return frames
+
+
+def publication_figure(
+    path: Path,
+    renders: Mapping[str, tuple[list[int], dict[str, Tensor]]],  # of students, as they are stored
+) -> None:
+    """Ground truth, teacher and the students on the pictured test views."""
+    frames, images = next(iter(renders.values()))
+    models = {"teacher": images["teacher"]}
+    models |= {_title(name): stored["end of training"] for name, (_, stored) in renders.items()}
+    image_table(path, images["truth"], models, frames)
+
+
+def _title(student: str) -> str:
+    return "Stage 1B" if student == FIRST_STAGE else f"Stage 2\n{student}"
 
 
 def image_table(
     path: Path,
     truth: Tensor,  # [N, H, W, 3] over white
-    models: dict[str, Tensor],  # name to [N, H, W, 3] over white, in the order of the columns
-    labels: Sequence[str],  # of the N frames
+    models: Mapping[str, Tensor],  # name to [N, H, W, 3] over white, in the order of the columns
+    frames: Sequence[int],  # of the N test views
 ) -> None:
-    """Write frames down: the truth, every model's render with its PSNR, every model's residual."""
+    """Views down: the ground truth, every model's render with its PSNR, every model's residual."""
     residuals = {f"residual\n{name}": (images - truth).abs() for name, images in models.items()}
-    rows, columns = len(labels), 1 + len(models) + len(residuals)
+    rows, columns = len(frames), 1 + len(models) + len(residuals)
     with styled():
         size = (CELL * columns + 0.8, (CELL + 0.16) * rows + 0.35)
         tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
@@ -55,8 +76,8 @@ def image_table(
         axes = figure.subplots(rows, columns, squeeze=False)
         for column, (name, stack) in enumerate({"truth": truth, **models}.items()):
             _column(axes[:, column], name, stack)
-        for ax, label in zip(axes[:, 0], labels, strict=True):
-            ax.set_ylabel(label)
+        for ax, frame in zip(axes[:, 0], frames, strict=True):
+            ax.set_ylabel(f"test view {frame}")
         for column, stack in enumerate(models.values(), start=1):
             for ax, value in zip(axes[:, column], psnr(stack, truth).tolist(), strict=True):
                 ax.set_xlabel(f"{value:.2f} dB", labelpad=2)
@@ -82,19 +103,28 @@ def _color_bar(figure: Figure, axes: Any) -> None:
     bar.outline.set_visible(False)
 
 
+@dataclass(frozen=True)
+class Tradeoff:
+    """A model's place in the trade-off chart."""
+
+    name: str
+    psnr: float  # dB
+    fps: float
+    peak_memory_mib: float
+
+
 def tradeoff_chart(
     path: Path,
     students: Sequence[Tradeoff],
-    first_stage: str,
     teacher: Tradeoff,
-    baselines: dict[str, float],
-    memory_of: str,
+    baselines: Mapping[str, float],  # PSNR, dB
+    memory_of: str,  # what the peak was measured of
     title: str,
 ) -> None:
     """Write PSNR, frames per second and peak memory of every student, in three panels.
 
-    `first_stage` names the Stage 1B student, set off by color from the Stage 2 ones. The teacher
-    is a line in every panel; `baselines` are lines of PSNR. `memory_of` says what was measured.
+    The Stage 1B student is set off by color from the Stage 2 ones. The teacher is a line in every
+    panel; `baselines` are lines of PSNR.
     """
     panels = (
         ("PSNR (dB)", "{:.2f}", [s.psnr for s in students], {"teacher": teacher.psnr, **baselines}),
@@ -106,7 +136,7 @@ def tradeoff_chart(
             {"teacher": teacher.peak_memory_mib},
         ),
     )
-    colors = [BLUE if s.name == first_stage else ORANGE for s in students]
+    colors = [BLUE if s.name == FIRST_STAGE else ORANGE for s in students]
     with styled():
         figure = Figure(figsize=(9.2, 1.75 + 0.3 * len(students)), layout="constrained")
         axes = figure.subplots(1, 3, sharey=True, width_ratios=(1.5, 1, 1))
@@ -127,7 +157,7 @@ def _dots(ax: Axes, values: Sequence[float], colors: Sequence[str], form: str) -
     ax.hlines(rows, 0, values, color=colors, linewidth=1.2, alpha=0.35)
     ax.scatter(values, rows, color=colors, s=26, zorder=3)
     for row, value in zip(rows, values, strict=True):
-        beside = ax.get_yaxis_transform()  # across in shares of the axes, down in rows
+        beside = ax.get_yaxis_transform()  # across in fractions of the axes, down in rows
         ax.text(1.13, row, form.format(value), transform=beside, ha="right", va="center")
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
@@ -156,28 +186,3 @@ def _key(figure: Figure) -> None:
     entries = ((BLUE, "Stage 1B: response"), (ORANGE, "Stage 2"))
     handles = [figure.axes[0].scatter([], [], color=c, s=26, label=name) for c, name in entries]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-
-
-# ---- All models of a scene side by side: the rows of the summary, the dots of the trade-off chart
-
-Figures = Mapping[str, Any]  # of one model: quality and cost under one roof
-
-QUALITY = ("psnr", "ssim", "lpips", "psnr_foreground", "psnr_vs_teacher", "status")
-COST = ("fps", "peak_memory_mib", "power_w", "train_seconds")
-SIZE = ("params", "steps")
-BASELINES = ("white", "mean_color", "mean_image", "silhouette")
-
-
-def summary_rows(scene: str, models: Mapping[str, Figures]) -> Iterator[dict[str, Any]]:
-    """A row per model, then one per trivial predictor; what a row does not have is null."""
-    for name, figures in models.items():
-        columns = {column: figures.get(column) for column in (*QUALITY, *COST, *SIZE)}
-        yield {"scene": scene, "variant": name, **columns}
-    some = next(iter(models.values()))
-    for name in BASELINES:
-        yield {"scene": scene, "variant": f"baseline_{name}", "psnr": some[f"psnr_{name}"]}
-
-
-def tradeoff(name: str, figures: Figures) -> Tradeoff:
-    """A model's place in the trade-off chart."""
-    return Tradeoff(name, figures["psnr"], figures["fps"], figures["peak_memory_mib"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -211,13 +211,14 @@ def vae_report(
     training: Tensor,  # [N, F], standardized
     validation: Tensor,  # [M, F], standardized
     columns: Mapping[str, slice],  # channel groups
-) -> dict[str, dict[str, float]]:
+    kl: Sequence[float],  # unweighted, by logged step
+) -> dict[str, dict[str, Any]]:
     """Figures of `vae`, which decodes its posterior mean, and of `pca`, on the validation cells.
 
-    `mse` is balanced over groups; `kl` is in nats per cell, summed over dimensions;
-    `explained_variance_<group>` is 1 - error / variance. PCA is fitted to the training cells in
-    channels scaled by the balance, which makes it the linear model that the balanced error likes
-    best.
+    `mse` is balanced over groups; `kl` is in nats per cell, summed over dimensions, `kl_stable`
+    whether it had settled; `explained_variance_<group>` is 1 - error / variance. PCA is fitted to
+    the training cells in channels scaled by the balance, which makes it the linear model that the
+    balanced error likes best.
     """
     with torch.no_grad():
         posterior = vae.encode(validation)
@@ -225,7 +226,8 @@ def vae_report(
     linear = pca_reconstruction(training, validation, columns, vae.latent)
     latent = {
         "kl": float(posterior.kl().sum(dim=-1).mean()),
-        "active_units": float((posterior.mean.var(dim=0) > ACTIVE_VARIANCE).sum()),
+        "kl_stable": kl_stable(kl),
+        "active_units": int((posterior.mean.var(dim=0) > ACTIVE_VARIANCE).sum()),
     }
     return {
         "vae": {**_fidelity(decoded, validation, columns), **latent},
@@ -276,9 +278,11 @@ def explained_variance(
 def kl_stable(
     kl: Sequence[float],  # unweighted KL by step, in order
 ) -> bool:
-    """Whether the KL has settled: over the last `KL_TAIL` of the steps, the mean of the last
-    quarter differs from that of the first by at most `KL_TOLERANCE` of the mean. Fewer than four
-    values cannot tell."""
+    """Whether the KL has settled.
+
+    Over the last `KL_TAIL` of the steps, the mean of the last quarter differs from that of the
+    first by at most `KL_TOLERANCE` of the mean. Fewer than four values cannot tell.
+    """
     if len(kl) < 4:
         return False
     last = np.asarray(kl[-max(4, round(KL_TAIL * len(kl))) :], dtype=np.float64)

@@ -164,9 +164,9 @@ def surface_colors(
         visible = inside & (z < nearest[place] + 1.5 * hull.voxel)
         # The sum of premultiplied colors over the sum of alphas is the alpha-weighted mean.
         total += rgba[view, y, x] * visible[:, None]
-    known = total[:, 3] > 0
+    seen = total[:, 3] > 0
     mean = total.sum(dim=0)
     return (
-        torch.where(known[:, None], total, mean)[:, :3]
-        / torch.where(known, total[:, 3], mean[3].clamp_min(1e-6))[:, None]
+        torch.where(seen[:, None], total, mean)[:, :3]
+        / torch.where(seen, total[:, 3], mean[3].clamp_min(1e-6))[:, None]
     )

@@ -1,4 +1,4 @@
-"""Everything that students and feature tables need to know of the teacher, taken from it once."""
+"""What students and features take from the teacher: renders, occupied space, the field in it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from braid.radiance.config import RendersConfig
 from braid.radiance.gaussians.gaussians import C0, Gaussians
 from braid.radiance.gaussians.splat import render
 from braid.radiance.scenes.cameras import Cameras, gaze
@@ -50,8 +51,11 @@ def occupancy_of_gaussians(
 
     The rasterizer widens every splat by 0.3 pixels squared, so the extent counted here is that of
     the widened Gaussian, s' = sqrt(s^2 + 0.3 blur^2); without it the student lacks the silhouette's
-    rim. Gaussians below ``min_opacity`` are skipped. Voxels are cubic, on the box of
-    the counted Gaussians. Raises ``ValueError`` when no Gaussian counts.
+    rim. Gaussians below ``min_opacity`` are skipped. Voxels are cubic, on the box of the counted
+    Gaussians.
+
+    Raises:
+        ValueError: no Gaussian counts.
     """
     strong = opacities >= min_opacity
     if not bool(strong.any()):
@@ -136,9 +140,9 @@ def gaussian_field(
         _, nearest = tree.query(x.detach().cpu().numpy(), k=list(range(1, count + 1)))
         index = torch.from_numpy(nearest).to(means.device)
         near = _densities(x, ray, means[index], precision[index], depth[index])
-        share = near.clamp_min(1e-12) / near.clamp_min(1e-12).sum(1, keepdim=True)
+        fraction = near.clamp_min(1e-12) / near.clamp_min(1e-12).sum(1, keepdim=True)
         sigmas.append(near.sum(1))
-        rgbs.append(torch.einsum("pk,pkc->pc", share, colors[index]))
+        rgbs.append(torch.einsum("pk,pkc->pc", fraction, colors[index]))
     return torch.cat(sigmas), torch.cat(rgbs)
 
 
@@ -153,6 +157,9 @@ def _densities(
     squared = torch.einsum("pki,pkij,pkj->pk", offset, precision, offset)
     inverse_s = torch.einsum("pi,pkij,pj->pk", ray, precision, ray).sqrt()
     return depth * inverse_s / math.sqrt(2 * math.pi) * torch.exp(-0.5 * squared)
+
+
+# ---- Renders, the scan of the space, contributions -----------------------------------------------
 
 
 @torch.no_grad()
@@ -174,19 +181,18 @@ def pixel_footprint(cameras: Cameras) -> float:
 
 
 @torch.no_grad()
-def survey(
-    gaussians: Gaussians,
-    cameras: Cameras,
-    *,
-    voxels: int,  # along the longest axis
-    points: int,
-    generator: torch.Generator,
+def scan_space(
+    gaussians: Gaussians, cameras: Cameras, config: RendersConfig, generator: torch.Generator
 ) -> tuple[Occupancy, FieldPoints]:
-    """Occupied voxels of the Gaussians, and their field at random points in them."""
-    blur = pixel_footprint(cameras)
+    """Occupied voxels of the Gaussians, and their field at random points in them.
+
+    Raises:
+        ValueError: all Gaussians are next to transparent.
+    """
+    points, blur = config.field_points, pixel_footprint(cameras)
     covariances = gaussians.covariances()
     occupancy = occupancy_of_gaussians(
-        gaussians.means, covariances, gaussians.opacities, voxels, blur
+        gaussians.means, covariances, gaussians.opacities, config.voxels, blur
     )
     where = occupancy.sample(points, generator)
     view = torch.randint(len(cameras), (points,), generator=generator)

@@ -107,19 +107,6 @@ def base_coefficient(
     return (rgb - 0.5) / C0
 
 
-_HEADER_LIMIT = 1 << 16
-_SCALAR_TYPES = {
-    **dict.fromkeys(("char", "int8"), "i1"),
-    **dict.fromkeys(("uchar", "uint8"), "u1"),
-    **dict.fromkeys(("short", "int16"), "<i2"),
-    **dict.fromkeys(("ushort", "uint16"), "<u2"),
-    **dict.fromkeys(("int", "int32"), "<i4"),
-    **dict.fromkeys(("uint", "uint32"), "<u4"),
-    **dict.fromkeys(("float", "float32"), "<f4"),
-    **dict.fromkeys(("double", "float64"), "<f8"),
-}
-
-
 @dataclass
 class Gaussians:
     """G anisotropic Gaussians with view-dependent color."""
@@ -141,7 +128,7 @@ class Gaussians:
     @property
     def parameters(self) -> int:
         """Stored numbers."""
-        return sum(each.numel() for each in vars(self).values())
+        return sum(tensor.numel() for tensor in vars(self).values())
 
     @property
     def opacities(self) -> Tensor:
@@ -187,6 +174,21 @@ def rotation_matrices(
         *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
     ]
     return torch.stack(rows, dim=-1).view(*quaternions.shape[:-1], 3, 3)
+
+
+# ---- The PLY file ------------------------------------------------------------------------------
+
+_HEADER_LIMIT = 1 << 16
+_SCALAR_TYPES = {
+    **dict.fromkeys(("char", "int8"), "i1"),
+    **dict.fromkeys(("uchar", "uint8"), "u1"),
+    **dict.fromkeys(("short", "int16"), "<i2"),
+    **dict.fromkeys(("ushort", "uint16"), "<u2"),
+    **dict.fromkeys(("int", "int32"), "<i4"),
+    **dict.fromkeys(("uint", "uint32"), "<u4"),
+    **dict.fromkeys(("float", "float32"), "<f4"),
+    **dict.fromkeys(("double", "float64"), "<f8"),
+}
 
 
 def property_names(degree: int) -> list[str]:

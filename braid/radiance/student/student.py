@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from braid.radiance.config import StudentConfig
+from braid.radiance.config import EvaluationConfig, StudentConfig
 from braid.radiance.scenes.cameras import Cameras, Rendered
 from braid.radiance.scenes.cells import CellGrid
 from braid.radiance.scenes.occupancy import Occupancy
@@ -61,13 +61,11 @@ class Student:
             self.field, self.occupancy, cameras, view, self.step, chunk=chunk, stop=stop
         )
 
-    def on_white(
-        self, cameras: Cameras, views: Iterable[int], *, chunk: int, stop: float
-    ) -> Tensor:
+    def on_white(self, cameras: Cameras, views: Iterable[int], config: EvaluationConfig) -> Tensor:
         """The chosen views composited over white, [N, H, W, 3]."""
         images = []
         for view in views:
-            rendered = self.render(cameras, view, chunk=chunk, stop=stop)
+            rendered = self.render(cameras, view, chunk=config.chunk, stop=config.stop)
             images.append(rendered.rgb + (1 - rendered.alpha[..., None]))
         return torch.stack(images)
 
