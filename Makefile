@@ -6,10 +6,10 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro test lint bench board lock clean
+.PHONY: help env repro exp test lint bench board lock clean clean-scratch
 
 help: ## Explain every target
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP) ## Make .venv from requirements.lock, if it is missing or stale
 
@@ -21,6 +21,9 @@ $(STAMP): requirements.lock
 
 repro: env ## Run the whole DAG on the embedded default (dvc repro)
 	dvc repro
+
+exp: env ## Run a file of recipes/: make exp RECIPE=lego_200 ARGS="-S drift.K=512 --queue"
+	@python -m recipes $(RECIPE) $(ARGS)
 
 test: env lint ## Lint, type-check and run every test
 	OMP_NUM_THREADS=1 python -m pytest
@@ -41,8 +44,12 @@ lock: ## Renew requirements.lock from the ranges in pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet torch==2.13.0 torchvision==0.28.0
 	$(VENV)/bin/python -m pip install --quiet '.[dev]'
-	$(VENV)/bin/python -m pip freeze --exclude braid --exclude pip --exclude setuptools | sed 's/+cpu$$//' > requirements.lock
+	$(VENV)/bin/python -m pip freeze --exclude braid-pipeline --exclude pip --exclude setuptools | sed 's/+cpu$$//' > requirements.lock
 	rm -rf build *.egg-info
 
 clean: ## Remove the environment, caches and unfinished work (never outputs)
-	rm -rf $(VENV) .partial scratch runs dvc_plots .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) */.partial scratch runs dvc_plots .mypy_cache .ruff_cache .pytest_cache
+
+DAYS ?= 30
+clean-scratch: ## Remove training states of killed runs that are older than DAYS (30)
+	find $${BRAID_SCRATCH:-scratch} -mindepth 2 -maxdepth 2 -type d -mtime +$(DAYS) -exec rm -r {} +

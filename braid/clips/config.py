@@ -49,7 +49,7 @@ class RepresentationConfig(Config):
     components: Count  # of an encoder's standardised features
     neighbors: tuple[Count, ...] = Field(strict=False, min_length=1)  # retrieval at each of these
     bootstrap: Count  # resamples behind each 95 % interval
-    map: Literal["tsne", "umap"]  # umap: pip install umap-learn
+    map: Literal["tsne", "umap"]  # umap: an extra of pyproject.toml
     map_clips: Annotated[int, Field(ge=4)]  # at most, on a map
     families: dict[str, str]  # word of a prompt to its family; the first of these words counts
     exemplar_classes: Count  # pictured, from the largest to the smallest

@@ -15,7 +15,7 @@ Model = TypeVar("Model", bound=nn.Module)
 def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> None:
     """Write weights and config; equal models give equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: each.detach().cpu().contiguous() for name, each in model.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     (folder / "model.safetensors").write_bytes(save(state))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

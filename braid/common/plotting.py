@@ -14,7 +14,7 @@ import matplotlib.style
 from matplotlib.figure import Figure
 
 INK, PALE = "#222222", "#8a8a8a"
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's, safe for the colour-blind
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's, safe for the color-blind
 STYLE: dict[str, Any] = {
     "figure.dpi": 160,
     "savefig.dpi": 160,

@@ -11,13 +11,13 @@ import hashlib
 SPLITS = ("train", "val", "test")
 
 
-def split_of(name: str, val_share: float, test_share: float) -> str:
-    """The split of the sample called ``name``; shares hold in expectation.
+def split_of(name: str, val_fraction: float, test_fraction: float) -> str:
+    """The split of the sample called ``name``; the fractions hold in expectation.
 
-    The place of BLAKE2b(name) in [0, 1) is held against the shares: test lies lowest, val next.
+    The place of BLAKE2b(name) in [0, 1) is compared with the fractions: test lies lowest, val next.
     """
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     place = int.from_bytes(digest, "big") / 2**64
-    if place < test_share:
+    if place < test_fraction:
         return "test"
-    return "val" if place < test_share + val_share else "train"
+    return "val" if place < test_fraction + val_fraction else "train"

@@ -126,7 +126,7 @@ def _umap():  # type: ignore[no-untyped-def]  # it has no types
         return import_module("umap")
     except ImportError:
         raise ValueError(
-            "representation.map is umap, which is not installed: pip install umap-learn, or tsne"
+            "representation.map is umap, which is not installed: pip install -e '.[umap]', or tsne"
         ) from None
 
 

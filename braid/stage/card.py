@@ -36,8 +36,8 @@ class Decision:
     reason: str  # one line, with the figures that decided
 
     def figures(self) -> dict[str, str]:
-        """`decision`, which is keep or drop, and `decision_reason`, for the metrics."""
-        return {"decision": "keep" if self.keep else "drop", "decision_reason": self.reason}
+        """`decision`, which is keep or drop, for the metrics."""
+        return {"decision": "keep" if self.keep else "drop"}
 
 
 class Pace:
@@ -70,7 +70,7 @@ def write_card(
     decision: Decision,
 ) -> None:
     """Write the card to the stage's out below metrics/runtime/cards."""
-    curves = [each for each in stage.outs if each.startswith("plots/")]
+    curves = [out for out in stage.outs if out.startswith("plots/")]
     sections = {
         "Header": header(stage.address),
         "Data": data,
@@ -78,8 +78,12 @@ def write_card(
         "Runtime": {**_hardware(device), **stage.usage()},
         "Results": {"curves": ", ".join(curves) or None, **results},
     }
-    verdict = decision.figures()
-    lines = [f"# {stage.address}", "", f"**{verdict['decision']}**: {decision.reason}", ""]
+    lines = [
+        f"# {stage.address}",
+        "",
+        f"**{decision.figures()['decision']}**: {decision.reason}",
+        "",
+    ]
     for title, rows in sections.items():
         lines += [f"## {title}", "", "| | |", "|---|---|"]
         lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()]
@@ -100,7 +104,7 @@ def clips_data(source: str, manifest: Mapping[str, Any], **counts: int) -> dict[
         "pattern": source,
         "shards": f"{shards[0]['path']} to {shards[-1]['path']}, {len(shards)} in all",
         "clips": sum(shard["clips"] for shard in shards),
-        "clips_estimated": shards[0]["clips"] * len(shards),  # if each held what the first does
+        "clips_estimated": shards[0]["clips"] * len(shards),  # if all have as many as the first
         "faults": len(manifest["faults"]),
         **counts,
     }
@@ -160,5 +164,5 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
-        value = ", ".join(str(each) for each in value)
+        value = ", ".join(map(str, value))
     return " ".join(str(value).split()).replace("|", "\\|")

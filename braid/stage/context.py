@@ -135,7 +135,7 @@ class Stage:
 
     def write_metrics(self, values: Mapping[str, Any]) -> None:
         """Write the stage's deterministic scalars to its declared metrics file."""
-        declared = [each for each in self._declared.outs if not _below(each, RUNTIME)]
+        declared = [out for out in self._declared.outs if not _below(out, RUNTIME)]
         records.write_json(
             self._staged(self._only("metrics", declared, "metrics", ".json")), values
         )
@@ -154,11 +154,10 @@ class Stage:
         return records.tensorboard(folder)
 
     def _only(self, folder: str, declared: Sequence[str], kind: str, ending: str = "") -> str:
-        found = [each for each in declared if _below(each, folder) and each.endswith(ending)]
-        found = list(dict.fromkeys(found))
-        if len(found) != 1:
-            raise ValueError(f"dvc.yaml lists {len(found)} {kind} below {folder}, expected one")
-        return found[0]
+        below = {path for path in declared if _below(path, folder) and path.endswith(ending)}
+        if len(below) != 1:
+            raise ValueError(f"dvc.yaml lists {len(below)} {kind} below {folder}, expected one")
+        return below.pop()
 
     def _existing(self, declared: str) -> Path:
         path = self._root / declared
@@ -213,11 +212,17 @@ class Stage:
             with suppress(OSError):
                 self._scratch.parent.rmdir()
 
+    def _prepare_staging(self) -> None:
+        self._clear_staging()
+        for top in self._tops():
+            self._staging(top).mkdir(parents=True)
+
     def _clear_staging(self) -> None:
         for top in self._tops():
             shutil.rmtree(self._staging(top), ignore_errors=True)
-            with suppress(OSError):
+            with suppress(OSError):  # not empty: of another stage, or with outs
                 self._staging(top).parent.rmdir()
+                (self._root / top).rmdir()
 
     def _write_runtime(self) -> None:
         records.write_json(self._staged(runtime_file(self._declared)), self.usage())
@@ -240,7 +245,7 @@ def open_stage(name: str) -> Iterator[Stage]:
         params = load_params(root / "params.yaml")
         declared = declaration(root, name, tuple(sys.argv[1:]))
         stage = Stage(root, declared, params)
-        stage._clear_staging()
+        stage._prepare_staging()
         readable = [root / path for path in declared.deps]
         staging = [stage._staging(top).parent for top in stage._tops()]
         writable = [*staging, stage._scratch_of_stage().parent, root / "runs"]
@@ -305,8 +310,8 @@ def _content_hash(path: Path, ignored: GitIgnoreSpec) -> bytes:
 def _counted(path: Path, ignored: GitIgnoreSpec) -> Iterable[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(each for each in path.rglob("*") if each.is_file())
-    return [each for each in files if not ignored.match_file(each.relative_to(path).as_posix())]
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return [file for file in files if not ignored.match_file(file.relative_to(path).as_posix())]
 
 
 def _commit(root: Path) -> str | None:

@@ -48,11 +48,11 @@ def declaration(root: Path, name: str, item: tuple[str, ...]) -> Declaration:
     Raises:
         ValueError: dvc.yaml has no such stage or item.
     """
-    known = [each for each in declarations(root) if each.name == name]
-    for each in known:
-        if each.item == item:
-            return each
-    choices = ", ".join(each.address for each in known) or "no stage of that name"
+    known = [declared for declared in declarations(root) if declared.name == name]
+    for declared in known:
+        if declared.item == item:
+            return declared
+    choices = ", ".join(declared.address for declared in known) or "no stage of that name"
     wanted = f"{name}@{'-'.join(item)}" if item else name
     raise ValueError(f"dvc.yaml declares no stage {wanted} (it has: {choices})")
 
@@ -80,7 +80,7 @@ def _declaration(
     def paths(*kinds: str) -> tuple[str, ...]:
         entries = [entry for kind in kinds for entry in body.get(kind, [])]
         names = [next(iter(entry)) if isinstance(entry, Mapping) else entry for entry in entries]
-        return tuple(str(_fill(each, scope)) for each in names)
+        return tuple(str(_fill(name, scope)) for name in names)
 
     outs = paths("outs", "metrics", "plots")
     return Declaration(name, item, paths("deps"), outs, paths("params"))

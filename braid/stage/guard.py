@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_ALWAYS_READABLE = ("params.yaml", "dvc.yaml", ".venv", ".git")
+_ALWAYS_READABLE = ("params.yaml", "dvc.yaml", ".dvcignore", ".venv", ".git")
 # How many of an event's first arguments are paths, and which argument is the descriptor (-1: none)
 # of the folder they are relative to. `shutil.rmtree` works with such; it has an event of its own.
 _CHANGES = {
@@ -54,7 +54,7 @@ class _Guard:
         if not _within(name, self.root) or "__pycache__" in name:
             return
         allowed = self.writable if writing else self.readable
-        if any(_within(name, each) for each in allowed) or name == self.root:
+        if any(_within(name, path) for path in allowed) or name == self.root:
             return
         if not writing and not os.path.isfile(name):
             return  # listing a folder reads no declared content; what is not there has none

@@ -1,4 +1,8 @@
-"""params.yaml, read once, checked against the typed sections of `braid.stage.sections`."""
+"""params.yaml, read once: composed of the strands' models, each declared in its `config.py`.
+
+The models are imported by name at run time, so that a stage's code does not depend on the settings
+of strands that it does not use, though all of params.yaml is checked before any work starts.
+"""
 
 from __future__ import annotations
 
@@ -155,7 +159,7 @@ RENAMED = {
 
 
 class UndeclaredParam(RuntimeError):
-    """A stage asked for a params section that dvc.yaml does not declare for it."""
+    """A stage reads a param that dvc.yaml does not declare for it."""
 
 
 class _Yaml12Loader(yaml.CSafeLoader):
@@ -234,7 +238,7 @@ def check_params(values: Mapping[str, Any], source: str) -> Params:
 
 def renamed(key: str) -> str | None:
     """What an old dotted key is called now; None for one that never was."""
-    old = max((each for each in RENAMED if f"{key}.".startswith(f"{each}.")), key=len, default=None)
+    old = max((old for old in RENAMED if f"{key}.".startswith(f"{old}.")), key=len, default=None)
     return None if old is None else RENAMED[old] + key[len(old) :]
 
 
@@ -291,7 +295,7 @@ class _DeclaredParams:
     def _inner(self, name: str, value: Any) -> Any:
         if name in self._declared:
             return value
-        below = [each.split(".", 1)[1] for each in self._declared if each.startswith(f"{name}.")]
+        below = [key.split(".", 1)[1] for key in self._declared if key.startswith(f"{name}.")]
         if not below:
             raise UndeclaredParam(
                 f"stage {self._stage} reads the params '{self._prefix}{name}', "

@@ -22,12 +22,20 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a value is NaN or infinite; a figure that cannot be had is null with a reason.
     """
-    for key, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{path.name}: {key} is {value}, expected a finite number or null")
+    _require_finite(path, values)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(values, indent=2, sort_keys=True, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def _require_finite(path: Path, values: Mapping[str, Any], prefix: str = "") -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            _require_finite(path, value, f"{prefix}{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(
+                f"{path.name}: {prefix}{key} is {value}, expected a finite number or null"
+            )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -42,5 +42,5 @@ def load(path: Path) -> dict[str, Any] | None:
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"{path}: not a readable checkpoint; delete it to start again") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path}: expected a checkpoint dict, found {type(state).__name__}")
+        raise ValueError(f"{path}: expected a checkpoint dict, got {type(state).__name__}")
     return state

@@ -27,7 +27,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """The device called ``auto``, ``cpu``, ``cuda`` or ``mps``; auto takes the fastest there is.
 
     Args:
-        name: what the user asked for.
+        name: the param.
         local_rank: which of the machine's GPUs this process has.
 
     Raises:
@@ -40,8 +40,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     }
     chosen = next(kind for kind in available if available[kind]) if name == "auto" else name
     if not available.get(chosen, False):
-        found = ", ".join(kind for kind in available if available[kind])
-        raise ValueError(f"device {name!r} is not available here, expected auto or one of: {found}")
+        there = ", ".join(kind for kind in available if available[kind])
+        raise ValueError(f"device {name!r} is not available here, expected auto or one of: {there}")
     return torch.device(chosen, local_rank) if chosen == "cuda" else torch.device(chosen)
 
 

@@ -21,7 +21,7 @@ class Ema:
         self.decay = decay
         followed = trainable(module)
         self.parameters = list(followed.values())
-        self.average = {name: each.detach().clone() for name, each in followed.items()}
+        self.average = {name: value.detach().clone() for name, value in followed.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -38,7 +38,7 @@ class Ema:
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
         """Within, the module has the averages instead of its parameters."""
-        own = {name: each.detach().clone() for name, each in trainable(module).items()}
+        own = {name: value.detach().clone() for name, value in trainable(module).items()}
         self.copy_to(module)
         try:
             yield

@@ -105,7 +105,7 @@ def muon(
         exclude: modules or parameters for AdamW, by name: the first and the last layer.
     """
     hidden = hidden_matrices(module, exclude)
-    rest = {name: each for name, each in trainable(module).items() if name not in hidden}
+    rest = {name: value for name, value in trainable(module).items() if name not in hidden}
     parts: dict[str, torch.optim.Optimizer] = {}
     if hidden:
         parts["muon"] = torch.optim.Muon(
@@ -133,19 +133,19 @@ def hidden_matrices(module: nn.Module, exclude: Sequence[str] = ()) -> Named:
     for name in exclude:
         if name not in known:
             raise ValueError(f"exclude: no module or parameter is called {name!r}")
-    linear = {id(each.weight) for each in module.modules() if isinstance(each, nn.Linear)}
-    tables = {id(each.weight) for each in module.modules() if isinstance(each, nn.Embedding)}
+    linear = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)}
+    tables = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
     return {
         name: parameter
         for name, parameter in trainable(module).items()
         if id(parameter) in linear - tables  # a head may share its weight with an embedding
-        and not any(name == each or name.startswith(f"{each}.") for each in exclude)
+        and not any(name == layer or name.startswith(f"{layer}.") for layer in exclude)
     }
 
 
 def trainable(module: nn.Module) -> Named:
     """The parameters that learn, by name."""
-    return {name: each for name, each in module.named_parameters() if each.requires_grad}
+    return {name: value for name, value in module.named_parameters() if value.requires_grad}
 
 
 def _adamw(
@@ -156,8 +156,8 @@ def _adamw(
     eps: float,
     fused: bool = False,  # one kernel for all tensors, other roundings
 ) -> torch.optim.AdamW:
-    matrices = [each for each in parameters.values() if each.ndim > 1]
-    vectors = [each for each in parameters.values() if each.ndim <= 1]
+    matrices = [value for value in parameters.values() if value.ndim > 1]
+    vectors = [value for value in parameters.values() if value.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},

@@ -56,16 +56,16 @@ def accumulate(
         seed_global_stream(draw)
         with _exchange(model, now=draw is draws[-1]):
             with autocast(draw.device, precision):
-                shares = {name: term / len(draws) for name, term in model(step, draw).items()}
-            scaled = {name: scale * share.float() for name, share in shares.items()}
+                parts = {name: term / len(draws) for name, term in model(step, draw).items()}
+            scaled = {name: scale * part.float() for name, part in parts.items()}
             if split_over:
                 _add_per_term(per_term, scaled, split_over)
             torch.stack(list(scaled.values())).sum().backward()
-        for name, share in shares.items():
-            terms[name] = terms.get(name, 0) + share.detach().float()
+        for name, part in parts.items():
+            terms[name] = terms.get(name, 0) + part.detach().float()
     joint = distributed.mean(torch.stack(list(terms.values())))
     for gradients in per_term.values():
-        gradients[:] = [distributed.mean(each) / scale for each in gradients]
+        gradients[:] = [distributed.mean(gradient) / scale for gradient in gradients]
     if scale != 1:
         for parameter in model.parameters():
             if parameter.grad is not None:
@@ -90,10 +90,10 @@ def _add_per_term(
     """Add the gradient of each term; a constant has none."""
     for name, term in terms.items():
         if term.requires_grad:
-            found = torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
+            grads = torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
             before = per_term.get(name)
             per_term[name] = (
-                [a + b for a, b in zip(before, found, strict=True)] if before else list(found)
+                [a + b for a, b in zip(before, grads, strict=True)] if before else list(grads)
             )
 
 
@@ -107,8 +107,8 @@ def _add_per_term(
 # (seed, step, rank, micro-step), which also seeds the global one; everything else that a step
 # depends on is in the checkpoint: a training that was killed goes on as if nothing had happened.
 #
-# Under several processes each draws its own batch, and DDP averages the gradients. Buffers follow
-# the first process at each step, so large data are better kept in plain attributes.
+# Under several processes each one draws its own batch, and DDP averages the gradients. Buffers
+# follow the first process at each step, so large data are better kept in plain attributes.
 
 Row = dict[str, float]
 Hook = Callable[[int, nn.Module, Ema | None], Row | None]
@@ -221,7 +221,7 @@ def _loop(
         draws = [generator(*stream, device=run.device) for stream in streams]
         split_over = parameters if term_gradients and logged else []
         terms, per_term = accumulate(model, step, draws, run.precision, split_over)
-        total = norm([each.grad for each in parameters if each.grad is not None])
+        total = norm([value.grad for value in parameters if value.grad is not None])
         figures = _figures(terms, total, per_term)
         _stop_unless_finite(step, figures, run.precision)
 
@@ -271,7 +271,7 @@ class _State:
             "objective": {name: weights[name] for name in weights if name not in frozen},
             "optimizer": self.optimizer.state_dict(),
             "ema": ema.state_dict() if ema else {},
-            "stateful": {name: each.state_dict() for name, each in self.stateful.items()},
+            "stateful": {name: part.state_dict() for name, part in self.stateful.items()},
             "history": self.result.history,
             "probes": self.result.probes,
         }
@@ -287,8 +287,8 @@ class _State:
             self.optimizer.load_state_dict(saved["optimizer"])
             if self.result.ema:
                 self.result.ema.load_state_dict(saved["ema"])
-            for name, each in self.stateful.items():
-                each.load_state_dict(saved["stateful"][name])
+            for name, part in self.stateful.items():
+                part.load_state_dict(saved["stateful"][name])
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"{path}: of another model; delete it to start again") from error
         self.result.history, self.result.probes = saved["history"], saved["probes"]
@@ -303,7 +303,7 @@ def _progress(start: int, stop: int, process: Process) -> tqdm[int]:
 
 def _figures(terms: Mapping[str, Tensor], total: Tensor, per_term: PerTerm) -> Row:
     """Loss, terms and gradient norms; one transfer from the device."""
-    norms = {f"gradient_norm_{name}": norm(each) for name, each in per_term.items()}
+    norms = {f"gradient_norm_{name}": norm(gradients) for name, gradients in per_term.items()}
     loss = torch.stack(list(terms.values())).sum()
     names = ["loss", *terms, "gradient_norm", *norms]
     values = torch.stack([loss, *terms.values(), total, *norms.values()])
@@ -323,7 +323,7 @@ def _stop_unless_finite(step: int, figures: Row, precision: str) -> None:
 def _diagnostics(objective: nn.Module, device: torch.device) -> Row:
     """The objective's own scalars, averaged over processes."""
     scalars: Mapping[str, Tensor | float] = getattr(objective, "diagnostics", {})
-    values = torch.tensor([float(each) for each in scalars.values()], device=device)
+    values = torch.tensor([float(scalar) for scalar in scalars.values()], device=device)
     return dict(zip(scalars, distributed.mean(values).tolist(), strict=True))
 
 
@@ -338,7 +338,7 @@ class Snapshot:
         """Take the weights when their step has come."""
         if step == self.step:
             state = self.field.state_dict()
-            self.weights = {name: each.detach().cpu().clone() for name, each in state.items()}
+            self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was taken so far."""

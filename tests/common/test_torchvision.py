@@ -13,7 +13,7 @@ from braid.common import torchvision as torchvision_ops
 from braid.common.torchvision import mend_torchvision
 
 SCRIPT = """
-from braid.torchvision_ops import mend_torchvision
+from braid.common.torchvision import mend_torchvision
 mend_torchvision()
 mend_torchvision()
 import torch, torchvision

@@ -104,7 +104,7 @@ def test_few_clips_are_named_and_so_is_umap_where_it_is_not_installed(
     with pytest.raises(ValueError, match="expected 4 clips or more"):
         project(CLUSTERS[:3], "tsne", 0)
     monkeypatch.setitem(__import__("sys").modules, "umap", None)
-    with pytest.raises(ValueError, match="pip install umap-learn"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[umap\]'"):
         project(CLUSTERS, "umap", 0)
 
 

@@ -14,15 +14,14 @@ ROOT = Path(__file__).parents[2]
 DAG = """
 stages:
   toy:
-    foreach: ${scenes}
+    foreach: ${radiance.scenes}
     do:
       cmd: python -m stages.toy ${key}
       deps: [data/in/${key}.txt, code.py]
-      params: [seed, "scenes.${key}"]
-      outs: ["data/out/${key}", "models/${key}.bin"]
+      params: [seed, "radiance.scenes.${key}"]
+      outs: ["data/out/${key}", "models/${key}.bin", "metrics/runtime/toy/${key}.json"]
       metrics:
         - metrics/toy/${key}.json: {cache: false}
-        - metrics/runtime/toy/${key}.json: {cache: false}
 """.replace("[data/in/${key}.txt, code.py]", '["data/in/${key}.txt", code.py]')
 
 

@@ -16,8 +16,14 @@ from braid.stage.context import open_stage
 from tests.stage.conftest import DAG, write_everything
 
 CARD = "metrics/runtime/cards/toy_bricks.md"
-OUTS = 'outs: ["data/out/${key}", "models/${key}.bin"]'
-LISTED = ["data/out/${key}", "models/${key}.bin", f"{CARD}: {{cache: false}}", "plots/toy.csv"]
+OUTS = 'outs: ["data/out/${key}", "models/${key}.bin", "metrics/runtime/toy/${key}.json"]'
+LISTED = [
+    "data/out/${key}",
+    "models/${key}.bin",
+    "metrics/runtime/toy/${key}.json",
+    f"{CARD}: {{cache: false}}",
+    "plots/toy.csv",
+]
 WITH_CARD = DAG.replace(OUTS, "\n".join(["outs:", *(f"        - {each}" for each in LISTED)]))
 
 
@@ -35,7 +41,7 @@ def written(repo: Path) -> Any:
         }
         with open_stage("toy") as stage:
             write_everything(stage)
-            stage.write_curve("plots", [{"step": 0, "loss": 1.0}])
+            stage.write_table("plots", [{"step": 0, "loss": 1.0}])
             stage.runtime["clips_per_second"] = 12.5
             write_card(stage, torch.device("cpu"), **(parts | changes))
         return (repo / CARD).read_text()
@@ -66,7 +72,7 @@ def test_a_card_has_every_section_of_the_contract(written: Any, repo: Path) -> N
     model = table(text, "Model and loss")
     assert model["encoder"] == "frozen"
     assert model["seed"] == "0"
-    assert "scenes.bricks.source" in model  # what the stage declared, and nothing else
+    assert "radiance.scenes.bricks.source" in model  # what the stage declared, and nothing else
     assert "latent_mae.width" not in model
     runtime = table(text, "Runtime")
     assert runtime["device"] == "cpu"
@@ -121,8 +127,8 @@ def test_clips_are_counted_and_estimated_from_the_first_shard() -> None:
 
 
 def test_the_decision_stands_in_the_metrics_too() -> None:
-    assert Decision(True, "good").figures() == {"decision": "keep", "decision_reason": "good"}
-    assert Decision(False, "bad").figures()["decision"] == "drop"
+    assert Decision(True, "good").figures() == {"decision": "keep"}
+    assert Decision(False, "bad").figures() == {"decision": "drop"}
 
 
 def test_a_stage_that_declares_no_card_cannot_write_one(repo: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dvc.repo import Repo
 
 from braid.stage.context import open_stage
 from tests.stage.conftest import DAG, ROOT, write_everything
@@ -30,7 +35,7 @@ def test_a_finished_stage_shows_all_its_outs(repo: Path) -> None:
     assert runtime["fps"] == 3.0
     assert runtime["seconds"] >= 0
     assert runtime["peak_rss_mib"] > 1
-    assert not list((repo / ".partial").iterdir())
+    assert not list(repo.rglob(".partial"))
 
 
 def test_a_failed_stage_leaves_what_was_there(repo: Path, capsys: pytest.CaptureFixture) -> None:
@@ -91,16 +96,16 @@ def test_what_a_killed_run_left_unfinished_is_not_shown(repo: Path) -> None:
         write_everything(stage)
         (stage.out("data/out") / "half.txt").write_text("half")
         raise KeyboardInterrupt
-    assert not (repo / "models").exists()
+    assert not (repo / "models/bricks.bin").exists()
     with open_stage("toy") as stage:
         write_everything(stage)
     assert not (repo / "data/out/bricks/half.txt").exists()
 
 
 def test_an_undeclared_params_section_fails_with_its_name(repo: Path) -> None:
-    message = "reads the params section 'student', which dvc.yaml does not list under its params"
+    message = "reads the params 'hardware', which dvc.yaml does not list under its params"
     with pytest.raises(SystemExit, match=message), open_stage("toy") as stage:
-        _ = stage.params.student
+        _ = stage.params.hardware
 
 
 def test_a_missing_dep_is_named(repo: Path) -> None:
@@ -150,18 +155,94 @@ def test_scratch_is_not_shared_between_counts_of_processes(
     assert scratch(repo) != alone
 
 
-def test_scratch_knows_the_names_and_contents_of_a_folder_but_no_bytecode(repo: Path) -> None:
+STRAY = (
+    "__pycache__/a.pyc",
+    "a.pyc",
+    ".a.py.swp",
+    ".DS_Store",
+    "a.py~",
+    "._a.py",
+    ".#a.py",
+    ".ipynb_checkpoints/a-checkpoint.py",
+)
+
+
+def test_scratch_knows_the_names_and_contents_of_a_folder_but_nothing_stray(repo: Path) -> None:
     (repo / "dvc.yaml").write_text(DAG.replace("code.py", "code"))
+    shutil.copy(ROOT / ".dvcignore", repo)
     (repo / "code").mkdir()
     (repo / "code/a.py").write_text("x = 1\n")
     first = scratch(repo)
-    (repo / "code/__pycache__").mkdir()
-    (repo / "code/__pycache__/a.pyc").write_bytes(b"compiled")
+    for name in STRAY:
+        (repo / "code" / name).parent.mkdir(exist_ok=True)
+        (repo / "code" / name).write_bytes(b"of an editor or a system")
     assert scratch(repo) == first
     (repo / "code/a.py").rename(repo / "code/b.py")
     renamed = scratch(repo)
     (repo / "code/b.py").write_text("x = 2\n")
     assert len({first, renamed, scratch(repo)}) == 3
+
+
+@pytest.mark.parametrize("name", STRAY)
+def test_dvc_leaves_out_the_same_stray_files(name: str) -> None:
+    with Repo(str(ROOT)) as theirs:
+        assert theirs.dvcignore.is_ignored_file(str(ROOT / "braid/stage" / name))
+        assert not theirs.dvcignore.is_ignored_file(str(ROOT / "braid/stage/context.py"))
+
+
+def test_a_finished_run_keeps_the_training_state_of_other_runs(repo: Path) -> None:
+    killed = scratch(repo)
+    (killed / "training.pt").write_bytes(b"state of a killed run")
+    (repo / "data/in/bricks.txt").write_text("other data")
+    with open_stage("toy") as stage:
+        own = stage.scratch()
+        write_everything(stage)
+    assert not own.exists()
+    assert (killed / "training.pt").read_bytes() == b"state of a killed run"
+
+
+def test_a_folder_of_outs_may_be_on_another_disk(repo: Path, monkeypatch: Any) -> None:
+    """Outs are written to the disk that they end on; renaming across disks is refused by it."""
+    elsewhere = repo.parent / f"{repo.name}_disk"
+    (elsewhere / "data").mkdir(parents=True)
+    shutil.copytree(repo / "data", elsewhere / "data", dirs_exist_ok=True)
+    shutil.rmtree(repo / "data")
+    (repo / "data").symlink_to(elsewhere / "data")
+    moved = []
+
+    def replace(source: Path, target: Path) -> None:
+        disks = {path.parent.resolve().is_relative_to(elsewhere) for path in (source, target)}
+        if len(disks) == 2:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        moved.append(target)
+        os.replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with open_stage("toy") as stage:
+        write_everything(stage)
+    assert (elsewhere / "data/out/bricks/a.txt").read_text() == "made"
+    assert len(moved) == 4
+
+
+def test_an_out_in_a_folder_that_is_a_disk_of_its_own_is_copied_there(
+    repo: Path, monkeypatch: Any
+) -> None:
+    elsewhere = repo.parent / f"{repo.name}_disk"
+    (elsewhere / "out/bricks").mkdir(parents=True)
+    (elsewhere / "out/bricks/stale.txt").write_text("of an earlier run")
+    (repo / "data/out").symlink_to(elsewhere / "out")
+
+    def replace(source: Path, target: Path) -> None:
+        disks = {path.parent.resolve().is_relative_to(elsewhere) for path in (source, target)}
+        if len(disks) == 2:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        os.replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with open_stage("toy") as stage:
+        write_everything(stage)
+    assert [path.name for path in (elsewhere / "out").iterdir()] == ["bricks"]
+    assert [path.name for path in (elsewhere / "out/bricks").iterdir()] == ["a.txt"]
 
 
 def test_scratch_is_removed_when_the_stage_has_finished(repo: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+import shutil
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,17 +19,25 @@ from braid.radiance.features.aggregation import aggregate
 from braid.radiance.features.table import ALIASES
 from braid.radiance.gaussians.gaussians import Gaussians
 from braid.radiance.scenes.cells import CellGrid
-from braid.stage.params import UndeclaredParam, declared_params, load_params, load_yaml
+from braid.stage.params import (
+    MODELS,
+    RENAMED,
+    Params,
+    UndeclaredParam,
+    check_params,
+    declared_params,
+    load_params,
+    load_yaml,
+)
+from tests.tiny import override
 
 ROOT = Path(__file__).parents[2]
 
 
-def write_changed(tmp_path: Path, section: str, key: str, value: Any) -> Path:
-    params = load_yaml(ROOT / "params.yaml")
-    params[section][key] = value
-    path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(params))
-    return path
+def write_changed(tmp_path: Path, key: str, value: Any) -> Path:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    override(tmp_path, {key: value})
+    return tmp_path / "params.yaml"
 
 
 @pytest.mark.parametrize("text", ["1e-05", "1e-5", "2e-05", "0.00001", "1E-3", "3"])
@@ -33,7 +45,7 @@ def test_a_float_as_dvc_writes_it_is_a_float(tmp_path: Path, text: str) -> None:
     content = (ROOT / "params.yaml").read_text().replace("step: 0", f"step: {text}\n  #", 1)
     path = tmp_path / "params.yaml"
     path.write_text(content)
-    assert load_params(path).student.step == pytest.approx(float(text))
+    assert load_params(path).radiance.student.step == pytest.approx(float(text))
 
 
 @pytest.mark.parametrize(
@@ -55,23 +67,78 @@ def test_scalars_follow_yaml_1_2(tmp_path: Path, text: str, value: object) -> No
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value", "named"),
+    ("key", "value"),
     [
-        ("hardware", "threads", 0, "hardware.threads"),
-        ("hardware", "threads", -2, "hardware.threads"),
-        ("hardware", "device", "tpu", "hardware.device"),
-        ("student", "cells", "16", "student.cells"),
-        ("student", "hiden", 32, "student.hiden"),
-        ("evaluation", "chunk", 0, "evaluation.chunk"),
-        ("sam3_evaluation", "images", 1, "sam3_evaluation.images"),
+        ("hardware.threads", 0),
+        ("hardware.threads", -2),
+        ("hardware.device", "tpu"),
+        ("radiance.student.cells", "16"),
+        ("radiance.student.hiden", 32),
+        ("radiance.evaluation.chunk", 0),
+        ("sam3.evaluation.images", 1),
+        ("sam3.data.val", 1),
     ],
 )
-def test_an_impossible_param_is_named_in_one_line(
-    tmp_path: Path, section: str, key: str, value: object, named: str
-) -> None:
-    with pytest.raises(ValueError, match=named) as fault:
-        load_params(write_changed(tmp_path, section, key, value))
+def test_an_impossible_param_is_named_in_one_line(tmp_path: Path, key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=key) as fault:
+        load_params(write_changed(tmp_path, key, value))
     assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_an_old_key_is_refused_with_its_new_name(old: str) -> None:
+    values = load_yaml(ROOT / "params.yaml")
+    *sections, name = old.split(".")
+    place = values
+    for section in sections:
+        place = place.setdefault(section, {})
+    place.setdefault(name, 1)
+    with pytest.raises(ValueError, match=rf"{re.escape(old)}: is now {re.escape(RENAMED[old])}"):
+        check_params(values, "params.yaml")
+
+
+def test_every_leaf_of_an_old_section_is_named() -> None:
+    values = load_yaml(ROOT / "params.yaml") | {"drift_batches": {"queue": 64, "classes": 3}}
+    expected = (
+        "params.yaml: drift_batches.queue: is now drift.batches.bank; "
+        "drift_batches.classes: is now drift.batches.classes"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        check_params(values, "params.yaml")
+
+
+def test_new_names_are_there() -> None:
+    values = load_yaml(ROOT / "params.yaml")
+    for new in RENAMED.values():
+        reduce(getitem, new.split("."), values)
+
+
+def test_a_key_that_never_was_gets_no_new_name() -> None:
+    values = load_yaml(ROOT / "params.yaml") | {"refine": 1}
+    with pytest.raises(ValueError, match=r"params\.yaml: refine: no such key$"):
+        check_params(values, "params.yaml")
+
+
+@pytest.mark.parametrize("name", ["my scene", "a@b", "lego.v2", 360, True, "-x", ""])
+def test_a_name_that_a_stage_cannot_carry_is_refused_by_its_form(name: Any) -> None:
+    values = load_yaml(ROOT / "params.yaml")
+    values["radiance"]["scenes"] = {name: values["radiance"]["scenes"]["bricks"]}
+    message = r"^params\.yaml: radiance\.scenes: expected a name of letters, digits, _ and -"
+    with pytest.raises(ValueError, match=message):
+        check_params(values, "params.yaml")
+
+
+@pytest.mark.parametrize("name", ["lego-v2", "360", "true", "Lego", "légo", "x_1"])
+def test_other_names_are_taken(name: str) -> None:
+    values = load_yaml(ROOT / "params.yaml")
+    values["radiance"]["scenes"] = {name: values["radiance"]["scenes"]["bricks"]}
+    assert list(check_params(values, "params.yaml").radiance.scenes) == [name]
+
+
+def test_the_models_are_those_of_the_annotations() -> None:
+    annotations = dict(Params.__annotations__)
+    assert annotations.pop("seed") == "int"
+    assert annotations == {section: place.split(".")[-1] for section, place in MODELS.items()}
 
 
 @pytest.mark.parametrize(("text", "value"), [(".inf", math.inf), ("-.INF", -math.inf)])
@@ -84,10 +151,10 @@ def test_infinities_are_floats(tmp_path: Path, text: str, value: float) -> None:
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     params = load_yaml(ROOT / "params.yaml")
-    del params["student"]["hidden"]
+    del params["radiance"]["student"]["hidden"]
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(params))
-    with pytest.raises(ValueError, match=r"student\.hidden: Field required"):
+    with pytest.raises(ValueError, match=r"radiance\.student\.hidden: Field required"):
         load_params(path)
 
 
@@ -103,18 +170,21 @@ def test_broken_yaml_and_a_missing_file_are_named(tmp_path: Path) -> None:
         load_yaml(path)
 
 
-def test_one_declared_entry_does_not_open_its_neighbours() -> None:
-    view = declared_params(load_params(ROOT / "params.yaml"), ["variants.sh"], "a@b")
-    assert set(view.variants) == {"sh"}
-    with pytest.raises(AttributeError, match=r"params\.yaml has no varyants"):
-        _ = view.varyants
+def test_one_declared_entry_does_not_open_its_neighbors() -> None:
+    params = load_params(ROOT / "params.yaml")
+    view = declared_params(params, ["radiance.variants.sh"], "a@b")
+    assert view.radiance.variants["sh"] == params.radiance.variants["sh"]
+    with pytest.raises(UndeclaredParam, match=r"reads the params 'radiance\.variants\.control'"):
+        _ = view.radiance.variants["control"]
+    with pytest.raises(AttributeError, match=r"params\.yaml has no radience"):
+        _ = view.radience
 
 
 def test_one_declared_key_does_not_open_its_section() -> None:
     view = declared_params(load_params(ROOT / "params.yaml"), ["drift.K"], "quantize")
     assert view.drift.K == load_params(ROOT / "params.yaml").drift.K
-    with pytest.raises(UndeclaredParam, match=r"reads the params section 'drift\.floor'"):
-        _ = view.drift.floor
+    with pytest.raises(UndeclaredParam, match=r"reads the params 'drift\.loss'"):
+        _ = view.drift.loss
 
 
 def test_groups_that_variants_may_name_are_those_of_the_features() -> None:
@@ -127,9 +197,10 @@ def test_groups_that_variants_may_name_are_those_of_the_features() -> None:
 
 
 def test_an_undeclared_section_fails_with_its_name() -> None:
-    view = declared_params(load_params(ROOT / "params.yaml"), ["seed", "scenes.bricks"], "a@b")
-    assert view.seed == load_params(ROOT / "params.yaml").seed
-    assert set(view.scenes) == {"bricks"}
-    message = "stage a@b reads the params section 'student', which dvc.yaml does not list"
+    params = load_params(ROOT / "params.yaml")
+    view = declared_params(params, ["seed", "radiance.student"], "a@b")
+    assert view.seed == params.seed
+    assert view.radiance.student == params.radiance.student
+    message = "stage a@b reads the params 'hardware', which dvc.yaml does not list"
     with pytest.raises(UndeclaredParam, match=message):
-        _ = view.student
+        _ = view.hardware

@@ -42,3 +42,11 @@ def test_tensorboard_holds_a_point_per_logged_row(tmp_path: Path) -> None:
     assert [point.value for point in events.Scalars("loss")] == [0.0, 1.0, 2.0]
     assert [point.step for point in events.Scalars("loss")] == [0, 1, 2]
     assert events.Tags()["scalars"] == ["loss"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_nested_figure_that_is_not_finite_is_named(tmp_path: Path, bad: float) -> None:
+    message = r"^a\.json: frechet\.refined is (nan|inf), expected a finite number or null$"
+    with pytest.raises(ValueError, match=message):
+        write_json(tmp_path / "a.json", {"frechet": {"real": 0.1, "refined": bad}})
+    assert not (tmp_path / "a.json").exists()

@@ -30,13 +30,56 @@ def test_a_second_repro_does_nothing_and_status_is_clean(tiny_repo: TinyRepo) ->
 
 
 def test_exp_run_of_one_param_reruns_only_what_depends_on_it(tiny_repo: TinyRepo) -> None:
-    result = tiny_repo.run("dvc", "exp", "run", "-S", "evaluation.chunk=4096")
-    judges = {each.address for each in declarations(tiny_repo.root) if "evaluation" in each.params}
+    result = tiny_repo.run("dvc", "exp", "run", "-S", "radiance.evaluation.chunk=4096")
+    evaluations = {
+        stage.address
+        for stage in declarations(tiny_repo.root)
+        if "radiance.evaluation" in stage.params
+    }
     # The teacher's renders come out the same, so no student is trained again.
-    assert set(RUN.findall(result.stdout)) == {*judges, "compare_radiance"}
-    assert {"render_teacher@bricks", "evaluate_radiance@bricks-sh"} <= judges
-    tiny_repo.run("git", "checkout", "-q", ".")
-    tiny_repo.run("dvc", "checkout")
+    assert set(RUN.findall(result.stdout)) == {*evaluations, "compare_radiance"}
+    assert {"render_teacher@bricks", "evaluate_radiance@bricks-sh"} <= evaluations
+    back_to_the_commit(tiny_repo)
+
+
+def test_the_metrics_of_another_number_of_classes_fit_on_a_screen(tiny_repo: TinyRepo) -> None:
+    tiny_repo.run("dvc", "exp", "run", "-S", "drift.K=4")
+    lines = tiny_repo.run("dvc", "metrics", "diff").stdout.splitlines()
+    assert any("quantize.json" in line and " K " in line for line in lines)
+    assert 10 < len(lines) <= 30
+    back_to_the_commit(tiny_repo)
+
+
+def test_metrics_fit_on_a_screen(tiny_repo: TinyRepo) -> None:
+    header, *rows = tiny_repo.run("dvc", "metrics", "show", "--md").stdout.strip().splitlines()
+    assert len(header.strip("|").split("|")) <= 60
+    assert len(rows) - 1 <= 40  # less the line below the header
+
+
+@pytest.mark.parametrize(
+    "name", [".context.py.swp", ".DS_Store", "context.py~", "._context.py", ".#dag.py", "a.pyc"]
+)
+def test_stray_files_below_a_folder_of_code_change_nothing(tiny_repo: TinyRepo, name: str) -> None:
+    stray = tiny_repo.root / "braid/stage" / name
+    stray.write_bytes(b"of an editor or a system")
+    try:
+        assert "up to date" in tiny_repo.run("dvc", "status").stdout
+    finally:
+        stray.unlink()
+
+
+def test_data_of_one_s_own_may_be_tracked_below_data(tiny_repo: TinyRepo) -> None:
+    (tiny_repo.root / "data/own/scene").mkdir(parents=True)
+    (tiny_repo.root / "data/own/scene/a.txt").write_text("mine")
+    tiny_repo.run("dvc", "add", "data/own/scene")
+    changed = tiny_repo.run("git", "status", "--porcelain", "-uall").stdout.split()[1::2]
+    assert changed == ["data/own/.gitignore", "data/own/scene.dvc"]
+    shutil.rmtree(tiny_repo.root / "data/own")
+
+
+def back_to_the_commit(repo: TinyRepo) -> None:
+    repo.run("git", "checkout", "-q", ".")
+    repo.run("dvc", "checkout")
 
 
 def test_metrics_and_plots_show_without_a_warning(tiny_repo: TinyRepo) -> None:

@@ -42,7 +42,7 @@ def test_a_damaged_or_foreign_checkpoint_is_one_clear_line(tmp_path: Path) -> No
         with pytest.raises(ValueError, match=r"state\.pt: not a readable checkpoint; delete it"):
             checkpoint.load(path)
     torch.save([1, 2], path)
-    with pytest.raises(ValueError, match=r"state\.pt: expected a checkpoint dict, found list"):
+    with pytest.raises(ValueError, match=r"state\.pt: expected a checkpoint dict, got list"):
         checkpoint.load(path)
     torch.save({"code": print}, path)  # a pickled function is refused, not called
     with pytest.raises(ValueError, match="not a readable checkpoint"):

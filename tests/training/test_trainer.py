@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from braid.training import trainer as optimisation
-from braid.training.distributed import ALONE
-from braid.training.trainer import Optimisation, Snapshot, optimise
+from braid.training.config import OptimizerConfig
+from braid.training.ema import Ema
+from braid.training.trainer import Snapshot, TrainResult, train
+from tests.training.toy import one_run, optimizer_config
 
-SETTINGS = Optimisation(
-    lr=0.1,
-    lr_floor=0.1,
-    warmup=0.25,
-    weight_decay=0.0,
-    accumulate=2,
-    clip_norm=1.0,
-    ema_decay=0.9,
-    term_gradients=True,
-)
+CONFIG = optimizer_config(lr_floor=0.1, warmup=0.25, accumulate=2, clip_norm=1.0, ema_decay=0.9)
 
 
 class Toy(nn.Module):
@@ -43,38 +35,31 @@ class Toy(nn.Module):
         return {"gap": (self.field.weight - target).square().mean()}
 
 
-def run(toy: Toy, settings: Optimisation = SETTINGS, checkpoint: Path | None = None, **options):
+def train_toy(
+    toy: Toy, config: OptimizerConfig = CONFIG, scratch: Path | None = None, **options: Any
+) -> tuple[TrainResult, Snapshot]:
     warm = Snapshot(toy.field, 5)
-    result = optimise(
+    result = train(
         toy,
-        settings,
+        config,
+        one_run(scratch=scratch, log_every=1, checkpoint_every=4),
         steps=12,
-        precision="float32",
-        log_every=1,
-        checkpoint_every=4,
-        seed=0,
-        device=torch.device("cpu"),
-        process=ALONE,
-        checkpoint=checkpoint,
         stateful={"warm": warm},
-        hooks={"warm": warm},
+        hooks={"warm": warm, **options.pop("hooks", {})},
         **options,
     )
     return result, warm
 
 
-def test_the_averaged_weights_are_left_in_the_objective(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_averaged_weights_are_left_in_the_objective() -> None:
     last: list[Tensor] = []
-    train = optimisation.train
-
-    def spied(objective, *arguments, **options):
-        result = train(objective, *arguments, **options)
-        last.append(objective.field.weight.detach().clone())
-        return result
-
-    monkeypatch.setattr(optimisation, "train", spied)
     toy = Toy()
-    result, _ = run(toy)
+
+    def spy(done: int, objective: nn.Module, ema: Ema | None) -> None:
+        last[:] = [toy.field.weight.detach().clone()]
+
+    result, _ = train_toy(toy, hooks={"spy": spy})
+    assert result.ema is not None
     assert torch.equal(toy.field.weight, result.ema.average["field.weight"])
     assert not torch.equal(toy.field.weight, last[0])
     one = toy.weights_at[::2]  # two micro-steps each
@@ -84,9 +69,16 @@ def test_the_averaged_weights_are_left_in_the_objective(monkeypatch: pytest.Monk
     torch.testing.assert_close(toy.field.weight.detach(), average)
 
 
+def test_without_an_average_the_last_weights_are_left() -> None:
+    toy = Toy()
+    result, _ = train_toy(toy, CONFIG.model_copy(update={"ema_decay": None}))
+    assert result.ema is None
+    assert not torch.equal(toy.field.weight, torch.ones(1, 3))
+
+
 def test_settings_reach_the_loop() -> None:
     toy = Toy()
-    result, _ = run(toy, lr_scale=0.5)
+    result, _ = train_toy(toy, lr_scale=0.5, term_gradients=True)
     assert len(result.history) == 12
     assert len(toy.weights_at) == 24
     rates = [row["lr"] for row in result.history]
@@ -96,9 +88,9 @@ def test_settings_reach_the_loop() -> None:
     assert min(rates[3:]) < 0.2 * max(rates)
     assert all("gradient_norm_gap" in row for row in result.history)
     decayed = Toy()
-    run(decayed, replace(SETTINGS, weight_decay=0.5), lr_scale=0.5)
+    train_toy(decayed, CONFIG.model_copy(update={"weight_decay": 0.5}), lr_scale=0.5)
     assert decayed.field.weight.norm() < toy.field.weight.norm()
-    plain, _ = run(Toy(), replace(SETTINGS, term_gradients=False))
+    plain, _ = train_toy(Toy())
     assert not any("gradient_norm_gap" in row for row in plain.history)
 
 
@@ -113,14 +105,14 @@ def test_the_gradient_is_clipped() -> None:
     moved = []
     for clip_norm in (1.0, 1e9):
         toy = Spike()
-        run(toy, replace(SETTINGS, clip_norm=clip_norm))
+        train_toy(toy, CONFIG.model_copy(update={"clip_norm": clip_norm}))
         moved.append((toy.field.weight - 1).norm())
     assert moved[0] > 1.1 * moved[1]
 
 
 def test_a_snapshot_holds_the_weights_after_its_step() -> None:
     toy = Toy()
-    _, warm = run(toy)
+    _, warm = train_toy(toy)
     assert torch.equal(warm.weights["weight"], toy.weights_at[10])  # before step 5, counted from 0
     assert not torch.equal(warm.weights["weight"], toy.field.weight)
 
@@ -154,12 +146,11 @@ def test_killed_and_resumed_leaves_the_same_weights_and_snapshot(
     tmp_path: Path, kill_at: int
 ) -> None:
     unbroken = Toy()
-    expected, warm = run(unbroken)
-    path = tmp_path / "state.pt"
+    expected, warm = train_toy(unbroken)
     with pytest.raises(KeyboardInterrupt):
-        run(Toy(kill_at), checkpoint=path)
+        train_toy(Toy(kill_at), scratch=tmp_path)
     toy = Toy()
-    result, again = run(toy, checkpoint=path)
+    result, again = train_toy(toy, scratch=tmp_path)
     assert len(toy.weights_at) == 2 * (12 - kill_at // 4 * 4)
     assert torch.equal(toy.field.weight, unbroken.field.weight)
     assert torch.equal(again.weights["weight"], warm.weights["weight"])
@@ -167,10 +158,9 @@ def test_killed_and_resumed_leaves_the_same_weights_and_snapshot(
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
-    path = tmp_path / "state.pt"
     first = Toy()
-    run(first, checkpoint=path)
+    train_toy(first, scratch=tmp_path)
     second = Toy(kill_at=0)
-    _, warm = run(second, checkpoint=path)
+    _, warm = train_toy(second, scratch=tmp_path)
     assert torch.equal(second.field.weight, first.field.weight)
     assert set(warm.weights) == {"weight"}

@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import math
 import signal
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 
 from braid.common.rng import generator
 from braid.training import checkpoint
-from braid.training.optimizers import adamw
-from braid.training.trainer import LoopSettings, train
-from tests.training.toy import CPU, SETTINGS, Toy, constant, train_toy
+from braid.training.ema import Ema
+from braid.training.trainer import train
+from tests.training.toy import CHECKPOINT_EVERY, STEPS, Toy, one_run, optimizer_config, train_toy
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,13 +29,12 @@ def test_killed_and_resumed_ends_with_the_bytes_of_one_never_killed(
     tmp_path: Path, kill_at: int
 ) -> None:
     whole, counted, expected = train_toy(None)
-    path = tmp_path / "state.pt"
-    command = [sys.executable, "-m", "tests.training.toy", "killed", str(path), str(kill_at)]
+    command = [sys.executable, "-m", "tests.training.toy", "killed", str(tmp_path), str(kill_at)]
     killed = subprocess.run(command, cwd=ROOT, check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL
-    assert path.exists() == (kill_at >= SETTINGS.checkpoint_every)
+    assert (tmp_path / "state.pt").exists() == (kill_at >= CHECKPOINT_EVERY)
 
-    resumed, counter, result = train_toy(path)
+    resumed, counter, result = train_toy(tmp_path)
 
     assert to_bytes(resumed.net.state_dict()) == to_bytes(whole.net.state_dict())
     assert result.history == expected.history
@@ -48,14 +46,14 @@ def test_killed_and_resumed_ends_with_the_bytes_of_one_never_killed(
 
 
 def test_a_finished_training_returns_at_once_with_the_same_result(tmp_path: Path) -> None:
-    first, _, expected = train_toy(tmp_path / "state.pt")
-    again, _, result = train_toy(tmp_path / "state.pt", kill_at=SETTINGS.steps)
+    first, _, expected = train_toy(tmp_path)
+    again, _, result = train_toy(tmp_path, kill_at=STEPS)
     assert result.history == expected.history
     assert to_bytes(again.net.state_dict()) == to_bytes(first.net.state_dict())
 
 
 def test_frozen_parameters_are_not_in_the_checkpoint(tmp_path: Path) -> None:
-    train_toy(tmp_path / "state.pt")
+    train_toy(tmp_path)
     state = checkpoint.load(tmp_path / "state.pt")
     assert state is not None
     assert not [name for name in state["objective"] if name.startswith("frozen")]
@@ -63,55 +61,40 @@ def test_frozen_parameters_are_not_in_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_model_is_one_clear_line(tmp_path: Path) -> None:
-    path = tmp_path / "state.pt"
-    train_toy(path)
-    objective = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"state\.pt: of another model; delete it to start again"):
-        train(
-            objective,
-            adamw(objective, lr=0.1),
-            constant,
-            SETTINGS,
-            seed=0,
-            device=CPU,
-            checkpoint=path,
-        )
+    train_toy(tmp_path)
+    message = r"state\.pt: of another model; delete it to start again"
+    with pytest.raises(ValueError, match=message):
+        train(nn.Linear(2, 2), optimizer_config(), one_run(scratch=tmp_path), steps=3, name="state")
 
 
 def test_history_has_the_promised_columns_at_the_promised_steps() -> None:
     objective = Toy()
     seen: list[dict[str, float]] = []
-    settings = LoopSettings(steps=8, log_every=3, term_gradients=True)
-    result = train(
-        objective,
-        adamw(objective, lr=0.5),
-        lambda step: 1 / (1 + step),
-        settings,
-        seed=0,
-        device=CPU,
-        on_log=seen.append,
-    )
+    run = one_run(log_every=3, on_log=seen.append)
+    config = optimizer_config(lr=0.5, lr_floor=0.2)
+    result = train(objective, config, run, steps=8, term_gradients=True)
     assert [row["step"] for row in result.history] == [0, 3, 6, 7]
     figures = ["loss", "fit", "spread"]
     norms = ["gradient_norm", "gradient_norm_fit", "gradient_norm_spread"]
-    assert list(result.history[0]) == ["step", "lr", *figures, *norms, "centre", "calls"]
-    assert [row["lr"] for row in result.history] == [0.5, 0.125, 0.5 / 7, 0.0625]
+    assert list(result.history[0]) == ["step", "lr", *figures, *norms, "center", "calls"]
+    rates = [0.5 * (0.2 + 0.4 * (1 + math.cos(math.pi * step / 8))) for step in (0, 3, 6, 7)]
+    assert [row["lr"] for row in result.history] == pytest.approx(rates)
     assert all(math.isclose(r["loss"], r["fit"] + r["spread"], rel_tol=1e-6) for r in seen)
     assert seen == result.history
 
 
 class Rows(nn.Module):
-    """Least squares on 8 rows, a share of them in each call."""
+    """Least squares on 8 rows, a fraction of them in each call."""
 
-    def __init__(self, shares: int) -> None:
+    def __init__(self, fractions: int) -> None:
         super().__init__()
         draws = torch.Generator().manual_seed(3)
         self.rows = torch.randn(8, 4, generator=draws)
         self.weight = nn.Parameter(torch.randn(4, generator=draws))
-        self.shares, self.calls = shares, 0
+        self.fractions, self.calls = fractions, 0
 
     def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        rows = self.rows[self.calls % self.shares :: self.shares]
+        rows = self.rows[self.calls % self.fractions :: self.fractions]
         self.calls += 1
         return {"squares": (rows @ self.weight - 1).square().mean(), "decay": self.weight.norm()}
 
@@ -120,8 +103,8 @@ class Rows(nn.Module):
 def test_four_micro_steps_of_two_equal_one_batch_of_eight(clip_norm: float | None) -> None:
     joint, split = Rows(1), Rows(4)
     for objective in (joint, split):
-        settings = LoopSettings(steps=3, accumulate=objective.shares, clip_norm=clip_norm)
-        train(objective, adamw(objective, lr=0.1), constant, settings, seed=0, device=CPU)
+        config = optimizer_config(accumulate=objective.fractions, clip_norm=clip_norm)
+        train(objective, config, one_run(), steps=3)
     assert joint.weight.grad is not None
     torch.testing.assert_close(split.weight.grad, joint.weight.grad, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(split.weight, joint.weight, rtol=1e-5, atol=1e-6)
@@ -131,12 +114,10 @@ def test_four_micro_steps_of_two_equal_one_batch_of_eight(clip_norm: float | Non
 
 def test_term_gradient_norms_equal_those_computed_separately() -> None:
     objective = Toy()
-    settings = LoopSettings(steps=1, term_gradients=True)
     terms = Toy()(0, generator(9, "step", 0, 0, 0))
     expected = Toy()
-    row = train(
-        objective, adamw(objective, lr=0.1), constant, settings, seed=9, device=CPU
-    ).history[0]
+    result = train(objective, optimizer_config(), one_run(seed=9), steps=1, term_gradients=True)
+    row = result.history[0]
     for name in terms:
         expected.zero_grad()
         expected(0, generator(9, "step", 0, 0, 0))[name].backward()
@@ -167,20 +148,11 @@ class Diverging(Toy):
 def test_a_non_finite_step_is_named_and_the_last_good_checkpoint_stays(
     tmp_path: Path, where: str
 ) -> None:
-    path = tmp_path / "state.pt"
-    settings = LoopSettings(steps=20, checkpoint_every=4)
     objective = Diverging(6, where)
+    run = one_run(scratch=tmp_path, checkpoint_every=4)
     with pytest.raises(FloatingPointError, match=rf"^step 6: {where} is (inf|nan); the last"):
-        train(
-            objective,
-            adamw(objective, lr=0.01),
-            constant,
-            settings,
-            seed=0,
-            device=CPU,
-            checkpoint=path,
-        )
-    state = checkpoint.load(path)
+        train(objective, optimizer_config(lr=0.01), run, steps=20, name="state")
+    state = checkpoint.load(tmp_path / "state.pt")
     assert state is not None
     assert state["done"] == 4
     assert all(bool(each.isfinite().all()) for each in state["objective"].values())
@@ -188,10 +160,9 @@ def test_a_non_finite_step_is_named_and_the_last_good_checkpoint_stays(
 
 
 def test_an_overflow_of_float16_says_what_does_not_overflow() -> None:
-    settings = LoopSettings(steps=8, precision="float16")
-    objective = Diverging(6, "spread")
+    objective, run = Diverging(6, "spread"), one_run(precision="float16")
     with pytest.raises(FloatingPointError, match="float16 overflows where bfloat16 does not"):
-        train(objective, adamw(objective, lr=0.01), constant, settings, seed=0, device=CPU)
+        train(objective, optimizer_config(lr=0.01), run, steps=8)
 
 
 def test_one_batch_is_overfitted() -> None:
@@ -200,8 +171,8 @@ def test_one_batch_is_overfitted() -> None:
             return torch.rand(4, 3, generator=torch.Generator().manual_seed(2))
 
     objective = OneBatch()
-    settings = LoopSettings(steps=300, ema_decay=0.9, log_every=299)
-    result = train(objective, adamw(objective, lr=0.02), constant, settings, seed=0, device=CPU)
+    config = optimizer_config(lr=0.02, ema_decay=0.9)
+    result = train(objective, config, one_run(log_every=299), steps=300)
     first, last = (row["fit"] for row in result.history)
     assert last < 0.05 * first
 
@@ -211,13 +182,11 @@ def test_half_precision_computes_in_half_and_keeps_float32_weights(precision: st
     seen: list[torch.dtype] = []
     objective = Toy()
     objective.net[0].register_forward_hook(lambda *parts: seen.append(parts[2].dtype))
-    settings = LoopSettings(steps=2, precision=precision, log_every=1, term_gradients=True)
-    result = train(objective, adamw(objective, lr=0.01), constant, settings, seed=0, device=CPU)
+    config, options = optimizer_config(lr=0.01), {"steps": 2, "term_gradients": True}
+    result = train(objective, config, one_run(precision=precision, log_every=1), **options)
     assert set(seen) == {getattr(torch, precision)}
     assert {each.dtype for each in objective.parameters()} == {torch.float32}
-    reference = Toy()
-    full = dataclasses.replace(settings, precision="float32")
-    exact = train(reference, adamw(reference, lr=0.01), constant, full, seed=0, device=CPU)
+    exact = train(Toy(), config, one_run(log_every=1), **options)
     for name in ("fit", "gradient_norm", "gradient_norm_fit"):
         assert result.history[0][name] == pytest.approx(exact.history[0][name], rel=0.05)
 
@@ -230,8 +199,8 @@ def test_small_gradients_survive_float16() -> None:
     norms = []
     for precision in ("float32", "float16"):
         objective = Faint()
-        settings = LoopSettings(steps=1, precision=precision, log_every=1)
-        result = train(objective, adamw(objective, lr=0.01), constant, settings, seed=0, device=CPU)
+        run = one_run(precision=precision, log_every=1)
+        result = train(objective, optimizer_config(lr=0.01), run, steps=1)
         norms.append(result.history[0]["gradient_norm"])
     assert norms[1] == pytest.approx(norms[0], rel=0.1)
 
@@ -239,19 +208,17 @@ def test_small_gradients_survive_float16() -> None:
 def test_hooks_see_the_number_of_updates_done_and_the_ema_follows_the_weights() -> None:
     objective = Toy()
     calls: list[int] = []
+    updated: list[Tensor] = []
     start = objective.net[0].weight.detach().clone()
-    settings = LoopSettings(steps=1, ema_decay=0.9)
-    result = train(
-        objective,
-        adamw(objective, lr=0.1),
-        constant,
-        settings,
-        seed=0,
-        device=CPU,
-        hooks={"probe": lambda done, module, ema: calls.append(done)},
-    )
+
+    def hook(done: int, module: nn.Module, ema: Ema | None) -> None:
+        calls.append(done)
+        updated.append(objective.net[0].weight.detach().clone())
+
+    config = optimizer_config(ema_decay=0.9)
+    result = train(objective, config, one_run(), steps=1, hooks={"probe": hook})
     assert calls == [1]
     assert result.probes == {}
     assert result.ema is not None
-    expected = 0.1 * start + 0.9 * objective.net[0].weight.detach()  # (1 + 0) / (10 + 0)
+    expected = 0.1 * start + 0.9 * updated[0]  # (1 + 0) / (10 + 0)
     torch.testing.assert_close(result.ema.average["net.0.weight"], expected)

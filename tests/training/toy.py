@@ -4,31 +4,40 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from braid.training import checkpoint, distributed
+from braid.training.config import OptimizerConfig
 from braid.training.distributed import ALONE, Process
 from braid.training.ema import Ema
-from braid.training.optimizers import adamw, muon, warmup_cosine
-from braid.training.trainer import LoopSettings, TrainResult, train
+from braid.training.trainer import Run, TrainResult, train
 
 CPU = torch.device("cpu")
-SETTINGS = LoopSettings(
-    steps=12,
-    accumulate=2,
-    clip_norm=0.5,
-    ema_decay=0.9,
-    log_every=1,
-    checkpoint_every=3,
-    term_gradients=True,
-)
+STEPS = 12
+CHECKPOINT_EVERY = 3
 
 
-def constant(step: int) -> float:
-    """The schedule that keeps the base rate."""
-    return 1.0
+def optimizer_config(**changes: Any) -> OptimizerConfig:
+    """AdamW at a constant rate, nothing else, but for the changes."""
+    plain: dict[str, Any] = {
+        "name": "adamw",
+        "lr": 0.1,
+        "lr_floor": 1.0,
+        "warmup": 0.0,
+        "weight_decay": 0.0,
+        "accumulate": 1,
+        "clip_norm": None,
+        "ema_decay": None,
+    }
+    return OptimizerConfig(**{**plain, **changes})
+
+
+def one_run(**changes: Any) -> Run:
+    """A run on the CPU that saves nothing, but for the changes."""
+    return Run(**{"seed": 0, "device": CPU, **changes})
 
 
 class Toy(nn.Module):
@@ -51,15 +60,15 @@ class Toy(nn.Module):
     def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         inputs = self.draw(step, generator)
         outputs = self.net(inputs)
-        centre = distributed.mean(outputs.mean())  # of the joint batch
+        center = distributed.mean(outputs.mean())  # of the joint batch
         self.calls += 1
-        self.diagnostics = {"centre": centre.detach(), "calls": float(self.calls)}
+        self.diagnostics = {"center": center.detach(), "calls": float(self.calls)}
         error = outputs - torch.sin(6 * inputs[:, :1])
-        return {"fit": error.square().mean(), "spread": 0.1 * (outputs - centre).square().mean()}
+        return {"fit": error.square().mean(), "spread": 0.1 * (outputs - center).square().mean()}
 
 
 class FixedRows(Toy):
-    """Each process takes its share of the same 8 rows."""
+    """Each process takes its part of the same 8 rows."""
 
     def __init__(self, process: Process) -> None:
         super().__init__()
@@ -86,7 +95,7 @@ class Counter:
         self.seen = state["seen"]
 
 
-def train_toy(path: Path | None, kill_at: int | None = None) -> tuple[Toy, Counter, TrainResult]:
+def train_toy(scratch: Path | None, kill_at: int | None = None) -> tuple[Toy, Counter, TrainResult]:
     """A training of every moving part, in which the process may kill itself after a step."""
     objective, counter = Toy(dropout=0.2), Counter()
 
@@ -96,14 +105,24 @@ def train_toy(path: Path | None, kill_at: int | None = None) -> tuple[Toy, Count
             os.kill(os.getpid(), signal.SIGKILL)
         return {"seen": counter.seen} if done in (2, 7) else None
 
+    config = optimizer_config(
+        name="muon",
+        lr=0.02,
+        lr_floor=0.1,
+        warmup=0.25,
+        weight_decay=0.01,
+        accumulate=2,
+        clip_norm=0.5,
+        ema_decay=0.9,
+    )
     result = train(
         objective,
-        muon(objective, lr=0.02, weight_decay=0.01, exclude=("net.0", "net.4")),
-        warmup_cosine(steps=SETTINGS.steps, warmup=3, floor=0.1),
-        SETTINGS,
-        seed=5,
-        device=CPU,
-        checkpoint=path,
+        config,
+        one_run(seed=5, scratch=scratch, log_every=1, checkpoint_every=CHECKPOINT_EVERY),
+        steps=STEPS,
+        name="state",
+        outer_layers=("net.0", "net.4"),
+        term_gradients=True,
         stateful={"counter": counter},
         hooks={"probe": hook},
     )
@@ -113,13 +132,10 @@ def train_toy(path: Path | None, kill_at: int | None = None) -> tuple[Toy, Count
 def train_on_rows(process: Process = ALONE) -> dict[str, object]:
     """Three steps on the same 8 rows; the last step's gradients, the weights, the history."""
     objective = FixedRows(process)
-    settings = LoopSettings(steps=3, accumulate=2, log_every=1, term_gradients=True)
-    optimizer = adamw(objective, lr=0.01)
-    with distributed.joined(process, CPU):
-        with distributed.joined(process, CPU):  # as trainings in phases do: nobody parts between
-            result = train(
-                objective, optimizer, constant, settings, seed=0, device=CPU, process=process
-            )
+    config = optimizer_config(lr=0.01, accumulate=2)
+    run = one_run(process=process, log_every=1)
+    with distributed.joined(process, CPU):  # as trainings in phases do: nobody parts between
+        result = train(objective, config, run, steps=3, term_gradients=True)
         if process.world_size > 1:
             torch.distributed.barrier()
     parameters = dict(objective.net.named_parameters())

@@ -122,7 +122,7 @@ def _load_wan(folder: Path) -> Any:
         from diffusers import AutoencoderKLWan
     except ImportError:
         raise ValueError(
-            "decoding.wan_vae needs diffusers: pip install 'braid[decode]'; or null for a preview"
+            "clips.wan_vae needs diffusers: pip install -e '.[wan]'; or none for a preview"
         ) from None
     options = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
     try:

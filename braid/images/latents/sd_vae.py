@@ -68,7 +68,7 @@ def load_sd_vae(folder: Path) -> SdVae:
     try:
         from diffusers import AutoencoderKL
     except ImportError:
-        raise ValueError("images.sd_vae needs diffusers: pip install 'braid[decode]'") from None
+        raise ValueError("images.sd_vae needs diffusers: pip install -e '.[wan]'") from None
     options = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
     try:
         model = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, **options)

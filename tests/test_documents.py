@@ -1,0 +1,98 @@
+"""What the documents say of the tree is so."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+from benchmarks.rerun_cost import moves
+from braid.stage.dag import declarations
+
+ROOT = Path(__file__).parents[1]
+
+
+def tracked() -> list[Path]:
+    """What git tracks or would track, as far as it is text."""
+    listing = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    paths = (ROOT / name for name in listing.stdout.split("\0") if name)
+    return [path for path in paths if path.suffix != ".png" and path.is_file()]
+
+
+def tree(folder: str) -> dict[str, str]:
+    """Pattern of a path and the stage that makes it, as the folder's page lists them."""
+    block = (ROOT / folder / "README.md").read_text().split("```")[1]
+    lines = [line.split() for line in block.splitlines()[2:] if not line.startswith(" ")]
+    return {f"{folder}/{path.rstrip('/')}": stage for path, stage, *_ in lines}
+
+
+def pattern(path: str) -> str:
+    return re.sub(r"<\w+>", "*", path)
+
+
+@pytest.mark.parametrize("folder", ["data", "models"])
+def test_the_tree_of_an_output_folder_is_that_of_dvc_yaml(folder: str) -> None:
+    outs = {
+        (out, stage.name)
+        for stage in declarations(ROOT)
+        for out in stage.outs
+        if out.startswith(f"{folder}/")
+    }
+    listed = tree(folder).items()
+
+    def same(out: tuple[str, str], entry: tuple[str, str]) -> bool:
+        return out[1] == entry[1] and fnmatchcase(out[0], pattern(entry[0]))
+
+    assert [out for out in outs if not any(same(out, entry) for entry in listed)] == []
+    assert [entry for entry in listed if not any(same(out, entry) for out in outs)] == []
+
+
+def test_pages_of_output_folders_are_tracked_and_outputs_are_not() -> None:
+    for folder in ("data", "models"):
+        assert ROOT / folder / "README.md" in tracked()
+        ignored = subprocess.run(
+            ["git", "-C", str(ROOT), "check-ignore", "-q", f"{folder}/any/file.bin"], check=False
+        )
+        assert ignored.returncode == 0
+
+
+def test_nothing_tells_anybody_to_install_our_names_from_a_registry() -> None:
+    """`braid` is somebody else's package, and `braid-pipeline` could be tomorrow."""
+    advice = re.compile(r"\b(?:install|add|with)\b[^\n]*\bbraid(?:-pipeline)?\b(?![/.]\w)")
+    tool = re.compile(r"\b(?:pip|pipx|uv|poetry|conda)\b")
+    for path in tracked():
+        for line in path.read_text(errors="replace").splitlines():
+            advises = tool.search(line) and advice.search(line)
+            assert not advises or path == Path(__file__), f"{path.relative_to(ROOT)}: {line}"
+    assert advice.search("pip install 'braid[decode]'")
+    assert advice.search("uv add braid-pipeline")
+    assert not advice.search("pip install -e '.[wan]' in the folder of braid/images")
+
+
+def test_extras_that_are_named_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["name"] == "braid-pipeline"
+    named = {
+        extra
+        for path in tracked()
+        for extra in re.findall(r"'(?:\.|/environment)\[(\w+)\]'", path.read_text(errors="replace"))
+    }
+    assert {"wan", "umap", "dev"} <= named <= set(project["optional-dependencies"])
+    assert f"--exclude {project['name']} " in (ROOT / "Makefile").read_text()
+
+
+def test_files_of_the_changelog_are_where_it_says() -> None:
+    moved = moves((ROOT / "CHANGELOG.md").read_text())
+    assert len(moved) > 150
+    gone = [old for old in moved if (ROOT / old).exists() and old not in moved[old]]
+    absent = {new for files in moved.values() for new in files if not (ROOT / new).is_file()}
+    assert (gone, absent) == ([], set())
