@@ -9,6 +9,7 @@ from braid.radiance.config import (
     DistillConfig,
     NetworkConfig,
     RaysConfig,
+    RendersConfig,
     ResponseLossConfig,
     StudentConfig,
     TeacherConfig,
@@ -89,6 +90,10 @@ def student_config(**values: Any) -> StudentConfig:
         "step": 0.75,
     }
     return StudentConfig(**{**defaults, **values})
+
+
+def renders_config(**values: int) -> RendersConfig:
+    return RendersConfig(**{"random_poses": 2, "voxels": 12, "field_points": 100, **values})
 
 
 def rays_config(**values: Any) -> RaysConfig:

@@ -74,7 +74,7 @@ def image_table(
         tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
         figure = Figure(figsize=size, layout=tight)
         axes = figure.subplots(rows, columns, squeeze=False)
-        for column, (name, stack) in enumerate({"truth": truth, **models}.items()):
+        for column, (name, stack) in enumerate({"ground truth": truth, **models}.items()):
             _column(axes[:, column], name, stack)
         for ax, frame in zip(axes[:, 0], frames, strict=True):
             ax.set_ylabel(f"test view {frame}")

@@ -65,8 +65,8 @@ def load_scene(folder: Path) -> dict[str, Views]:
     """
     has_val = (folder / "transforms_val.json").exists()
     scene = {split: load_views(folder, split) for split in SPLITS if has_val or split != "val"}
-    cameras = {split: views.cameras for split, views in scene.items()}
-    sizes = {split: f"{each.width}x{each.height}" for split, each in cameras.items()}
+    cameras = ((split, views.cameras) for split, views in scene.items())
+    sizes = {split: f"{camera.width}x{camera.height}" for split, camera in cameras}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"{folder}: expected one image size in all splits, got {sizes}")
     return scene

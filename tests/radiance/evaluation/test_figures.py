@@ -28,11 +28,11 @@ def images(seed: int = 0, count: int = 2) -> torch.Tensor:
 
 
 def draw_images(path: Path) -> None:
-    image_table(path, images(0), {"teacher": images(1), "sh": images(2)}, ["0", "7"])
+    image_table(path, images(0), {"teacher": images(1), "sh": images(2)}, [0, 7])
 
 
 def draw_tradeoff(path: Path) -> None:
-    tradeoff_chart(path, STUDENTS, "response", TEACHER, {"white": 8.25}, "RSS", "bricks")
+    tradeoff_chart(path, STUDENTS, TEACHER, {"white": 8.25}, "RSS", "bricks")
 
 
 DRAW = [draw_images, draw_tradeoff]
@@ -72,10 +72,10 @@ def panel_axes(figure: Figure) -> list[Any]:
 def test_an_image_table_shows_truth_renders_and_their_absolute_differences(
     drawn: list[Figure], tmp_path: Path
 ) -> None:
-    image_table(tmp_path / "x.png", images(0), {"render": images(1)}, ["view 0", "view 7"])
+    image_table(tmp_path / "x.png", images(0), {"render": images(1)}, [0, 7])
     panels = panel_axes(drawn[0])
-    assert [ax.get_title() for ax in panels[:3]] == ["truth", "render", "residual\nrender"]
-    assert [ax.get_ylabel() for ax in panels[::3]] == ["view 0", "view 7"]
+    assert [ax.get_title() for ax in panels[:3]] == ["ground truth", "render", "residual\nrender"]
+    assert [ax.get_ylabel() for ax in panels[::3]] == ["test view 0", "test view 7"]
     shown = [ax.get_images()[0].get_array() for ax in panels[3:]]
     np.testing.assert_array_equal(shown[0], images(0)[1])
     np.testing.assert_array_equal(shown[1], images(1)[1])
@@ -89,17 +89,17 @@ def test_an_image_table_prints_each_views_psnr_below_it(
 ) -> None:
     truth = 0.5 * images(0)
     models = {"teacher": truth + 0.01, "sh": truth + torch.tensor([0.1, 0.2])[:, None, None, None]}
-    image_table(tmp_path / "x.png", truth, models, ["0", "7"])
+    image_table(tmp_path / "x.png", truth, models, [0, 7])
     panels = panel_axes(drawn[0])
-    titles = ["truth", "teacher", "sh", "residual\nteacher", "residual\nsh"]
+    titles = ["ground truth", "teacher", "sh", "residual\nteacher", "residual\nsh"]
     assert [ax.get_title() for ax in panels[:5]] == titles
     assert [ax.get_xlabel() for ax in panels[:5]] == ["", "40.00 dB", "20.00 dB", "", ""]
     assert panels[7].get_xlabel() == "13.98 dB"
 
 
-def test_labels_and_frames_must_agree(tmp_path: Path) -> None:
+def test_frames_and_images_must_agree(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="zip"):
-        image_table(tmp_path / "x.png", images(0), {"sh": images(1)}, ["one"])
+        image_table(tmp_path / "x.png", images(0), {"sh": images(1)}, [1])
 
 
 def test_the_tradeoff_chart_tells_stages_apart_and_draws_the_lines(

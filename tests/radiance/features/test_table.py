@@ -67,7 +67,7 @@ def test_rows_are_found_by_cell_number():
 def edited(path, **changes):
     with np.load(path, allow_pickle=False) as archive:
         content = {name: archive[name] for name in archive.files} | changes
-    np.savez(path, **{name: each for name, each in content.items() if each is not None})
+    np.savez(path, **{name: array for name, array in content.items() if array is not None})
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,8 @@ def test_whole_blocks_validate_and_the_split_is_fixed():
     cells = torch.arange(grid.count)
     training = training_cells(grid, cells, block=4, validation=0.25)
     block = grid.coordinates(cells) // 4 @ torch.tensor([16, 4, 1])
-    for each in range(64):
-        assert len(set(training[block == each].tolist())) == 1
+    for number in range(64):
+        assert len(set(training[block == number].tolist())) == 1
     assert (~training).float().mean() == 0.25
     order = torch.randperm(len(cells), generator=torch.Generator().manual_seed(0))
     shuffled = training_cells(grid, cells[order], block=4, validation=0.25)

@@ -45,19 +45,19 @@ def ball(cameras: Cameras) -> torch.Tensor:
 
 def test_hull_of_a_ball_is_its_surface():
     cameras = orbit()
-    found = hull.visual_hull(cameras, ball(cameras)[..., 3], 24)
-    distance = (found.points - CENTER).norm(dim=1)
-    assert distance.min() > RADIUS - 2 * found.voxel
-    assert distance.max() < RADIUS + 2 * found.voxel
-    assert len(found.points) == pytest.approx(4 * math.pi * (RADIUS / found.voxel) ** 2, rel=0.6)
+    carved = hull.visual_hull(cameras, ball(cameras)[..., 3], 24)
+    distance = (carved.points - CENTER).norm(dim=1)
+    assert distance.min() > RADIUS - 2 * carved.voxel
+    assert distance.max() < RADIUS + 2 * carved.voxel
+    assert len(carved.points) == pytest.approx(4 * math.pi * (RADIUS / carved.voxel) ** 2, rel=0.6)
 
 
 def test_box_is_found_from_the_masks_alone():
     cameras = orbit()
-    found = hull.visual_hull(cameras, ball(cameras)[..., 3], 24)
+    carved = hull.visual_hull(cameras, ball(cameras)[..., 3], 24)
     expected = torch.stack([CENTER - RADIUS, CENTER + RADIUS])
-    assert (found.box - expected).abs().max() < 1.5 * found.voxel
-    assert found.voxel == pytest.approx(2 * RADIUS / 24, rel=0.25)
+    assert (carved.box - expected).abs().max() < 1.5 * carved.voxel
+    assert carved.voxel == pytest.approx(2 * RADIUS / 24, rel=0.25)
 
 
 def test_voxel_outside_the_view_of_some_cameras_is_not_carved_by_them():
@@ -76,21 +76,21 @@ def test_voxel_outside_the_view_of_some_cameras_is_not_carved_by_them():
 def test_colors_are_those_of_the_side_that_is_seen():
     cameras = orbit()
     rgba = ball(cameras)
-    found = hull.visual_hull(cameras, rgba[..., 3], 24)
-    rgb = hull.surface_colors(found, cameras, rgba)
-    height = found.points[:, 2] - CENTER[2]
-    assert rgb[height > 3 * found.voxel, 0].mean() > 0.97
-    assert rgb[height < -3 * found.voxel, 2].mean() > 0.97
+    carved = hull.visual_hull(cameras, rgba[..., 3], 24)
+    rgb = hull.surface_colors(carved, cameras, rgba)
+    height = carved.points[:, 2] - CENTER[2]
+    assert rgb[height > 3 * carved.voxel, 0].mean() > 0.97
+    assert rgb[height < -3 * carved.voxel, 2].mean() > 0.97
 
 
 def test_initial_gaussians_are_round_and_colored():
     cameras = orbit()
     rgba = ball(cameras)
-    found = hull.visual_hull(cameras, rgba[..., 3], 24)
-    gaussians = hull.initial_gaussians(found, cameras, rgba, 2)
-    assert gaussians.sh.shape == (len(found.points), 9, 3)
+    carved = hull.visual_hull(cameras, rgba[..., 3], 24)
+    gaussians = hull.initial_gaussians(carved, cameras, rgba, 2)
+    assert gaussians.sh.shape == (len(carved.points), 9, 3)
     assert gaussians.sh[:, 1:].eq(0).all()
-    assert gaussians.log_scales.exp().allclose(torch.tensor(0.6 * found.voxel))
+    assert gaussians.log_scales.exp().allclose(torch.tensor(0.6 * carved.voxel))
     torch.testing.assert_close(gaussians.opacities, torch.full_like(gaussians.opacities, 0.7))
 
 

@@ -197,7 +197,7 @@ def test_backend_that_is_unknown_or_cannot_run_is_refused():
 
 
 def test_gsplat_is_given_activated_values_and_opencv_cameras(monkeypatch):
-    """A stand-in that renders what it is told to with the reference."""
+    """A stand-in that renders its arguments with the reference."""
     gaussians, cameras = random_gaussians(20), camera(12, 10)
     expected = splat.render(gaussians, cameras, 0)
     flip = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
@@ -205,10 +205,10 @@ def test_gsplat_is_given_activated_values_and_opencv_cameras(monkeypatch):
     def rasterization(*, means, quats, scales, opacities, colors, viewmats, Ks, **options):
         assert options["sh_degree"] == 3
         assert options["render_mode"] == "RGB+D"
-        told = Gaussians(means, scales.log(), quats, torch.logit(opacities), colors)
+        splats = Gaussians(means, scales.log(), quats, torch.logit(opacities), colors)
         pose = torch.linalg.inv(viewmats[0]) * flip
         seen = Cameras(pose[None], float(Ks[0, 0, 0]), options["width"], options["height"])
-        rendered = splat_reference.render(told, seen, 0)
+        rendered = splat_reference.render(splats, seen, 0)
         z = rendered.depth * rendered.alpha * -seen.view_rays(0).directions[:, 2].view(10, 12)
         image = torch.cat([rendered.rgb, z[..., None]], dim=-1)
         return image[None], rendered.alpha[None, ..., None], {}

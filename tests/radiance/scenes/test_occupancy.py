@@ -72,8 +72,8 @@ def test_samples_are_uniform_over_the_occupied_voxels() -> None:
     grid = _grid((0, 0, 0), (3, 5, 7), (3, 5, 6))
     points = grid.sample(3000, torch.Generator().manual_seed(0))
     assert grid.contains(points).all()
-    share = (points[:, 0] < -0.5).float().mean()
-    assert abs(share - 1 / 3) < 0.03
+    fraction = (points[:, 0] < -0.5).float().mean()
+    assert abs(fraction - 1 / 3) < 0.03
 
 
 def test_state_restores_the_grid() -> None:

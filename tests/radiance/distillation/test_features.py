@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from braid.radiance.distillation import objectives
-from braid.radiance.distillation.objectives import AlignmentProbe, FeatureObjective
+from braid.radiance.distillation import features as stage_2
+from braid.radiance.distillation.features import AlignmentProbe, FeatureObjective, feature_curves
 from braid.radiance.features.vae import FeatureVae
+from braid.training.trainer import TrainResult
 from tests.radiance.mask_law import uniform_mask_mean
+from tests.radiance.settings import distill_config
 from tests.radiance.tiny_objectives import Spy, feature_loss, features, fit, response
 from tests.radiance.tiny_teacher import seeded
 
@@ -18,12 +20,12 @@ def test_the_mask_is_diagnosed_and_within_its_range() -> None:
     objective = features(feature_loss(threshold=0.3, soft_transition=0.4))
     terms = objective(2, seeded())
     assert set(terms) == {"color", "opacity", "depth", "feature_l2", "feature_cosine"}
-    found = {name: float(each) for name, each in objective.diagnostics.items()}
-    assert found["feature_weight"] == 0.5
-    low, mean, high = (found[f"feature_mask_weight_{each}"] for each in ("min", "mean", "max"))
+    logged = {name: float(value) for name, value in objective.diagnostics.items()}
+    assert logged["feature_weight"] == 0.5
+    low, mean, high = (logged[f"feature_mask_weight_{which}"] for which in ("min", "mean", "max"))
     assert 0 == low < mean < high <= 1
     assert mean == pytest.approx(uniform_mask_mean(0.3, 0.4), abs=0.15)
-    assert found["samples_per_ray"] > 0
+    assert logged["samples_per_ray"] > 0
     everywhere = features(feature_loss(threshold=0.0, soft_transition=0.0))
     everywhere(2, seeded())
     assert float(everywhere.diagnostics["feature_mask_weight_min"]) == 1.0
@@ -59,16 +61,16 @@ def test_features_do_not_change_the_response_of_the_same_draw() -> None:
 def test_the_frozen_decoder_takes_no_gradient_and_the_student_does() -> None:
     vae = FeatureVae(4, hidden=(8,), latent=3)
     objective = features(feature_loss(vae))
-    before = {name: each.clone() for name, each in vae.state_dict().items()}
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
     terms = objective(4, seeded())
     assert set(terms) >= {"feature_l2", "feature_cosine", "feature_latent"}
     sum(term for name, term in terms.items() if name.startswith("feature_")).backward()
     assert objective.field.weights.grad.abs().sum() > 0
-    assert all(each.grad.abs().sum() > 0 for each in objective.features.projector.parameters())
-    assert all(each.grad is None for each in vae.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in objective.features.projector.parameters())
+    assert all(parameter.grad is None for parameter in vae.parameters())
     fit(objective, 3)
-    assert all(torch.equal(each, before[name]) for name, each in vae.state_dict().items())
-    assert not any(each.requires_grad for each in vae.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in vae.parameters())
 
 
 def test_the_schedule_weighs_the_feature_terms_alone() -> None:
@@ -80,29 +82,29 @@ def test_the_schedule_weighs_the_feature_terms_alone() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_looking_at_the_alignment_moves_nothing(training: bool) -> None:
+def test_measuring_the_alignment_moves_nothing(training: bool) -> None:
     objective = features(feature_loss(FeatureVae(4, hidden=(8,), latent=3)), hard=0.5)
     objective(0, seeded())
     objective.train(training)
     objective.features.vae.eval()
     modes = [module.training for module in objective.modules()]
-    state = {name: each.clone() for name, each in objective.state_dict().items()}
-    found = objective.alignment(seeded(9))
+    state = {name: value.clone() for name, value in objective.state_dict().items()}
+    figures = objective.alignment(seeded(9))
     assert [module.training for module in objective.modules()] == modes
-    assert all(torch.equal(each, state[name]) for name, each in objective.state_dict().items())
-    names = {"cosine", "cka", "explained_variance/sh_dc", "explained_variance/opacity"}
-    assert set(found) == names
-    assert objective.alignment(seeded(9)) == found
+    assert all(torch.equal(value, state[name]) for name, value in objective.state_dict().items())
+    names = {"cosine", "cka", "explained_variance_sh_dc", "explained_variance_opacity"}
+    assert set(figures) == names
+    assert objective.alignment(seeded(9)) == figures
 
 
 def test_features_learned_are_features_aligned() -> None:
-    objective = features(feature_loss(l2=1.0, threshold=0.0, soft_transition=0.0))
-    objective.schedule["decay"] = 1000
+    loss = feature_loss(l2=1.0, threshold=0.0, soft_transition=0.0)
+    objective = features(loss, distill_config(decay=0.9, floor=0.8))
     before = objective.alignment(seeded(9))
     fit(objective, 40)
     after = objective.alignment(seeded(9))
     assert after["cosine"] > before["cosine"] + 0.3
-    assert after["explained_variance/sh_dc"] > max(0.2, before["explained_variance/sh_dc"])
+    assert after["explained_variance_sh_dc"] > max(0.2, before["explained_variance_sh_dc"])
 
 
 def test_alignment_is_of_points_in_the_teacher_s_cells() -> None:
@@ -138,13 +140,13 @@ class Counted(FeatureObjective):
 
 
 def test_alignment_is_probed_at_20_60_and_100_percent() -> None:
-    objective = Counted(response(), feature_loss())
+    objective = Counted(response(), feature_loss(), distill_config())
     assert list(probed(objective, 50)) == [10, 30, 50]
     assert list(probed(objective, 1)) == [1]
     rows = probed(objective, 5)
     assert list(rows) == [1, 3, 5]
     assert len({row["cosine"] for row in rows.values()}) == 1  # at the same points each time
-    assert probed(features(None), 5) == {1: {}, 3: {}, 5: {}}
+    assert probed(features(None), 5) == {}
     assert probed(response(), 5) == {}
 
 
@@ -156,7 +158,7 @@ def test_points_are_drawn_where_rays_of_importance_see(monkeypatch: pytest.Monke
         calls.append((weights, ray, alpha, count))
         return torch.arange(count)
 
-    monkeypatch.setattr(objectives, "draw_points", spy)
+    monkeypatch.setattr(stage_2, "draw_points", spy)
     kept = objective.response.loss = Spy()
     objective(5, seeded(1))
     (weights, ray, alpha, count), (marched, _, _, importance) = calls[0], kept.seen
@@ -165,3 +167,18 @@ def test_points_are_drawn_where_rays_of_importance_see(monkeypatch: pytest.Monke
     torch.testing.assert_close(weights, (marched.weights * importance[ray]).detach())
     assert torch.equal(alpha, marched.alpha.detach())
     assert importance.max() > 1.1 * importance.min()
+
+
+def test_curves_have_their_columns_with_and_without_features() -> None:
+    row = {"step": 0, "loss": 2.0, "color": 1.0, "gradient_norm_color": 3.0}
+    control = {name: (rows, columns) for name, rows, columns in feature_curves(TrainResult([row]))}
+    assert set(control) == {"feature_loss", "feature_mask", "gradient_norms", "alignment"}
+    assert control["gradient_norms"][0] == [{"step": 0, "gradient_norm_color": 3.0}]
+    assert all(rows == [] for name, (rows, _) in control.items() if name != "gradient_norms")
+    with_features = row | {"feature_l2": 0.5, "feature_mask_weight_mean": 0.2}
+    result = TrainResult([with_features], probes={"alignment": [{"step": 1, "cosine": 0.3}]})
+    curves = {name: rows for name, rows, _ in feature_curves(result)}
+    assert curves["feature_loss"] == [{"step": 0, "feature_l2": 0.5}]
+    assert curves["feature_mask"] == [{"step": 0, "feature_mask_weight_mean": 0.2}]
+    assert curves["alignment"] == [{"step": 1, "cosine": 0.3}]
+    assert all(columns[0] == "step" for _, _, columns in feature_curves(result))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from braid.radiance.distillation.feature_loss import face_distance, mask_state, mask_weight
+from braid.radiance.distillation.features import face_distance, mask_weight
 from braid.radiance.scenes.cells import CellGrid
 from tests.radiance.mask_law import uniform_mask_mean
 
@@ -41,10 +41,3 @@ def test_a_narrow_transition_tends_to_the_hard_mask():
     distance = torch.linspace(0, 1, 1000)
     hard, soft = (mask_weight(distance, 0.45, width) for width in (0.0, 1e-4))
     torch.testing.assert_close(hard, soft)
-
-
-@pytest.mark.parametrize(
-    ("mean", "state"), [(0.0, "collapsed"), (0.049, "collapsed"), (0.3, "ok"), (1.0, "saturated")]
-)
-def test_states_have_names(mean, state):
-    assert mask_state(mean) == state

@@ -4,6 +4,7 @@ import torch
 
 from braid.radiance.features.vae import (
     FeatureVae,
+    explained_variance,
     kl_stable,
     pca_reconstruction,
     vae_report,
@@ -50,18 +51,32 @@ def test_the_report_knows_a_perfect_and_an_empty_vae():
         vae.encoder.linear.bias.zero_()
         vae.decoder.linear.weight.copy_(torch.eye(6))
         vae.decoder.linear.bias.zero_()
-    report = vae_report(vae, values, values, COLUMNS)
-    assert report["recon_mse"] == 0
+    report = vae_report(vae, values, values, COLUMNS, kl=[1.0] * 4)["vae"]
+    assert report["mse"] == 0
     assert report["active_units"] == 6
-    assert report["explained_variance/b"] == 1
+    assert report["explained_variance_b"] == 1
     assert report["kl"] == pytest.approx(0.5 * float(values.square().sum(1).mean()), rel=1e-5)
+    assert report["kl_stable"]
     with torch.no_grad():
         vae.encoder.linear.weight.zero_()
-    report = vae_report(vae, values, values, COLUMNS)
+    report = vae_report(vae, values, values, COLUMNS, kl=[1.0, 2.0, 3.0, 4.0])
     balanced = (values[:, :4].square().mean() + values[:, 4:].square().mean()) / 2
-    assert report["recon_mse"] == pytest.approx(balanced.item(), rel=1e-5)
-    assert report["active_units"] == 0
-    assert report["pca_recon_mse"] < 1e-8
+    assert report["vae"]["mse"] == pytest.approx(balanced.item(), rel=1e-5)
+    assert report["vae"]["active_units"] == 0
+    assert not report["vae"]["kl_stable"]
+    assert report["pca"]["mse"] < 1e-8
+    assert report["pca"]["explained_variance_a"] == pytest.approx(1)
+
+
+def test_explained_variance_is_one_for_truth_zero_for_the_mean():
+    target = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
+    columns = {"a": slice(0, 3), "b": slice(3, 5)}
+    predicted = target.clone()
+    predicted[:, 3:] = target[:, 3:].mean(0)
+    explained = explained_variance(predicted, target, columns)
+    assert explained["a"] == 1
+    assert explained["b"] == pytest.approx(0, abs=1e-6)
+    assert explained_variance(target, torch.ones(300, 5), {"a": slice(0, 5)}) == {"a": 0.0}
 
 
 def test_kl_is_stable_when_its_end_is_level():
@@ -75,7 +90,7 @@ def test_kl_is_stable_when_its_end_is_level():
 
 
 @pytest.mark.parametrize(
-    ("recon", "stable", "status"),
+    ("mse", "stable", "status"),
     [
         (0.0008, True, "passed"),
         (0.0008, False, "kl_unstable"),
@@ -83,5 +98,5 @@ def test_kl_is_stable_when_its_end_is_level():
         (0.0009, False, "recon_above_gate"),
     ],
 )
-def test_the_gate_is_a_named_status(recon, stable, status):
-    assert vae_status(recon, stable, gate=0.0008) == status
+def test_the_gate_is_a_named_status(mse, stable, status):
+    assert vae_status(mse, stable, gate=0.0008) == status

@@ -2,7 +2,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from braid.radiance.scenes.renders import RaySampler, effective_sample_size, hard_share
+from braid.radiance.distillation.response import RaySampler, effective_sample_size, hard_fraction
+from tests.radiance.settings import rays_config
 
 VIEWS, WIDTH, HEIGHT = 2, 11, 9
 RAYS = VIEWS * WIDTH * HEIGHT
@@ -17,7 +18,7 @@ def ray_errors():
 
 
 def experienced(tile=4, hard=0.5):
-    sampler = RaySampler(VIEWS, WIDTH, HEIGHT, tile=tile, hard=hard)
+    sampler = RaySampler(VIEWS, WIDTH, HEIGHT, rays_config(tile=tile, hard=hard))
     sampler.update(torch.arange(RAYS), ray_errors())
     return sampler
 
@@ -58,7 +59,7 @@ def test_uniform_sampling_has_weights_of_one():
     _, weight = sampler.draw(100, generator())
     torch.testing.assert_close(weight, torch.ones(100))
     assert effective_sample_size(weight).item() == pytest.approx(100)
-    assert hard_share(torch.tensor([0.5, 2.0, 1.0, 0.1])) == 0.5
+    assert hard_fraction(torch.tensor([0.5, 2.0, 1.0, 0.1])) == 0.5
 
 
 def test_fewer_effective_samples_the_more_uneven_the_weights():
@@ -67,7 +68,7 @@ def test_fewer_effective_samples_the_more_uneven_the_weights():
 
 
 def test_errors_are_running_means_that_start_at_the_first_one():
-    sampler = RaySampler(1, 4, 2, tile=2, decay=0.75)
+    sampler = RaySampler(1, 4, 2, rays_config(tile=2, decay=0.75))
     sampler.update(torch.tensor([0, 1, 2]), torch.tensor([1.0, 3.0, 10.0]))
     assert sampler.errors.tolist() == [2.0, 10.0]
     sampler.update(torch.tensor([5]), torch.tensor([6.0]))
@@ -75,7 +76,7 @@ def test_errors_are_running_means_that_start_at_the_first_one():
 
 
 def test_unseen_tiles_are_as_likely_as_the_average_seen_one():
-    sampler = RaySampler(1, 6, 2, tile=2)
+    sampler = RaySampler(1, 6, 2, rays_config(tile=2))
     torch.testing.assert_close(sampler.probabilities(), torch.full((3,), 1 / 12).double())
     sampler.update(torch.tensor([0, 2]), torch.tensor([1.0, 3.0]))
     torch.testing.assert_close(
@@ -84,17 +85,23 @@ def test_unseen_tiles_are_as_likely_as_the_average_seen_one():
 
 
 def test_a_student_without_errors_is_sampled_evenly():
-    sampler = RaySampler(1, 4, 4, tile=2)
+    sampler = RaySampler(1, 4, 4, rays_config(tile=2))
     sampler.update(torch.arange(16), torch.zeros(16))
     torch.testing.assert_close(sampler.probabilities(), torch.full((4,), 1 / 16).double())
 
 
 def test_a_resumed_sampler_draws_the_same_rays():
-    first, second = experienced(), RaySampler(VIEWS, WIDTH, HEIGHT, tile=4)
+    first, second = experienced(), RaySampler(VIEWS, WIDTH, HEIGHT, rays_config(tile=4))
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.draw(50, generator(2)).ray, second.draw(50, generator(2)).ray)
 
 
-def test_a_wrong_share_is_refused():
-    with pytest.raises(ValueError, match=r"hard share in \[0, 1\], got 1.5"):
-        RaySampler(1, 8, 8, hard=1.5)
+@pytest.mark.parametrize("hard", [-0.1, 1.5])
+def test_a_wrong_fraction_is_refused(hard):
+    with pytest.raises(ValueError, match=r"hard\n.*than or equal to"):
+        rays_config(hard=hard)
+
+
+def test_only_rays_that_exist_are_drawn_from_every_view():
+    drawn = RaySampler(3, 6, 4, rays_config(hard=0.0, tile=4)).draw(2000, generator())
+    assert set(drawn.ray.tolist()) == set(range(72))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from braid.radiance.distillation.feature_loss import (
+from braid.radiance.distillation.features import (
     FeatureLoss,
     Projector,
     draw_points,
@@ -11,14 +11,14 @@ from braid.radiance.distillation.feature_loss import (
     mask_weight,
     reconstruction_gate,
 )
-from braid.radiance.features.table import CellFeatures, FeatureSchema
 from braid.radiance.features.vae import FeatureVae
 from braid.radiance.scenes.cells import CellGrid
 from tests.radiance.mask_law import uniform_mask_mean
+from tests.radiance.settings import distill_config
+from tests.radiance.tiny_objectives import stored_features
 
 GRID = CellGrid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (4, 4, 4))
 STUDENT_GRID = CellGrid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (2, 2, 2))
-GROUPS = {"sh_dc": ("r", "g", "b"), "opacity": ("tau",)}
 
 
 def generator(seed=0):
@@ -27,16 +27,13 @@ def generator(seed=0):
 
 def table(cells):
     values = torch.randn(len(cells), 4, generator=generator(1))
-    schema = FeatureSchema(GRID, "mass", "hard", GROUPS)
-    ones = torch.ones(len(cells))
-    return CellFeatures(schema, cells, values, ones, ones)
+    return stored_features(GRID, cells, values)
 
 
-def make_loss(cells=None, vae=None, **options):
+def make_loss(cells=None, vae=None, **settings):
     torch.manual_seed(0)
-    features = table(torch.arange(64) if cells is None else cells)
-    projector = Projector(8, 4 if vae is None else vae.latent, hidden=16)
-    return FeatureLoss(features, features.values, projector, STUDENT_GRID, vae=vae, **options)
+    stored = table(torch.arange(64) if cells is None else cells)
+    return FeatureLoss(stored, 8, STUDENT_GRID, distill_config(**settings), vae)
 
 
 def batch(count=500):
@@ -48,7 +45,7 @@ def test_terms_follow_the_formulas():
     loss = make_loss(l2=2.0, cosine=0.5, threshold=0.2, soft_transition=0.3)
     student, points = batch()
     terms, mask = loss(student, points, 0.25)
-    target = table(torch.arange(64)).values[GRID.index(points)]
+    target = table(torch.arange(64)).standardized[GRID.index(points)]
     gap = loss.projector(student) - target
     square = (gap[:, :3].square().mean(1) + gap[:, 3].square()) / 2
     weight = mask_weight(face_distance(points, STUDENT_GRID), 0.2, 0.3)
@@ -73,11 +70,12 @@ def test_points_without_a_teacher_row_weigh_nothing():
     loss = make_loss(cells=torch.tensor([0, 5, 63]), threshold=0.0, soft_transition=0.0)
     student, points = batch()
     terms, mask = loss(student, points, 1.0)
-    known = torch.isin(GRID.index(points), torch.tensor([0, 5, 63]))
-    assert torch.equal(mask, known.float())
-    only = loss(student[known], points[known], 1.0).terms
-    share = float(known.float().mean())
-    assert terms["feature_l2"].item() == pytest.approx(share * only["feature_l2"].item(), rel=1e-5)
+    occupied = torch.isin(GRID.index(points), torch.tensor([0, 5, 63]))
+    assert torch.equal(mask, occupied.float())
+    only = loss(student[occupied], points[occupied], 1.0).terms
+    fraction = float(occupied.float().mean())
+    expected = fraction * only["feature_l2"].item()
+    assert terms["feature_l2"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_logged_mask_mean_obeys_the_law_of_uniform_points():
@@ -92,14 +90,14 @@ def test_the_decoder_is_frozen_but_gradients_pass_through_it():
     loss = make_loss(vae=vae)
     student, points = batch()
     student.requires_grad_()
-    before = {name: each.clone() for name, each in vae.state_dict().items()}
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
     terms = loss(student, points, 1.0).terms
     assert set(terms) == {"feature_l2", "feature_cosine", "feature_latent"}
     terms["feature_l2"].backward()
     assert student.grad.abs().sum() > 0
-    assert all(each.grad.abs().sum() > 0 for each in loss.projector.parameters())
-    assert all(each.grad is None and not each.requires_grad for each in vae.parameters())
-    assert all(torch.equal(each, before[name]) for name, each in vae.state_dict().items())
+    assert all(parameter.grad.abs().sum() > 0 for parameter in loss.projector.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in vae.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
 
 
 def test_cells_that_the_vae_loses_are_gated():
@@ -134,8 +132,8 @@ def test_the_table_is_no_part_of_the_state():
 
 def test_projector_depth_counts_linear_layers():
     for depth in (1, 2, 4):
-        layers = [m for m in Projector(8, 4, depth=depth).modules() if hasattr(m, "in_features")]
-        assert len(layers) == depth
+        projector = Projector(8, 4, hidden=16, depth=depth)
+        assert sum(isinstance(layer, torch.nn.Linear) for layer in projector.modules()) == depth
 
 
 def test_points_are_drawn_by_weight_on_solid_rays_only():
