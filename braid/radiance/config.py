@@ -190,7 +190,7 @@ class RadianceConfig(Config):
     optimizer: StudentOptimizerConfig
     response: ResponseConfig
     distill: DistillConfig
-    variants: dict[Name, VariantConfig]
+    variants: dict[Name, VariantConfig] = Field(min_length=1)
     students: tuple[str, ...] = Field(strict=False, min_length=1)
     evaluation: EvaluationConfig
 

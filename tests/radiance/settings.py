@@ -7,6 +7,7 @@ from typing import Any
 from braid.radiance.config import (
     BricksConfig,
     DistillConfig,
+    EvaluationConfig,
     NetworkConfig,
     RaysConfig,
     RendersConfig,
@@ -122,3 +123,8 @@ def distill_config(**values: Any) -> DistillConfig:
         "gate_tau": 0.05,
     }
     return DistillConfig(**{**defaults, **values})
+
+
+def evaluation_config(**values: Any) -> EvaluationConfig:
+    defaults = {"chunk": 100, "stop": 0.01, "frames": 1, "figure_frames": (0,)}
+    return EvaluationConfig(**{**defaults, "lpips_weights": "none", **values})

@@ -97,7 +97,8 @@ def repo(finished: Path, tmp_path: Path) -> Path:
 def made(repo: Path) -> dict[str, bytes]:
     folders = [repo / name for name in ("data", "models", "metrics", "plots")]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(repo)): path.read_bytes() for path in files}
+    finished = [path for path in files if ".partial" not in path.parts]
+    return {str(path.relative_to(repo)): path.read_bytes() for path in finished}
 
 
 def fault(repo: Path, name: str, *item: str) -> str:

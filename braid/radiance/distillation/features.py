@@ -26,7 +26,7 @@ from braid.radiance.student.marching import Marched
 from braid.training.ema import Ema
 from braid.training.trainer import TrainResult
 
-# ---- The soft mask that keeps feature supervision away from the faces between cells ------------
+# ---- The soft mask that keeps feature supervision away from the faces between cells --------------
 # d is the distance of a point to the nearest face of its cell in half edges: 0 on a face, 1 at the
 # center. The weight rises from 0 at d = threshold to 1 at d = threshold + soft_transition as a
 # smoothstep; without a transition it is the step d >= threshold.
@@ -276,7 +276,7 @@ def linear_cka(
 
 
 class FeatureObjective(nn.Module):
-    """The response, and the teacher's features at points that the rays see (Stage 2).
+    """The response, and the teacher's features at visible points on its rays.
 
     Without features it is the response alone: the control that trains for as many steps.
     """

@@ -1,6 +1,6 @@
 """The visual hull of alpha masks, as the Gaussians from which a fit starts.
 
-A voxel stays if every view that sees it sees it inside the mask. The scene's box needs no
+A voxel stays if it lies inside the mask of every view that shows it. The scene's box needs no
 argument: a generous cube around the point that all cameras look at is carved coarsely, twice, and
 tightened to what is left.
 """

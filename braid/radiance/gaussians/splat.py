@@ -296,6 +296,8 @@ def monomials(side: int, like: Tensor) -> Tensor:  # [6, side * side]
     return torch.stack([torch.ones_like(u), u, v, u * u, u * v, v * v])
 
 
+# ---- The rasterizer: project, list by tile, composite --------------------------------------------
+
 _FAINT = 1e-12  # below any alpha that is not 0
 _NOTHING = -1e4  # log opacity of the splat that pads short lists
 

@@ -143,7 +143,7 @@ def _read_transforms(path: Path) -> tuple[float, list[dict[str, Any]]]:
 def _image_path(path: Path, index: int, frame: dict[str, Any]) -> PurePosixPath:
     """The frame's image, relative to the scene folder.
 
-    Judged by its spelling, not resolved: DVC may link a scene's files out of its cache.
+    Checked by its spelling, not resolved: DVC may link a scene's files out of its cache.
     """
     name = frame.get("file_path")
     if not isinstance(name, str) or not name:

@@ -13,7 +13,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from braid.radiance.evaluation import figures
-from braid.radiance.evaluation.figures import RESIDUAL_LIMIT, Tradeoff, image_table, tradeoff_chart
+from braid.radiance.evaluation.figures import (
+    RESIDUAL_LIMIT,
+    Tradeoff,
+    image_table,
+    pictured_frames,
+    publication_figure,
+    tradeoff_chart,
+)
 
 TEACHER = Tradeoff("teacher", 29.3, 11.2, 640)
 STUDENTS = [
@@ -100,6 +107,24 @@ def test_an_image_table_prints_each_views_psnr_below_it(
 def test_frames_and_images_must_agree(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="zip"):
         image_table(tmp_path / "x.png", images(0), {"sh": images(1)}, [1])
+
+
+def test_the_publication_figure_has_the_teacher_and_a_student_of_either_stage(
+    drawn: list[Figure], tmp_path: Path
+) -> None:
+    stored = {"truth": images(0), "teacher": images(1)}
+    first, last = (stored | {"end of training": images(seed)} for seed in (2, 3))
+    publication_figure(tmp_path / "x.png", {"response": ([0, 7], first), "sh": ([0, 7], last)})
+    panels = panel_axes(drawn[0])
+    titles = [ax.get_title() for ax in panels[:4]]
+    assert titles == ["ground truth", "teacher", "Stage 1B", "Stage 2\nsh"]
+    np.testing.assert_array_equal(panels[3].get_images()[0].get_array(), images(3)[0])
+
+
+def test_frames_that_the_scene_has_are_pictured() -> None:
+    assert pictured_frames([0, 7, 14], views=8) == [0, 7]
+    with pytest.raises(ValueError, match=r"figure_frames: expected one of 0 to 4, got \[9\]"):
+        pictured_frames([9], views=5)
 
 
 def test_the_tradeoff_chart_tells_stages_apart_and_draws_the_lines(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from braid.radiance.scenes.blender import Views, downsample, load_views, save_views
+from braid.radiance.scenes.blender import Views, downsample, load_scene, load_views, save_views
 from braid.radiance.scenes.cameras import Cameras
 from tests.radiance.blender_scene import edit, pose, write_image, write_scene
 
@@ -93,6 +93,17 @@ def test_equal_views_are_saved_as_equal_bytes(tmp_path: Path) -> None:
     assert all(
         (tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files
     )
+
+
+def test_a_scene_has_every_split_that_is_there_in_one_size(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        save_views(tmp_path, split, random_views(2, 4, 6))
+    assert list(load_scene(tmp_path)) == ["train", "test"]
+    save_views(tmp_path, "val", random_views(1, 4, 6))
+    assert list(load_scene(tmp_path)) == ["train", "val", "test"]
+    save_views(tmp_path, "val", random_views(1, 5, 6))
+    with pytest.raises(ValueError, match=r"one image size in all splits.*'val': '6x5'"):
+        load_scene(tmp_path)
 
 
 def test_downsampling_averages_premultiplied_pixels() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from braid.radiance.scenes.occupancy import Occupancy
 from braid.radiance.student.student import Student, build_student, load_student, save_student
-from tests.radiance.settings import student_config
+from tests.radiance.settings import evaluation_config, student_config
 from tests.radiance.tiny_teacher import seeded, student, views
 
 
@@ -79,6 +79,15 @@ def test_extent_is_the_longest_side_and_steps_are_in_voxels() -> None:
     low, high = torch.tensor(trained.grid.lower), torch.tensor(trained.grid.upper)
     assert (low <= torch.tensor([1.0, 1.5, 2.5])).all()
     assert (high >= torch.tensor([2.0, 4.5, 3.0])).all()
+
+
+def test_images_are_composited_over_white() -> None:
+    trained = student()
+    images = trained.on_white(views(), [2, 0], evaluation_config(chunk=100, stop=0.01))
+    rendered = trained.render(views(), 2, chunk=100, stop=0.01)
+    assert images.shape == (2, 16, 16, 3)
+    expected = rendered.rgb + (1 - rendered.alpha[..., None])
+    torch.testing.assert_close(images[0], expected)
 
 
 def test_parameters_are_all_trained_numbers() -> None:
