@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 
 import torch
 from sklearn.cluster import KMeans
@@ -19,9 +20,11 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from braid.pseudo_classes.kmeans import kmeans, nearest
+from braid.stage.params import load_params
 
+_CONFIG = load_params(Path(__file__).parents[1] / "params.yaml").clips.quantizer
 _REPEATS = 2
-_ITERATIONS = 20  # of scikit-learn's; ours are 17 in the projection and 3 in full
+_ITERATIONS = _CONFIG.projected_iterations + _CONFIG.exact_iterations  # of scikit-learn's
 
 
 def mixture(n: int, d: int, generator: torch.Generator) -> Tensor:
@@ -29,8 +32,8 @@ def mixture(n: int, d: int, generator: torch.Generator) -> Tensor:
     modes, intrinsic = 2000, 32
     frequency = 1 / torch.arange(1, modes + 1)
     mode = torch.multinomial(frequency, n, replacement=True, generator=generator)
-    centres = torch.randn(modes, intrinsic, generator=generator)
-    low = centres[mode] + 0.4 * torch.randn(n, intrinsic, generator=generator)
+    centers = torch.randn(modes, intrinsic, generator=generator)
+    low = centers[mode] + 0.4 * torch.randn(n, intrinsic, generator=generator)
     basis = torch.linalg.qr(torch.randn(d, intrinsic, generator=generator)).Q
     return low @ basis.T + 0.02 * torch.randn(n, d, generator=generator)
 
@@ -38,24 +41,15 @@ def mixture(n: int, d: int, generator: torch.Generator) -> Tensor:
 def ours(x: Tensor, k: int, seed: int) -> tuple[float, Tensor]:
     """CPU seconds and centroids of the library's K-means, with the committed settings."""
     start = time.process_time()
-    found = kmeans(
-        x,
-        k,
-        seeding_rows=32768,
-        projection=64,
-        candidates=6,
-        projected_iterations=17,
-        exact_iterations=3,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    return time.process_time() - start, found.centroids
+    clusters = kmeans(x, k, _CONFIG, torch.Generator().manual_seed(seed))
+    return time.process_time() - start, clusters.centroids
 
 
 def theirs(x: Tensor, k: int, seed: int) -> tuple[float, Tensor]:
     """CPU seconds and centroids of scikit-learn's."""
     start = time.process_time()
-    found = KMeans(k, n_init=1, max_iter=_ITERATIONS, random_state=seed).fit(x.numpy())
-    return time.process_time() - start, torch.from_numpy(found.cluster_centers_)
+    clusters = KMeans(k, n_init=1, max_iter=_ITERATIONS, random_state=seed).fit(x.numpy())
+    return time.process_time() - start, torch.from_numpy(clusters.cluster_centers_)
 
 
 def compare(n: int, d: int, k: int) -> str:
@@ -67,9 +61,9 @@ def compare(n: int, d: int, k: int) -> str:
     for seed in range(_REPEATS):
         for name, method in (("ours", ours), ("theirs", theirs)):
             spent, centroids = method(x, k, seed)
-            found = float(nearest(x, centroids)[1].sum(dtype=torch.float64))
+            within = float(nearest(x, centroids)[1].sum(dtype=torch.float64))
             seconds[name] = min(seconds[name], spent)
-            inertia[name] += found / total / _REPEATS
+            inertia[name] += within / total / _REPEATS
     (low, reference), (fast, slow) = inertia.values(), seconds.values()
     return (
         f"n {n:6d} d {d} K {k:4d}  inertia / total {low:.4f}, scikit-learn {reference:.4f},"

@@ -1,4 +1,4 @@
-"""Quantise text and keyframes of each clip to one of drift.K pseudo-classes.
+"""Quantize text and keyframes of each clip to one of drift.K pseudo-classes.
 
 Fitted on train clips, applied to all. Writes models/quantizer and data/pseudo_classes; reads each
 clip once. Seconds for the built-in clips.
@@ -6,11 +6,11 @@ clip once. Seconds for the built-in clips.
 
 import torch
 
-from braid.clips.shards.shards import open_clips
+from braid.clips.shards.dataset import open_clips
 from braid.common.rng import generator
-from braid.common.splits import SPLITS
+from braid.data.splits import SPLITS
 from braid.pseudo_classes.kmeans import kmeans
-from braid.pseudo_classes.occupancy import inertia_report, occupancy_report, occupancy_table
+from braid.pseudo_classes.occupancy import inertia_metrics, occupancy_metrics, occupancy_table
 from braid.pseudo_classes.quantizer import (
     ConditionEncoder,
     Pooling,
@@ -20,40 +20,37 @@ from braid.pseudo_classes.quantizer import (
     save_quantizer,
 )
 from braid.stage.context import open_stage
-from braid.training.device import set_up
+
+HEADLINE = ("K", "classes", "recommended_K", "mean_occupancy", "inertia", "status")
 
 
 def main() -> None:
     """Run the stage."""
     with open_stage("quantize") as stage:
         seed, K = stage.params.seed, stage.params.drift.K
-        set_up("cpu", stage.params.hardware.threads, seed)
-        conditions = stage.params.conditions.model_dump()
-        settings = stage.params.quantizer.model_dump()
-        min_count = settings.pop("min_count")
+        conditions, config = stage.params.clips.conditions, stage.params.clips.quantizer
+        stage.device()  # for threads and determinism: K-means is on the CPU
         clips = open_clips(stage.dep("data/clips"))
         splits = {name: clips.indices(name) for name in SPLITS}
         train = splits["train"]
 
-        pooling = Pooling(*(conditions.pop(name) for name in ("mode", "keyframes", "grid")))
-        pooled = pooling.read(clips, len(clips))
+        pooled = Pooling(conditions).read(clips, len(clips))
         fitted = {block: values[train] for block, values in pooled.items()}
-        encoder = ConditionEncoder.fit(pooling, fitted, **conditions)
+        encoder = ConditionEncoder.fit(fitted, conditions)
         h = encoder.embed(pooled)
-        found = kmeans(h[train], K, **settings, generator=generator(seed, "kmeans"))
-        quantizer = Quantizer.of(encoder, found, min_count)
-        labels, classes = quantizer.label(h), quantizer.classes
+        clusters = kmeans(h[train], K, config, generator(seed, "kmeans"))
+        quantizer = Quantizer.of(encoder, clusters, config.min_count)
+        pseudo = PseudoClasses(quantizer.label(h), quantizer.classes, h, splits)
 
         save_quantizer(stage.out("models/quantizer"), quantizer)
-        pseudo = PseudoClasses(labels, classes, h, splits)
         save_pseudo_classes(stage.out("data/pseudo_classes"), pseudo)
-        stage.write_curve("plots/quantize", occupancy_table(labels, classes, splits))
-        used = torch.bincount(labels[train], minlength=classes)
-        draw = generator(seed, "shuffled labels")
-        stage.write_metrics(
-            occupancy_report(torch.bincount(found.labels, minlength=K), used)
-            | inertia_report(h, labels, classes, splits, draw)
-        )
+        metrics = occupancy_metrics(
+            torch.bincount(clusters.labels, minlength=K),
+            torch.bincount(pseudo.labels[train], minlength=pseudo.classes),
+        ) | inertia_metrics(pseudo, generator(seed, "shuffled labels"))
+        stage.write_table("plots/quantize", occupancy_table(pseudo))
+        stage.write_table("metrics/tables", [metrics])
+        stage.write_metrics({name: metrics[name] for name in HEADLINE})
 
 
 if __name__ == "__main__":

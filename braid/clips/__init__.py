@@ -1,1 +1,1 @@
-"""Video clips as Wan-synth latents: shards, conditions, pseudo-classes and how they are judged."""
+"""Video clips as Wan-synth latents: the data set, its preparation, decoding to frames."""

@@ -18,12 +18,17 @@ class DigitsConfig(Config):
     latent_size: Annotated[int, Field(ge=4)]  # of 8 pixels a side
 
 
-class ConditionsConfig(Config):
-    """The embedding h = g(text, keyframes) that is quantised."""
+class PoolingConfig(Config):
+    """How a clip becomes one vector a block; the part of the conditions that a quantizer keeps."""
 
     mode: Literal["text", "keyframes", "joint"]
     keyframes: Annotated[int, Field(ge=2)]  # evenly spread, both ends among them
     grid: Count  # keyframe latents are pooled to grid x grid
+
+
+class ConditionsConfig(PoolingConfig):
+    """The embedding h = g(text, keyframes) that is quantized."""
+
     text_components: Count  # kept by the whitening of each block
     keyframe_components: Count
     shrinkage: Fraction  # of the variances towards their mean, before whitening
@@ -43,16 +48,16 @@ class QuantizerConfig(Config):
 
 
 class RepresentationConfig(Config):
-    """How the quantiser's space and the MAE's are judged."""
+    """How the quantizer's space and the MAE's are evaluated."""
 
     clips: Count  # at most, as equal numbers of each class as there are
-    components: Count  # of an encoder's standardised features
+    components: Count  # of an encoder's standardized features
     neighbors: tuple[Count, ...] = Field(strict=False, min_length=1)  # retrieval at each of these
     bootstrap: Count  # resamples behind each 95 % interval
     map: Literal["tsne", "umap"]  # umap: an extra of pyproject.toml
     map_clips: Annotated[int, Field(ge=4)]  # at most, on a map
     families: dict[str, str]  # word of a prompt to its family; the first of these words counts
-    exemplar_classes: Count  # pictured, from the largest to the smallest
+    exemplar_classes: Count  # in figures, from the largest to the smallest
 
 
 class ClipsConfig(Config):
@@ -60,12 +65,12 @@ class ClipsConfig(Config):
 
     source: str  # a glob of .tar shards in the Wan-synth layout; built_in: moving digits
     layout: Literal["cthw", "tchw"]  # axes of a stored latent
-    faults: Literal["skip", "fatal"]  # what a broken member or a NaN latent does
+    faults: Literal["skip", "fatal"]  # what a broken file or a NaN latent does
     verify: Literal["first", "all"]  # shards whose every clip is read once and checked
     checksums: Literal["none", "first", "all"]  # shards that get a SHA-256 in the manifest
     val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
-    cache_mib: Whole  # RAM for decoded latents; 0: read from the shards each time
+    cache_mib: Whole  # RAM for latents once read; 0: read from the shards each time
     wan_vae: str  # folder of diffusers' AutoencoderKLWan; none: linear preview of real clips
     digits: DigitsConfig
     conditions: ConditionsConfig

@@ -4,7 +4,7 @@ Greedy k-means++ (Arthur & Vassilvitskii 2007, several candidates a step) finds 
 than random rows, but in full it costs more than all of Lloyd's iterations. Here it runs on a
 subsample in a PCA projection; most of Lloyd's iterations run in the projection as well, and a few
 in all dimensions finish. Distances are |x|^2 - 2 x.c + |c|^2, whose cancellation is kept small by
-centring. Ties go to the lowest class; the same generator gives the same bytes.
+centering. Ties go to the lowest class; the same generator gives the same bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from scipy.sparse import csr_array
 from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
+
+from braid.clips.config import QuantizerConfig
 
 _ROWS = 8192  # of distances in memory at a time
 _SAME = 1e-6  # squared distance, relative to the largest square, of rows that are the same
@@ -32,15 +34,10 @@ class KMeans(NamedTuple):
 def kmeans(
     x: Tensor,  # [n, d] float32
     k: int,
-    *,
-    seeding_rows: int,
-    projection: int,  # dimensions; d where it is less
-    candidates: int,
-    projected_iterations: int,
-    exact_iterations: int,
+    config: QuantizerConfig,
     generator: torch.Generator,
 ) -> KMeans:
-    """Cluster the rows of x.
+    """Cluster the rows of x into k classes; a projection to more than d dimensions is one to d.
 
     Raises:
         ValueError: more classes than rows, or than different rows; values that are not finite.
@@ -49,18 +46,18 @@ def kmeans(
         raise ValueError(f"drift.K is {k}, expected 1 to {len(x)}, the number of train clips")
     if not x.isfinite().all():
         raise ValueError("K-means: expected finite values")
-    centre = x.mean(0)
-    x = x - centre
-    projected = x @ _principal_axes(x, projection)
-    centroids = _seeds(projected, k, max(seeding_rows, k), candidates, generator)
-    centroids = _lloyd(projected, centroids, projected_iterations)
+    center = x.mean(0)
+    x = x - center
+    projected = x @ _principal_axes(x, config.projection)
+    centroids = _seeds(projected, k, max(config.seeding_rows, k), config.candidates, generator)
+    centroids = _lloyd(projected, centroids, config.projected_iterations)
     labels, distances = nearest(projected, centroids)
-    centroids = _lloyd(x, _means(x, labels, distances, k), exact_iterations)
+    centroids = _lloyd(x, _means(x, labels, distances, k), config.exact_iterations)
     labels, distances = nearest(x, centroids)
     while len(torch.unique(labels)) < k:
         centroids = _without_empty(x, centroids, labels, distances)
         labels, distances = nearest(x, centroids)
-    return KMeans(centroids + centre, labels, float(distances.sum(dtype=torch.float64)))
+    return KMeans(centroids + center, labels, float(distances.sum(dtype=torch.float64)))
 
 
 def nearest(
@@ -72,9 +69,9 @@ def nearest(
     labels, distances = [], []
     for rows in x.split(_ROWS):
         scores = torch.addmm(offset, rows, centroids.T, alpha=-2)
-        found = torch.from_numpy(scores.numpy().argmin(1))  # NumPy's is several times faster
-        labels.append(found)
-        distances.append((rows - centroids[found]).square().sum(1))
+        closest = torch.from_numpy(scores.numpy().argmin(1))  # NumPy's is several times faster
+        labels.append(closest)
+        distances.append((rows - centroids[closest]).square().sum(1))
     return torch.cat(labels), torch.cat(distances)
 
 
@@ -91,7 +88,7 @@ def class_means(
 
 
 def _principal_axes(x: Tensor, count: int) -> Tensor:
-    """[d, min(count, d)] axes of the largest variance of centred rows."""
+    """[d, min(count, d)] axes of the largest variance of centered rows."""
     return torch.linalg.eigh(x.T @ x).eigenvectors[:, -count:]
 
 
@@ -99,10 +96,10 @@ def _seeds(x: Tensor, k: int, rows: int, candidates: int, generator: torch.Gener
     """Greedy k-means++ on a subsample."""
     chosen = torch.randperm(len(x), generator=generator)[:rows]
     state = int(torch.randint(2**31, (), generator=generator))
-    found, _ = kmeans_plusplus(
+    centroids, _ = kmeans_plusplus(
         x[chosen].double().numpy(), k, n_local_trials=candidates, random_state=state
     )
-    return torch.from_numpy(found).float()
+    return torch.from_numpy(centroids).float()
 
 
 def _lloyd(x: Tensor, centroids: Tensor, iterations: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pseudo-classes: the condition embedding of every clip, quantised by K-means.
+"""Pseudo-classes: the condition embedding of every clip, quantized by K-means.
 
 A class with fewer than `min_count` train clips is merged into the one with the nearest mean, the
 smallest first. A merged class is a union of K-means' cells, so a clip's class is still decided by
@@ -26,15 +26,16 @@ from scipy.linalg import eigh
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
-from braid.common.splits import SPLITS
+from braid.clips.config import ConditionsConfig, PoolingConfig
+from braid.data.splits import SPLITS
 from braid.pseudo_classes.kmeans import KMeans, nearest
 
-# ---- The condition embedding h = g(text, keyframes) that pseudo-classes are made of ------------
-# The text is the mean of its embedding's rows without the zero rows it was padded with; a mean over
+# ---- The condition embedding h = g(text, keyframes) that is quantized ---------------------------
+# The text is the mean of its embedding's rows without the zero rows of the padding; a mean over
 # the padding would mix the prompt's length into the class. The keyframes are latent frames spread
 # evenly over the clip, both ends among them, each channel average-pooled to grid x grid cells.
 #
-# Each block b is centred and whitened by PCA, with the kept variances shrunk towards their mean
+# Each block b is centered and whitened by PCA, with the kept variances shrunk towards their mean
 # before (Kessy, Lewin & Strimmer 2018 on whitening; Ledoit & Wolf 2004 on shrinkage):
 #
 #     z_b = sqrt(w_b / e_b) L^-1/2 V^T (x_b - mean),  L = (1 - s) diag(l) + s mean(l),
@@ -50,7 +51,7 @@ _NOTHING = 1e-10  # variance, relative to the largest, that is rounding
 Pooled = dict[str, Tensor]  # block name -> [n, D]
 
 
-class Source(Protocol):
+class ClipReader(Protocol):
     """What clips are read from."""
 
     def latents(self, indices: NDArray[np.int64]) -> Tensor:
@@ -75,9 +76,11 @@ def keyframe_indices(frames: int, keyframes: int) -> list[int]:
         ValueError: fewer than two keyframes, or more than there are frames.
     """
     if not 2 <= keyframes <= frames:
-        raise ValueError(f"conditions.keyframes is {keyframes}, expected 2 to {frames} (frames)")
+        raise ValueError(
+            f"clips.conditions.keyframes is {keyframes}, expected 2 to {frames} (frames)"
+        )
     gaps = keyframes - 1
-    return [(2 * place * (frames - 1) + gaps) // (2 * gaps) for place in range(keyframes)]
+    return [(2 * number * (frames - 1) + gaps) // (2 * gaps) for number in range(keyframes)]
 
 
 def pool_keyframes(
@@ -92,18 +95,21 @@ def pool_keyframes(
     """
     if grid > min(latents.shape[-2:]):
         height, width = latents.shape[-2:]
-        raise ValueError(f"conditions.grid is {grid}, the latents are {height} x {width}")
-    chosen = latents[:, :, keyframe_indices(latents.shape[2], keyframes)]
-    return adaptive_avg_pool2d(chosen.transpose(1, 2).flatten(1, 2), grid).flatten(1)
+        raise ValueError(f"clips.conditions.grid is {grid}, the latents are {height} x {width}")
+    frames = latents[:, :, keyframe_indices(latents.shape[2], keyframes)]
+    return adaptive_avg_pool2d(frames.transpose(1, 2).flatten(1, 2), grid).flatten(1)
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """How a clip becomes one vector a block; what the mode leaves out is not read."""
+    """Clips to one vector a block; what the mode leaves out is not read."""
 
-    mode: str  # a key of BLOCKS
-    keyframes: int
-    grid: int
+    config: PoolingConfig
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks of the mode."""
+        return BLOCKS[self.config.mode]
 
     def __call__(self, texts: Tensor | None, latents: Tensor | None) -> Pooled:
         """Pool a batch.
@@ -112,26 +118,28 @@ class Pooling:
             ValueError: a block's input is not given, not finite, or too small.
         """
         pooled = {}
-        for block in BLOCKS[self.mode]:
+        for block in self.blocks:
             values = texts if block == "text" else latents
             if values is None:
-                raise ValueError(f"conditions.mode is {self.mode}, which needs the {block}")
+                raise ValueError(
+                    f"clips.conditions.mode is {self.config.mode}, which needs the {block}"
+                )
             if block == "text":
                 pooled[block] = pool_text(values)
             else:
-                pooled[block] = pool_keyframes(values, self.keyframes, self.grid)
+                pooled[block] = pool_keyframes(values, self.config.keyframes, self.config.grid)
             if not pooled[block].isfinite().all():
                 raise ValueError(f"{block} of a clip: expected finite values")
         return pooled
 
-    def read(self, clips: Source, count: int) -> Pooled:
+    def read(self, clips: ClipReader, count: int) -> Pooled:
         """Pool clips 0 to count - 1, a chunk in memory at a time."""
-        chunks, blocks = [], BLOCKS[self.mode]
+        chunks = []
         for indices in np.split(np.arange(count), range(_CHUNK, count, _CHUNK)):
-            texts = clips.texts(indices) if "text" in blocks else None
-            latents = clips.latents(indices) if "keyframes" in blocks else None
+            texts = clips.texts(indices) if "text" in self.blocks else None
+            latents = clips.latents(indices) if "keyframes" in self.blocks else None
             chunks.append(self(texts, latents))
-        return {block: torch.cat([each[block] for each in chunks]) for block in blocks}
+        return {block: torch.cat([chunk[block] for chunk in chunks]) for block in self.blocks}
 
 
 @dataclass(frozen=True)
@@ -156,14 +164,8 @@ class ConditionEncoder:
     @classmethod
     def fit(
         cls,
-        pooling: Pooling,
         pooled: Pooled,  # of train clips only
-        *,
-        text_components: int,
-        keyframe_components: int,
-        shrinkage: float,
-        text_weight: float,
-        keyframe_weight: float,
+        config: ConditionsConfig,
     ) -> ConditionEncoder:
         """Fit the whitening of the mode's blocks.
 
@@ -171,17 +173,15 @@ class ConditionEncoder:
             ValueError: a block is the same for all clips, has fewer dimensions than components,
                 or all weights are zero.
         """
-        components = {"text": text_components, "keyframes": keyframe_components}
-        weights = {"text": text_weight, "keyframes": keyframe_weight}
+        components = {"text": config.text_components, "keyframes": config.keyframe_components}
+        weights = {"text": config.text_weight, "keyframes": config.keyframe_weight}
         if not any(weights[block] for block in pooled):
-            raise ValueError(f"conditions: the weights of {', '.join(pooled)} are all zero")
-        return cls(
-            pooling,
-            {
-                block: fit_whitening(values, block, components[block], shrinkage, weights[block])
-                for block, values in pooled.items()
-            },
-        )
+            raise ValueError(f"clips.conditions: the weights of {', '.join(pooled)} are all zero")
+        whitening = {
+            block: fit_whitening(values, block, components[block], config.shrinkage, weights[block])
+            for block, values in pooled.items()
+        }
+        return cls(Pooling(config), whitening)
 
     def __call__(
         self,
@@ -221,7 +221,7 @@ class ConditionEncoder:
             pooling,
             {
                 block: Whitening(state[f"{block}.mean"], state[f"{block}.projection"])
-                for block in BLOCKS[pooling.mode]
+                for block in pooling.blocks
             },
         )
 
@@ -241,10 +241,12 @@ def fit_whitening(
     dimensions = values.shape[1]
     if components > dimensions:
         name = {"text": "text_components", "keyframes": "keyframe_components"}[block]
-        raise ValueError(f"conditions.{name} is {components}, the {block} has {dimensions}")
+        raise ValueError(f"clips.conditions.{name} is {components}, the {block} has {dimensions}")
     mean, covariance = _moments(values)
     if covariance.trace() <= _NOTHING * mean.square().sum():
-        raise ValueError(f"conditions: the {block} is the same in all train clips; leave it out")
+        raise ValueError(
+            f"clips.conditions: the {block} is the same in all train clips; leave it out"
+        )
     kept = [dimensions - components, dimensions - 1]
     variances, vectors = eigh(covariance.numpy(), subset_by_index=kept)
     shrunk = (1 - shrinkage) * variances + shrinkage * variances.mean()
@@ -260,9 +262,12 @@ def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     mean = values.mean(0, dtype=torch.float64)
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
     for rows in values.split(_ROWS):
-        centred = rows.double() - mean
-        covariance.addmm_(centred.T, centred)
+        centered = rows.double() - mean
+        covariance.addmm_(centered.T, centered)
     return mean, covariance / len(values)
+
+
+# ---- Quantizer and pseudo-classes ----------------------------------------------------------------
 
 
 def merge_small_classes(
@@ -299,11 +304,11 @@ class Quantizer:
     class_of: Tensor  # [K] int64, in [0, classes)
 
     @classmethod
-    def of(cls, encoder: ConditionEncoder, found: KMeans, min_count: int) -> Quantizer:
-        """A quantiser out of K-means on the train clips."""
-        counts = torch.bincount(found.labels, minlength=len(found.centroids))
-        merged = merge_small_classes(found.centroids, counts, min_count)
-        return cls(encoder, found.centroids, merged)
+    def of(cls, encoder: ConditionEncoder, clusters: KMeans, min_count: int) -> Quantizer:
+        """The quantizer of K-means' clusters of the train clips."""
+        counts = torch.bincount(clusters.labels, minlength=len(clusters.centroids))
+        merged = merge_small_classes(clusters.centroids, counts, min_count)
+        return cls(encoder, clusters.centroids, merged)
 
     @property
     def classes(self) -> int:
@@ -339,32 +344,31 @@ class PseudoClasses:
 def save_quantizer(folder: Path, quantizer: Quantizer) -> None:
     """Write `model.safetensors` and `config.json`."""
     state = {"centroids": quantizer.centroids, "class_of": quantizer.class_of}
-    pooling = quantizer.encoder.pooling
-    config = {"mode": pooling.mode, "keyframes": pooling.keyframes, "grid": pooling.grid}
+    config = quantizer.encoder.pooling.config
+    pooling = {name: getattr(config, name) for name in PoolingConfig.model_fields}
     folder.mkdir(parents=True, exist_ok=True)
     content = save({**state, **quantizer.encoder.state()})
     (folder / "model.safetensors").write_bytes(content)
-    _write_json(folder / "config.json", {**config, "classes": quantizer.classes})
+    _write_json(folder / "config.json", {**pooling, "classes": quantizer.classes})
 
 
 def load_quantizer(folder: Path) -> Quantizer:
-    """Read a quantiser.
+    """Read a quantizer.
 
     Raises:
         ValueError: a file is missing or broken, or the two do not belong together.
     """
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        pooling = Pooling(config["mode"], config["keyframes"], config["grid"])
+        classes = config.pop("classes")
         state = load((folder / "model.safetensors").read_bytes())
-        encoder = ConditionEncoder.from_state(pooling, state)
+        encoder = ConditionEncoder.from_state(Pooling(PoolingConfig(**config)), state)
         quantizer = Quantizer(encoder, state["centroids"], state["class_of"])
-        fitting = quantizer.classes == config["classes"]
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(
-            f"{folder}: expected config.json and model.safetensors of a quantiser ({error})"
+            f"{folder}: expected config.json and model.safetensors of a quantizer ({error})"
         ) from None
-    if not fitting or pooling.mode not in BLOCKS:
+    if quantizer.classes != classes:
         raise ValueError(f"{folder}: config.json and model.safetensors do not belong together")
     return quantizer
 

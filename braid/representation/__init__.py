@@ -1,1 +1,1 @@
-"""How well a feature space separates classes: silhouette, retrieval, probes, pictures."""
+"""How well a feature space separates classes: silhouette, retrieval, probes, figures."""

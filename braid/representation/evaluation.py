@@ -1,11 +1,11 @@
-"""The mandatory evaluation of a space in which clips are told apart.
+"""The mandatory evaluation of a space by how well it separates the pseudo-classes.
 
-Pseudo-classes are judged in the quantiser's space, where they are cells by construction, and in
-those of encoders, which know them at most from a head trained on train clips: an encoder's figures
-are to be held against an untrained one's. Each figure stands beside what random labels score
-(`_random`: the same labels in random order) or beside an exact chance level (`_chance`), and where
-it is a mean over clips between the ends of its 95 % bootstrap interval (`_low`, `_high`; class
-means and neighbours stay as they are).
+Pseudo-classes are evaluated in the quantizer's space, where they are cells by construction, and in
+those of encoders, which know them at most from a head trained on train clips: an encoder is to be
+compared with an untrained one. Each metric stands beside that of random labels (`_random`: the same
+labels in random order) or beside an exact chance level (`_chance`), and where it is a mean over
+clips between the ends of its 95 % bootstrap interval (`_low`, `_high`; class means and neighbors
+stay as they are).
 """
 
 from __future__ import annotations
@@ -18,40 +18,52 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
+from torch import Tensor
 
+from braid.clips.config import QuantizerConfig, RepresentationConfig
 from braid.common.rng import generator
+from braid.pseudo_classes.kmeans import kmeans
 from braid.representation import retrieval, separation
-from braid.representation import retrieval as kernel
 from braid.representation.samples import Sample
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Points = NDArray[np.float32]
-Figures = dict[str, float | int | str | None]
+Metrics = dict[str, float | int | str | None]
 
-COLLAPSED_RANK = 2.0  # of the features' RankMe
-LEAST_USAGE = 0.5  # perplexity of the classes' shares, over their number
+COLLAPSED_RANK = 2.0  # RankMe of the features
+LEAST_USAGE = 0.5  # perplexity of the class frequencies, over the number of classes
 
 
 @dataclass(frozen=True)
 class Space:
     """Where the clips of a sample lie."""
 
-    features: Points  # [n, d] as the encoder gave them; collapse is looked for in these
-    points: Points  # [n, d] what distances are measured between
+    features: Points  # [n, d] of the encoder, unchanged; their rank shows a collapse
+    points: Points  # [n, d] that distances are measured between
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What is reported of a space, and what its pictures show."""
+class Evaluation:
+    """The metrics of a space, and what its figures need."""
 
-    figures: Figures
-    found: Indices  # [q, k] the clips nearest to each query, nearest first
-    distances: Floats  # [q, g] in mean distances
+    metrics: Metrics
+    neighbors: Indices  # [q, k] the clips nearest to each query, nearest first
+    distances: Floats  # [q, t] in mean distances
     silhouettes: Mapping[str, Floats]  # [n], of pseudo-classes and of random labels
 
+    @property
+    def headline(self) -> Metrics:
+        """The metrics that are read first; retrieval at the most neighbors."""
+        return {
+            "silhouette": self.metrics["silhouette"],
+            "retrieval": self.metrics[f"retrieval_at_{self.neighbors.shape[1]}"],
+            "linear_probe": self.metrics["linear_probe"],
+            "status": self.metrics["status"],
+        }
 
-def standardised(
+
+def standardized(
     features: Points,  # [n, d]
     components: int,
 ) -> Points:
@@ -61,78 +73,80 @@ def standardised(
         ValueError: a feature is not finite.
     """
     _require_finite(features)
-    centred = features - features.mean(axis=0, dtype=np.float64)
-    spread = centred.std(axis=0)
-    points = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
+    centered = features - features.mean(axis=0, dtype=np.float64)
+    spread = centered.std(axis=0)
+    points = np.divide(centered, spread, out=np.zeros_like(centered), where=spread > 0)
     pca = PCA(min(components, *points.shape), svd_solver="randomized", random_state=0)
     reduced: Points = pca.fit_transform(points).astype(np.float32)
     return reduced
 
 
-def judge(
+def make_spaces(
+    h: Points,  # [n, d] condition embeddings
+    features: Mapping[str, Points],  # name of an encoder to its features of the clips, [n, d]
+    components: int,
+) -> dict[str, Space]:
+    """The quantizer's space as it is, those of encoders standardized."""
+    encoders = {name: Space(x, standardized(x, components)) for name, x in features.items()}
+    return {"quantizer": Space(h, h), **encoders}
+
+
+def evaluate(
     space: Space,
     sample: Sample,
-    *,
-    temperatures: Sequence[float],
-    neighbours: Sequence[int],
-    cluster: separation.Cluster,
-    resamples: int,
+    config: RepresentationConfig,
+    quantizer: QuantizerConfig,  # whose K-means is tested for stability
+    temperatures: Sequence[float],  # of the drift's kernel
     seed: int,
-) -> Judgement:
-    """All figures of a space.
+) -> Evaluation:
+    """All metrics of a space.
 
     Raises:
         ValueError: features that are not finite or all the same, fewer than two classes, or fewer
-            clips than the figures need.
+            clips than the metrics need.
     """
+
     _require_finite(space.features)
-    distances = retrieval.distances_to_gallery(space.points, sample.is_query)
-    found = retrieval.nearest_clips(distances, sample.is_query, max(neighbours))
+    distances = retrieval.query_distances(space.points, sample.is_query)
+    neighbors = retrieval.nearest_clips(distances, sample.is_query, max(config.neighbors))
     order = torch.randperm(len(sample.labels), generator=generator(seed, "random labels"))
     by_clip: dict[str, Floats] = {}
-    figures: Figures = {}
+    metrics: Metrics = {}
     for suffix, labels in (("", sample.labels), ("_random", sample.labels[order.numpy()])):
-        each = _by_clip(space.points, labels, sample.is_query, found, neighbours)
-        by_clip |= {f"{name}{suffix}": values for name, values in each.items()}
+        values = _by_clip(space.points, labels, sample.is_query, neighbors, config.neighbors)
+        by_clip |= {f"{name}{suffix}": value for name, value in values.items()}
         same = labels[sample.is_query][:, None] == labels[~sample.is_query]
-        plain = kernel.mass_ratios(distances, same, temperatures)
-        plain["davies_bouldin"] = separation.davies_bouldin(space.points, labels)
-        figures |= {f"{name}{suffix}": value for name, value in plain.items()}
-    agreement, chances = _agreement(sample, found)
-    for name, values in (by_clip | agreement).items():
-        figures[name] = float(values.mean())
-        if not name.endswith("_random"):
-            low, high = interval(values, resamples, generator(seed, "bootstrap", name))
-            figures |= {f"{name}_low": low, f"{name}_high": high}
-    figures |= chances | kernel.kernel_figures(distances, temperatures)
-    figures |= separation.stability(space.points[~sample.is_query], cluster, seed)
-    figures |= separation.usage(sample.counts)
-    figures |= {
-        "rank_me": separation.rank_me(space.features),
-        "mean_cosine": separation.mean_cosine(space.features),
-        "clips": len(sample.labels),
-        "queries": int(sample.is_query.sum()),
-        "dimensions": space.points.shape[1],
-    }
-    figures["status"] = status(figures, neighbours)
-    shown = {
+        scalars = retrieval.mass_ratios(distances, same, temperatures)
+        scalars["davies_bouldin"] = separation.davies_bouldin(space.points, labels)
+        metrics |= {f"{name}{suffix}": value for name, value in scalars.items()}
+    agreement, chances = _agreement(sample, neighbors)
+
+    def cluster(points: Tensor, draw: torch.Generator) -> Tensor:
+        return kmeans(points, len(sample.counts), quantizer, draw).labels
+
+    metrics |= _means(by_clip | agreement, config.bootstrap, seed)
+    metrics |= chances | retrieval.kernel_percentiles(distances, temperatures)
+    metrics |= separation.stability(space.points[~sample.is_query], cluster, seed)
+    metrics |= _collapse(space, sample)
+    metrics["status"] = status(metrics, config.neighbors)
+    silhouettes = {
         "pseudo-classes": by_clip["silhouette"],
         "random labels": by_clip["silhouette_random"],
     }
-    return Judgement(figures, found, distances, shown)
+    return Evaluation(metrics, neighbors, distances, silhouettes)
 
 
-def status(figures: Mapping[str, Any], neighbours: Sequence[int]) -> str:
+def status(metrics: Mapping[str, Any], neighbors: Sequence[int]) -> str:
     """The first that holds, of `collapsed`, `no_better_than_random` and `ok`.
 
     Collapsed: features on a line, or the clips in less than half of the classes, by perplexity. No
     better than random: the bootstrap interval of the silhouette, the probe or the retrieval at the
-    most neighbours reaches down to what random labels score.
+    most neighbors reaches down to the value of random labels.
     """
-    if figures["rank_me"] < COLLAPSED_RANK or figures["usage_share"] < LEAST_USAGE:
+    if metrics["rank"] < COLLAPSED_RANK or metrics["usage_fraction"] < LEAST_USAGE:
         return "collapsed"
-    tested = ("silhouette", "linear_probe", f"retrieval_at_{max(neighbours)}")
-    if any(figures[f"{name}_low"] <= figures[f"{name}_random"] for name in tested):
+    tested = ("silhouette", "linear_probe", f"retrieval_at_{max(neighbors)}")
+    if any(metrics[f"{name}_low"] <= metrics[f"{name}_random"] for name in tested):
         return "no_better_than_random"
     return "ok"
 
@@ -149,39 +163,66 @@ def interval(
 
 
 def _by_clip(
-    points: Points, labels: Indices, is_query: NDArray[np.bool_], found: Indices, ks: Sequence[int]
+    points: Points,
+    labels: Indices,
+    is_query: NDArray[np.bool_],
+    neighbors: Indices,
+    ks: Sequence[int],
 ) -> dict[str, Floats]:
-    """Figures of a labelling that are means over clips."""
+    """Metrics of a labeling that are means over clips."""
     return {
         "intra_inter": separation.intra_inter(points, labels),
         "silhouette": separation.silhouettes(points, labels),
         "linear_probe": separation.probe(points, labels, is_query),
         **{
-            f"retrieval_at_{k}": retrieval.label_agreement(labels, is_query, found[:, :k])
+            f"retrieval_at_{k}": retrieval.label_agreement(labels, is_query, neighbors[:, :k])
             for k in ks
         },
     }
 
 
-def _agreement(sample: Sample, found: Indices) -> tuple[dict[str, Floats], Figures]:
-    """What neighbours have in common beside their class, by query, and the levels of chance."""
-    sides = sample.is_query
+def _agreement(sample: Sample, neighbors: Indices) -> tuple[dict[str, Floats], Metrics]:
+    """In what neighbors agree beside their class, by query, and the levels of chance."""
+    is_query = sample.is_query
     _, families = np.unique(list(sample.families), return_inverse=True)
-    cosine, cosine_of_all = retrieval.cosine_agreement(sample.texts, sides, found)
-    error, error_of_all = retrieval.squared_error(sample.keyframes, sides, found)
+    cosine, cosine_chance = retrieval.cosine_agreement(sample.texts, is_query, neighbors)
+    error, error_chance = retrieval.squared_error(sample.keyframes, is_query, neighbors)
     by_query = {
         "text_cosine": cosine,
         "keyframe_mse": error,
-        "family_agreement": retrieval.label_agreement(families, sides, found),
+        "family_agreement": retrieval.label_agreement(families, is_query, neighbors),
     }
-    chances: Figures = {
-        "text_cosine_chance": cosine_of_all,
-        "keyframe_mse_chance": error_of_all,
-        "family_agreement_chance": retrieval.label_chance(families, sides),
-        "retrieval_chance": retrieval.label_chance(sample.labels, sides),
-        "linear_probe_chance": separation.probe_chance(sample.labels, sides),
+    chances: Metrics = {
+        "text_cosine_chance": cosine_chance,
+        "keyframe_mse_chance": error_chance,
+        "family_agreement_chance": retrieval.label_chance(families, is_query),
+        "retrieval_chance": retrieval.label_chance(sample.labels, is_query),
+        "linear_probe_chance": separation.probe_chance(sample.labels, is_query),
     }
     return by_query, chances
+
+
+def _means(by_clip: Mapping[str, Floats], resamples: int, seed: int) -> Metrics:
+    """The mean of each metric over clips, and its interval unless it is of random labels."""
+    metrics: Metrics = {}
+    for name, values in by_clip.items():
+        metrics[name] = float(values.mean())
+        if not name.endswith("_random"):
+            low, high = interval(values, resamples, generator(seed, "bootstrap", name))
+            metrics |= {f"{name}_low": low, f"{name}_high": high}
+    return metrics
+
+
+def _collapse(space: Space, sample: Sample) -> Metrics:
+    """Usage of the classes, rank and spread of the features, and the sizes of the sample."""
+    return {
+        **separation.usage(sample.counts),
+        "rank": separation.rank_me(space.features),
+        "mean_cosine": separation.mean_cosine(space.features),
+        "clips": len(sample.labels),
+        "queries": int(sample.is_query.sum()),
+        "dimensions": space.points.shape[1],
+    }
 
 
 def _require_finite(features: Points) -> None:

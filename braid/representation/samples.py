@@ -1,16 +1,17 @@
-"""The clips that spaces are judged on: a sample balanced over the pseudo-classes, read once."""
+"""The clips that spaces are evaluated on: a sample balanced over pseudo-classes, read once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from braid.clips.shards.shards import Clips
+from braid.clips.config import RepresentationConfig
+from braid.clips.shards.dataset import Clips
 from braid.pseudo_classes.quantizer import Pooling, PseudoClasses
 
 Indices = NDArray[np.int64]
@@ -28,27 +29,27 @@ class Sample:
     indices: Indices  # [n] which of all clips they are
     labels: Indices  # [n] pseudo-classes
     counts: Indices  # [K] how many of all clips each class has
-    is_query: NDArray[np.bool_]  # [n] val and test clips; the others are the gallery
+    is_query: NDArray[np.bool_]  # [n] val and test clips; train clips are retrieved
     prompts: Sequence[str]  # [n]
     families: Sequence[str]  # [n] of the prompts
     texts: Points  # [n, D] pooled text embeddings
     keyframes: Points  # [n, D'] pooled keyframe latents
 
 
+@torch.no_grad()
 def read_sample(
     clips: Clips,
     pseudo: PseudoClasses,
-    pooling: Pooling,  # the quantiser's; here of text and keyframes, whatever its mode
+    pooling: Pooling,  # the quantizer's; here of text and keyframes, whatever its mode
     encoders: Mapping[str, Encode],
-    *,
-    count: int,
-    families: Mapping[str, str],
+    config: RepresentationConfig,
     draw: torch.Generator,
+    device: torch.device,  # of the encoders
 ) -> tuple[Sample, dict[str, Points]]:
     """Draw a sample and read it, together with each encoder's features of it, [n, d]."""
     labels = pseudo.labels.numpy()
-    indices = stratified(labels, count, draw)
-    pool = replace(pooling, mode="joint")
+    indices = stratified(labels, config.clips, draw)
+    pool = Pooling(pooling.config.model_copy(update={"mode": "joint"}))
     texts, keyframes = [], []
     features: dict[str, list[Tensor]] = {name: [] for name in encoders}
     for chunk in np.split(indices, range(_CHUNK, len(indices), _CHUNK)):
@@ -57,7 +58,7 @@ def read_sample(
         texts.append(pooled["text"])
         keyframes.append(pooled["keyframes"])
         for name, encode in encoders.items():
-            features[name].append(pool_groups(encode, latents))
+            features[name].append(pool_groups(encode(latents.to(device))))
     prompts = clips.prompts(indices)
     sample = Sample(
         indices,
@@ -65,21 +66,19 @@ def read_sample(
         np.bincount(labels, minlength=pseudo.classes),
         ~np.isin(indices, pseudo.splits["train"]),
         prompts,
-        [prompt_family(each, families) for each in prompts],
+        [prompt_family(prompt, config.families) for prompt in prompts],
         torch.cat(texts).numpy(),
         torch.cat(keyframes).numpy(),
     )
     return sample, {name: torch.cat(parts).numpy() for name, parts in features.items()}
 
 
-@torch.no_grad()
 def pool_groups(
-    encode: Encode,
-    latents: Tensor,  # [B, C, T, H, W]
+    groups: Mapping[str, Tensor],  # [B, L, D]
 ) -> Tensor:
     """Mean and standard deviation over the vectors of each group, side by side, [B, d] float32."""
     pooled = []
-    for vectors in encode(latents).values():
+    for vectors in groups.values():
         pooled.append(vectors.float().mean(dim=1))
         if vectors.shape[1] > 1:
             pooled.append(vectors.float().std(dim=1, correction=0))
@@ -99,8 +98,8 @@ def stratified(
     by_class = order[labels[order].argsort(kind="stable")]
     sizes = np.bincount(labels)
     starts = np.cumsum(sizes) - sizes
-    turn = np.arange(len(labels)) - starts[labels[by_class]]  # 0 for the first of each class
-    return np.sort(by_class[turn.argsort(kind="stable")][:count])
+    rank = np.arange(len(labels)) - starts[labels[by_class]]  # 0 for the first of each class
+    return np.sort(by_class[rank.argsort(kind="stable")][:count])
 
 
 def prompt_family(
@@ -108,5 +107,5 @@ def prompt_family(
     families: Mapping[str, str],  # keyword, one word in lower case, to family
 ) -> str:
     """The family of the first keyword that is a word of the prompt."""
-    words = "".join(each if each.isalnum() else " " for each in prompt.lower()).split()
+    words = "".join(letter if letter.isalnum() else " " for letter in prompt.lower()).split()
     return next((family for keyword, family in families.items() if keyword in words), OTHER)

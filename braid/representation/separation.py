@@ -5,7 +5,7 @@
     Davies-Bouldin   mean over classes of max_b (s_a + s_b) / |c_a - c_b| (Davies & Bouldin 1979)
     linear probe     a logistic regression fitted to train clips, its accuracy on the others
     stability        agreement of K-means with itself under another seed: ARI and NMI
-    RankMe           exp of the entropy of the singular values' shares (Garrido et al. 2023)
+    RankMe           exp of the entropy of the normalized singular values (Garrido et al. 2023)
 
 c are the means of classes, s the mean distances to them. Lower is better in intra/inter and in
 Davies-Bouldin, higher in the others.
@@ -65,8 +65,8 @@ def silhouettes(
     labels: Indices,  # [n]
 ) -> Floats:
     """The silhouette of each clip, [n]."""
-    found: Floats = silhouette_samples(points, labels)
-    return found.astype(np.float64)
+    values: Floats = silhouette_samples(points, labels)
+    return values.astype(np.float64)
 
 
 def davies_bouldin(
@@ -80,21 +80,22 @@ def davies_bouldin(
 def probe(
     points: Points,  # [n, d]
     labels: Indices,  # [n]
-    is_query: NDArray[np.bool_],  # [n] what it is tested on; it is fitted to the others
+    is_query: NDArray[np.bool_],  # [n] the test clips; it is fitted to the others
 ) -> Floats:
-    """Whether a linear probe gets each query right, [q] of 0 and 1."""
+    """Whether a linear probe classifies each query correctly, [q] of 0 and 1."""
     scale = max(float(points[~is_query].std()), float(np.finfo(np.float32).tiny))
-    fitted = LogisticRegression(max_iter=PROBE_ITERATIONS)
-    fitted.fit(points[~is_query] / scale, labels[~is_query])
-    right: Floats = (fitted.predict(points[is_query] / scale) == labels[is_query]).astype(float)
-    return right
+    classifier = LogisticRegression(max_iter=PROBE_ITERATIONS)
+    classifier.fit(points[~is_query] / scale, labels[~is_query])
+    predicted = classifier.predict(points[is_query] / scale)
+    correct: Floats = (predicted == labels[is_query]).astype(float)
+    return correct
 
 
 def probe_chance(
     labels: Indices,  # [n]
     is_query: NDArray[np.bool_],  # [n]
 ) -> float:
-    """The accuracy of always guessing the most frequent class of the clips fitted to."""
+    """The accuracy of the constant prediction of the most frequent class of the train clips."""
     return float((labels[is_query] == np.bincount(labels[~is_query]).argmax()).mean())
 
 
@@ -106,7 +107,7 @@ def stability(
     """How far two clusterings agree, beside one of them and the other in random order."""
     x = torch.from_numpy(points)
     first, second = (
-        cluster(x, generator(seed, "stability", each)).numpy() for each in ("first", "second")
+        cluster(x, generator(seed, "stability", name)).numpy() for name in ("first", "second")
     )
     order = torch.randperm(len(second), generator=generator(seed, "stability", "random"))
     shuffled = second[order.numpy()]
@@ -141,17 +142,17 @@ def mean_cosine(
 def usage(
     counts: Indices,  # [K] clips in each class
 ) -> dict[str, float]:
-    """How evenly clips are spread over classes; the share is perplexity over K, 1 where evenly."""
+    """How evenly clips are spread over classes; the fraction is perplexity over K, at most 1."""
     entropy = _entropy(counts)
     return {
         "usage_entropy": entropy,
         "usage_perplexity": float(np.exp(entropy)),
-        "usage_share": float(np.exp(entropy) / len(counts)),
-        "max_share": float(counts.max() / counts.sum()),
+        "usage_fraction": float(np.exp(entropy) / len(counts)),
+        "max_fraction": float(counts.max() / counts.sum()),
     }
 
 
 def _entropy(weights: NDArray[np.number]) -> float:
-    """In nats, of what is proportional to `weights`."""
-    shares = weights[weights > 0] / weights.sum()
-    return float(-(shares * np.log(shares)).sum())
+    """In nats, of the distribution proportional to `weights`."""
+    fractions = weights[weights > 0] / weights.sum()
+    return float(-(fractions * np.log(fractions)).sum())

@@ -1,4 +1,4 @@
-"""Tiny shards in the Wan-synth layout, written with Python's tarfile, whole or spoilt."""
+"""Tiny shards in the Wan-synth layout, written with Python's tarfile, intact or damaged."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def members(number: int) -> dict[str, bytes]:
 
 def write_tar(path: Path, content: Mapping[str, bytes]) -> Path:
     with tarfile.open(path, "w") as archive:
-        for name, each in content.items():
+        for name, data in content.items():
             entry = tarfile.TarInfo(name)
-            entry.size = len(each)
-            archive.addfile(entry, io.BytesIO(each))
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
     return path
 
 
 def write_clips(path: Path, numbers: Sequence[int]) -> Path:
-    return write_tar(path, {name: each for n in numbers for name, each in members(n).items()})
+    return write_tar(path, {name: data for n in numbers for name, data in members(n).items()})

@@ -3,6 +3,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans as ScikitLearn
 
+from braid.clips.config import QuantizerConfig
 from braid.pseudo_classes.kmeans import _lloyd, class_means, kmeans, nearest
 
 SETTINGS = {
@@ -11,22 +12,24 @@ SETTINGS = {
     "candidates": 4,
     "projected_iterations": 10,
     "exact_iterations": 3,
+    "min_count": 1,
 }
 
 
 def blobs(seed, n=2000, d=24, modes=60):
     draw = torch.Generator().manual_seed(seed)
-    centres = torch.randn(modes, d, generator=draw)
+    centers = torch.randn(modes, d, generator=draw)
     mode = torch.randint(modes, (n,), generator=draw)
-    return centres[mode] + 0.4 * torch.randn(n, d, generator=draw)
+    return centers[mode] + 0.4 * torch.randn(n, d, generator=draw)
 
 
 def cluster(x, k, seed=0, **changed):
-    return kmeans(x, k, **SETTINGS | changed, generator=torch.Generator().manual_seed(seed))
+    config = QuantizerConfig(**SETTINGS | changed)
+    return kmeans(x, k, config, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("k", [20, 60, 200])
-def test_inertia_is_close_to_scikit_learns(k):
+def test_inertia_is_close_to_that_of_scikit_learn(k):
     x = blobs(0)
     theirs = np.mean([ScikitLearn(k, n_init=1, random_state=s).fit(x).inertia_ for s in range(3)])
     ours = np.mean([cluster(x, k, seed).inertia for seed in range(3)])
@@ -36,10 +39,10 @@ def test_inertia_is_close_to_scikit_learns(k):
 @pytest.mark.parametrize("changed", [{}, {"projection": 64}, {"projected_iterations": 0}])
 def test_rows_belong_to_their_nearest_centroid_and_inertia_is_exact(changed):
     x = blobs(1)
-    found = cluster(x, 50, **changed)
-    distances = torch.cdist(x.double(), found.centroids.double()).square()
-    assert torch.equal(found.labels, distances.argmin(1))
-    assert found.inertia == pytest.approx(float(distances.min(1).values.sum()), rel=1e-5)
+    clusters = cluster(x, 50, **changed)
+    distances = torch.cdist(x.double(), clusters.centroids.double()).square()
+    assert torch.equal(clusters.labels, distances.argmin(1))
+    assert clusters.inertia == pytest.approx(float(distances.min(1).values.sum()), rel=1e-5)
 
 
 def test_same_generator_same_bytes():
@@ -60,8 +63,7 @@ def test_no_class_is_empty(k):
 def test_classes_left_empty_by_any_step_are_filled(monkeypatch, step):
     x = blobs(4, n=300)
     monkeypatch.setattr(f"braid.pseudo_classes.kmeans.{step}", lambda x, *_: x[:1].repeat(50, 1))
-    found = cluster(x, 50)
-    assert len(torch.unique(found.labels)) == 50
+    assert len(torch.unique(cluster(x, 50).labels)) == 50
 
 
 def test_an_empty_class_moves_to_the_farthest_row():
@@ -89,7 +91,7 @@ def test_more_iterations_find_less_inertia():
     assert cluster(x, 60, projected_iterations=8, exact_iterations=1).inertia < few
 
 
-def test_seeding_is_what_decides():
+def test_seeding_decides():
     x = blobs(8, modes=200)
     alone = {"projected_iterations": 0, "exact_iterations": 1}
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from braid.clips.config import ConditionsConfig, QuantizerConfig
 from braid.pseudo_classes.kmeans import kmeans
 from braid.pseudo_classes.quantizer import (
     ConditionEncoder,
@@ -21,6 +22,26 @@ CLIPS = 120
 SPLITS = {"train": np.arange(80), "val": np.arange(80, 100), "test": np.arange(100, CLIPS)}
 
 
+CONDITIONS = ConditionsConfig(
+    mode="joint",
+    keyframes=2,
+    grid=2,
+    text_components=4,
+    keyframe_components=4,
+    shrinkage=0.1,
+    text_weight=1.0,
+    keyframe_weight=1.0,
+)
+KMEANS = QuantizerConfig(
+    seeding_rows=64,
+    projection=4,
+    candidates=2,
+    projected_iterations=3,
+    exact_iterations=2,
+    min_count=1,
+)
+
+
 def inputs():
     draw = torch.Generator().manual_seed(0)
     texts = torch.randn(CLIPS, 5, 6, generator=draw)
@@ -28,32 +49,14 @@ def inputs():
 
 
 def quantizer(min_count=1, k=12):
-    pooling = Pooling("joint", keyframes=2, grid=2)
-    pooled = {block: each[:80] for block, each in pooling(*inputs()).items()}
-    encoder = ConditionEncoder.fit(
-        pooling,
-        pooled,
-        text_components=4,
-        keyframe_components=4,
-        shrinkage=0.1,
-        text_weight=1.0,
-        keyframe_weight=1.0,
-    )
-    found = kmeans(
-        encoder.embed(pooled),
-        k,
-        seeding_rows=64,
-        projection=4,
-        candidates=2,
-        projected_iterations=3,
-        exact_iterations=2,
-        generator=torch.Generator().manual_seed(1),
-    )
-    return Quantizer.of(encoder, found, min_count), found
+    pooled = {block: values[:80] for block, values in Pooling(CONDITIONS)(*inputs()).items()}
+    encoder = ConditionEncoder.fit(pooled, CONDITIONS)
+    clusters = kmeans(encoder.embed(pooled), k, KMEANS, torch.Generator().manual_seed(1))
+    return Quantizer.of(encoder, clusters, min_count), clusters
 
 
-def line(*places):
-    return torch.tensor(places, dtype=torch.float32)[:, None]
+def line(*positions):
+    return torch.tensor(positions, dtype=torch.float32)[:, None]
 
 
 def test_small_classes_join_the_nearest():
@@ -87,8 +90,8 @@ def test_all_classes_too_small_become_one():
 
 @pytest.mark.parametrize("min_count", [1, 4, 7])
 def test_no_class_is_smaller_than_min_count_and_the_largest_come_first(min_count):
-    fitted, found = quantizer(min_count)
-    counts = torch.bincount(fitted.class_of[found.labels])
+    fitted, clusters = quantizer(min_count)
+    counts = torch.bincount(fitted.class_of[clusters.labels])
     assert len(counts) == fitted.classes
     assert counts.min() >= min_count
     assert counts.sum() == 80
@@ -97,10 +100,10 @@ def test_no_class_is_smaller_than_min_count_and_the_largest_come_first(min_count
 
 
 def test_assigning_train_clips_gives_k_means_labels_merged():
-    fitted, found = quantizer(4)
+    fitted, clusters = quantizer(4)
     labels = fitted.assign(*inputs())
-    assert torch.equal(labels[:80], fitted.class_of[found.labels])
-    assert torch.equal(fitted.assign(*(each[95:99] for each in inputs())), labels[95:99])
+    assert torch.equal(labels[:80], fitted.class_of[clusters.labels])
+    assert torch.equal(fitted.assign(*(values[95:99] for values in inputs())), labels[95:99])
 
 
 def test_quantizer_round_trips_and_is_the_same_bytes(tmp_path):
@@ -149,12 +152,12 @@ def test_broken_files_are_named(tmp_path):
         load_pseudo_classes(tmp_path / "p")
 
 
-@pytest.mark.parametrize(("key", "value"), [("classes", 5), ("mode", "smell")])
+@pytest.mark.parametrize(("key", "value"), [("classes", 5), ("mode", "audio")])
 def test_a_config_of_another_quantizer_is_refused(tmp_path, key, value):
     save_quantizer(tmp_path, quantizer()[0])
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    with pytest.raises(ValueError, match=r"quantiser|belong together"):
+    with pytest.raises(ValueError, match=r"quantizer|belong together"):
         load_quantizer(tmp_path)
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from braid.clips.config import ConditionsConfig, PoolingConfig
 from braid.pseudo_classes.quantizer import (
     ConditionEncoder,
     Pooling,
@@ -13,6 +14,9 @@ from braid.pseudo_classes.quantizer import (
 
 CLIPS = 70
 FIT = {
+    "mode": "joint",
+    "keyframes": 3,
+    "grid": 2,
     "text_components": 4,
     "keyframe_components": 8,
     "shrinkage": 0.1,
@@ -30,23 +34,27 @@ TEXTS[::2, 3:] = 0
 
 
 class Clips:
-    """What `Pooling.read` reads from; keeps the sizes of what it was asked for."""
+    """What `Pooling.read` reads from; logs the sizes of the batches."""
 
     def __init__(self):
-        self.asked = []
+        self.batches = []
 
     def texts(self, indices):
-        self.asked.append(("text", len(indices)))
+        self.batches.append(("text", len(indices)))
         return TEXTS[indices]
 
     def latents(self, indices):
-        self.asked.append(("keyframes", len(indices)))
+        self.batches.append(("keyframes", len(indices)))
         return LATENTS[indices]
 
 
 def fitted(mode="joint", **changed):
-    pooling = Pooling(mode, keyframes=3, grid=2)
-    return ConditionEncoder.fit(pooling, pooling(TEXTS, LATENTS), **FIT | changed)
+    config = ConditionsConfig(**FIT | changed | {"mode": mode})
+    return ConditionEncoder.fit(Pooling(config)(TEXTS, LATENTS), config)
+
+
+def pooling(keyframes, grid):
+    return Pooling(PoolingConfig(mode="joint", keyframes=keyframes, grid=grid))
 
 
 def test_text_is_the_mean_of_its_rows_whatever_the_padding():
@@ -74,9 +82,9 @@ def test_keyframes_are_evenly_spread_with_both_ends(frames, keyframes, expected)
 def test_keyframes_are_averages_of_cells():
     latents = normal(3, 2, 3, 5, 4, 6)
     pooled = pool_keyframes(latents, 2, 2).view(2, 2, 3, 2, 2)
-    for place, frame in enumerate((0, 4)):
+    for number, frame in enumerate((0, 4)):
         expected = latents[:, :, frame].unfold(2, 2, 2).unfold(3, 3, 3).mean((-2, -1))
-        torch.testing.assert_close(pooled[:, place], expected)
+        torch.testing.assert_close(pooled[:, number], expected)
 
 
 def test_frames_between_keyframes_do_not_matter():
@@ -116,7 +124,7 @@ def test_directions_without_variance_are_left_out():
     assert torch.linalg.matrix_rank(white, rtol=1e-3) == 2
 
 
-def test_weights_are_the_blocks_mean_squares():
+def test_weights_are_mean_squares_of_the_blocks():
     encoder = fitted(text_weight=3.0, keyframe_weight=0.5)
     pooled = encoder.pooling(TEXTS, LATENTS)
     for block, weight in (("text", 3.0), ("keyframes", 0.5)):
@@ -138,8 +146,8 @@ def test_modes_read_only_what_they_need(mode, width):
     assert h.dtype == torch.float32
     torch.testing.assert_close(h.norm(dim=1), torch.ones(CLIPS))
     torch.testing.assert_close(h, fitted(mode)(TEXTS, LATENTS))
-    assert {block for block, _ in clips.asked} == set(pooled)
-    assert max(size for _, size in clips.asked) < CLIPS  # in chunks
+    assert {block for block, _ in clips.batches} == set(pooled)
+    assert max(size for _, size in clips.batches) < CLIPS  # in chunks
 
 
 def test_state_round_trips():
@@ -158,22 +166,22 @@ def test_covariance_does_not_depend_on_how_rows_are_split(monkeypatch):
 
 
 def test_bad_input_is_named():
-    pooling = Pooling("joint", keyframes=3, grid=2)
-    pooled = pooling(TEXTS, LATENTS)
+    config = ConditionsConfig(**FIT)
+    pooled = pooling(3, 2)(TEXTS, LATENTS)
     constant = {**pooled, "text": torch.full((CLIPS, 6), 0.1)}
     with pytest.raises(ValueError, match="the text is the same in all train clips"):
-        ConditionEncoder.fit(pooling, constant, **FIT)
+        ConditionEncoder.fit(constant, config)
     with pytest.raises(ValueError, match=r"text_components is 7, the text has 6"):
         fitted(text_components=7)
     with pytest.raises(ValueError, match="weights of text, keyframes are all zero"):
         fitted(text_weight=0.0, keyframe_weight=0.0)
     with pytest.raises(ValueError, match=r"conditions.keyframes is 6, expected 2 to 5"):
-        Pooling("joint", 6, 2)(TEXTS, LATENTS)
+        pooling(6, 2)(TEXTS, LATENTS)
     with pytest.raises(ValueError, match=r"conditions.grid is 5, the latents are 4 x 6"):
-        Pooling("joint", 3, 5)(TEXTS, LATENTS)
+        pooling(3, 5)(TEXTS, LATENTS)
     with pytest.raises(ValueError, match="mode is joint, which needs the keyframes"):
-        pooling(TEXTS, None)
+        pooling(3, 2)(TEXTS, None)
     with pytest.raises(ValueError, match="keyframes of a clip: expected finite"):
-        pooling(TEXTS, LATENTS * np.nan)
+        pooling(3, 2)(TEXTS, LATENTS * np.nan)
     with pytest.raises(ValueError, match="text: expected 6 pooled dimensions, got 5"):
         fitted()(TEXTS[..., :5], LATENTS)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from braid.clips.shards.shards import Clips
+from braid.clips.config import PoolingConfig
+from braid.clips.shards.dataset import Clips
 from braid.common.rng import generator
 from braid.pseudo_classes.quantizer import Pooling, PseudoClasses
 from braid.representation.samples import OTHER, pool_groups, prompt_family, read_sample, stratified
+from tests.representation.clustered_sample import config
 
 FAMILIES = {"drifts": "drift", "grows": "scale", "shrinks": "scale"}
 
@@ -30,7 +32,7 @@ class Stored:
         return self.all_texts[torch.as_tensor(indices)]
 
     def prompts(self, indices: Any) -> list[str]:
-        return [f"number {each} grows" for each in indices]
+        return [f"number {clip} grows" for clip in indices]
 
 
 def test_a_stratified_sample_takes_as_many_of_each_class_as_there_are() -> None:
@@ -43,7 +45,7 @@ def test_a_stratified_sample_takes_as_many_of_each_class_as_there_are() -> None:
 
 def test_a_stratified_sample_is_random_within_classes_and_may_be_all() -> None:
     labels = np.repeat([0, 1], 100)
-    first, again, other = (stratified(labels, 20, generator(each)) for each in (0, 0, 1))
+    first, again, other = (stratified(labels, 20, generator(seed)) for seed in (0, 0, 1))
     assert first.tolist() == again.tolist() != other.tolist()
     assert stratified(labels, 500, generator(0)).tolist() == list(range(200))
 
@@ -64,9 +66,9 @@ def test_families_are_whole_words(prompt: str, family: str) -> None:
 
 def test_groups_are_pooled_to_means_and_deviations() -> None:
     many, one = torch.randn(4, 3, 5), torch.randn(4, 1, 2)
-    found = pool_groups(lambda latents: {"many": many, "one": one}, torch.zeros(4))
+    pooled = pool_groups({"many": many, "one": one})
     slow = torch.cat([many.mean(1), (many - many.mean(1, keepdim=True)).square().mean(1).sqrt()], 1)
-    torch.testing.assert_close(found, torch.cat([slow, one[:, 0]], 1))
+    torch.testing.assert_close(pooled, torch.cat([slow, one[:, 0]], 1))
 
 
 def test_reading_keeps_order_whatever_the_chunks_and_the_mode() -> None:
@@ -74,23 +76,23 @@ def test_reading_keeps_order_whatever_the_chunks_and_the_mode() -> None:
     labels = torch.arange(count) % 5
     splits = {name: np.arange(start, count, 4) for name, start in (("train", 0), ("val", 1))}
     pseudo = PseudoClasses(labels, 5, torch.zeros(count, 2), splits)
-    found, features = read_sample(
+    sample, features = read_sample(
         cast(Clips, clips),
         pseudo,
-        Pooling("text", 2, 2),
+        Pooling(PoolingConfig(mode="text", keyframes=2, grid=2)),
         {"mean": lambda latents: {"all": latents.flatten(2).mean(2)[:, None]}},
-        count=70,
-        families=FAMILIES,
-        draw=generator(0),
+        config(clips=70, families=FAMILIES),
+        generator(0),
+        torch.device("cpu"),
     )
-    assert len(found.indices) == 70
-    assert found.counts.tolist() == [16] * 5
-    assert found.labels.tolist() == (found.indices % 5).tolist()
-    assert found.is_query.tolist() == (found.indices % 4 != 0).tolist()
-    assert found.prompts[7] == f"number {found.indices[7]} grows"
-    assert set(found.families) == {"scale"}
+    assert len(sample.indices) == 70
+    assert sample.counts.tolist() == [16] * 5
+    assert sample.labels.tolist() == (sample.indices % 5).tolist()
+    assert sample.is_query.tolist() == (sample.indices % 4 != 0).tolist()
+    assert sample.prompts[7] == f"number {sample.indices[7]} grows"
+    assert set(sample.families) == {"scale"}
     torch.testing.assert_close(
-        torch.from_numpy(features["mean"]), clips.latents(found.indices).flatten(2).mean(2)
+        torch.from_numpy(features["mean"]), clips.latents(sample.indices).flatten(2).mean(2)
     )
-    np.testing.assert_allclose(found.texts, clips.texts(found.indices).mean(1), atol=1e-6)
-    assert found.keyframes.shape == (70, 2 * 2 * 2 * 2)
+    np.testing.assert_allclose(sample.texts, clips.texts(sample.indices).mean(1), atol=1e-6)
+    assert sample.keyframes.shape == (70, 2 * 2 * 2 * 2)

@@ -11,8 +11,8 @@ from braid.representation import separation
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(120) % 4
-CENTRES = np.array([[9, 0, 0], [0, 9, 0], [0, 0, 9], [9, 9, 9]], np.float32)
-CLUSTERS = (CENTRES[LABELS] + RNG.normal(size=(120, 3)) * 0.01).astype(np.float32)
+CENTERS = np.array([[9, 0, 0], [0, 9, 0], [0, 0, 9], [9, 9, 9]], np.float32)
+CLUSTERS = (CENTERS[LABELS] + RNG.normal(size=(120, 3)) * 0.01).astype(np.float32)
 CLOUD = RNG.normal(size=(120, 3)).astype(np.float32)
 HELD_OUT = np.arange(120) % 3 == 0
 
@@ -24,7 +24,7 @@ def test_perfect_clusters_reach_the_extremes() -> None:
     assert separation.probe(CLUSTERS, LABELS, HELD_OUT).mean() == 1
 
 
-def test_labels_without_meaning_separate_nothing() -> None:
+def test_random_labels_separate_nothing() -> None:
     assert separation.intra_inter(CLOUD, LABELS).mean() > 2
     assert abs(separation.silhouettes(CLOUD, LABELS).mean()) < 0.1
     assert separation.davies_bouldin(CLOUD, LABELS) > 3
@@ -39,12 +39,12 @@ def test_intra_inter_on_a_line() -> None:
 
 def test_silhouette_of_a_singleton_is_zero() -> None:
     points = np.array([[0], [1], [10]], np.float32)
-    found = separation.silhouettes(points, np.array([0, 0, 1]))
-    np.testing.assert_allclose(found, [0.9, 8 / 9, 0])
+    silhouettes = separation.silhouettes(points, np.array([0, 0, 1]))
+    np.testing.assert_allclose(silhouettes, [0.9, 8 / 9, 0])
 
 
-def test_the_probe_does_not_see_what_it_is_tested_on() -> None:
-    """In 400 dimensions it would know any 120 labels by heart."""
+def test_the_probe_is_not_fitted_to_its_test_clips() -> None:
+    """In 400 dimensions it would fit any 120 labels."""
     points = RNG.normal(size=(120, 400)).astype(np.float32)
     assert separation.probe(points, LABELS, HELD_OUT).mean() < 0.6
 
@@ -54,7 +54,7 @@ def test_the_probe_does_not_depend_on_the_scale_of_the_space() -> None:
     np.testing.assert_array_equal(small, separation.probe(CLOUD, LABELS, HELD_OUT))
 
 
-def test_probe_chance_guesses_the_most_frequent_train_class() -> None:
+def test_probe_chance_is_that_of_the_most_frequent_train_class() -> None:
     labels = np.array([1, 1, 0, 0, 0, 1])
     held_out = np.array([False, False, False, True, True, True])
     assert separation.probe_chance(labels, held_out) == pytest.approx(1 / 3)
@@ -67,10 +67,10 @@ def test_stability_of_the_same_and_of_unrelated_clusterings() -> None:
     def unrelated(x: Tensor, draw: torch.Generator) -> Tensor:
         return torch.randint(4, (len(x),), generator=draw)
 
-    found = separation.stability(CLOUD, same, 0)
-    assert found["stability_ari"] == found["stability_nmi"] == pytest.approx(1)
-    assert abs(found["stability_ari_random"]) < 0.1
-    assert found == separation.stability(CLOUD, same, 0)
+    stable = separation.stability(CLOUD, same, 0)
+    assert stable["stability_ari"] == stable["stability_nmi"] == pytest.approx(1)
+    assert abs(stable["stability_ari_random"]) < 0.1
+    assert stable == separation.stability(CLOUD, same, 0)
     assert abs(separation.stability(CLOUD, unrelated, 0)["stability_ari"]) < 0.1
 
 
@@ -84,7 +84,7 @@ def test_rank_of_orthogonal_features_is_full_and_of_a_line_one(shape: tuple[int,
 
 
 def test_rank_of_unequal_singular_values() -> None:
-    """3 and 1, of which the shares are 3/4 and 1/4."""
+    """3 and 1, which are 3/4 and 1/4 of their sum."""
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     features = np.array([[3, 0], [0, 1], [0, 0]], np.float32)
     assert separation.rank_me(features) == pytest.approx(math.exp(entropy))
@@ -100,9 +100,9 @@ def test_mean_cosine_against_a_loop() -> None:
 def test_usage_of_even_and_of_empty_classes() -> None:
     even = separation.usage(np.array([5, 5, 5, 5]))
     assert even["usage_entropy"] == pytest.approx(math.log(4))
-    assert even["usage_share"] == pytest.approx(1)
+    assert even["usage_fraction"] == pytest.approx(1)
     one = separation.usage(np.array([7, 0, 0, 0]))
-    assert (one["usage_perplexity"], one["usage_share"], one["max_share"]) == (1, 0.25, 1)
+    assert (one["usage_perplexity"], one["usage_fraction"], one["max_fraction"]) == (1, 0.25, 1)
 
 
 def test_one_class_or_one_point_is_named() -> None:

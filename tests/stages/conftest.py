@@ -96,9 +96,9 @@ def repo(finished: Path, tmp_path: Path) -> Path:
 
 def made(repo: Path) -> dict[str, bytes]:
     folders = [repo / name for name in ("data", "models", "metrics", "plots")]
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    finished = [path for path in files if ".partial" not in path.parts]
-    return {str(path.relative_to(repo)): path.read_bytes() for path in finished}
+    paths = [path for folder in folders for path in folder.rglob("*")]
+    files = [path for path in paths if path.is_file() and ".partial" not in path.parts]
+    return {str(path.relative_to(repo)): path.read_bytes() for path in files}
 
 
 def fault(repo: Path, name: str, *item: str) -> str:

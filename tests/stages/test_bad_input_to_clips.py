@@ -1,7 +1,8 @@
-"""What prepare_clips makes of good shards, and the one line that bad ones get from it."""
+"""What prepare_clips writes for good shards, and its one line for bad ones."""
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from braid.clips.shards.shards import open_clips
+from braid.clips.shards.dataset import open_clips
 from tests.clips.shard_files import latent, members, saved, write_clips, write_tar
-from tests.stages.conftest import ROOT, fault, override, run
+from tests.stages.conftest import ROOT, fault, run
+from tests.tiny import override
 
 STAGE = "prepare_clips"
 TINY_DIGITS = {"clips": 48, "per_shard": 20, "latent_frames": 2, "latent_size": 4}
@@ -26,7 +28,7 @@ def bare(tmp_path: Path) -> Path:
     for name in ("params.yaml", "dvc.yaml"):
         repo.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, repo)
-    override(repo, digits=TINY_DIGITS)
+    override(repo, {"clips.digits": TINY_DIGITS})
     return repo
 
 
@@ -38,21 +40,26 @@ def shards(bare: Path, tmp_path: Path) -> list[Path]:
     paths = [
         write_clips(folder / f"shard-{n:05d}.tar", range(16 * n, 16 * n + 16)) for n in range(3)
     ]
-    override(bare, clips={"source": f"{folder}/shard-*.tar"})
+    override(bare, {"clips.source": f"{folder}/shard-*.tar"})
     return paths
 
 
-def figures(repo: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((repo / "metrics/clips.json").read_text())
-    return content
+def metrics(repo: Path) -> dict[str, int]:
+    """The one row of the table, whose splits and faults are in the metrics too."""
+    with (repo / "metrics/tables/clips.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    counts = {name: int(value) for name, value in row.items() if name != "text_rows_used_mean"}
+    headline = json.loads((repo / "metrics/clips.json").read_text())
+    assert headline == {name: counts[name] for name in ("train", "val", "test", "faults")}
+    return counts
 
 
-def spoil(path: Path, number: int) -> str:
+def damage(path: Path, number: int) -> str:
     """Put a NaN into one clip of a shard of 16; its key."""
     values = latent(number)
     values[0, 0, 0, 0] = torch.nan
     first = number - number % 16
-    content = {name: each for n in range(first, first + 16) for name, each in members(n).items()}
+    content = {name: data for n in range(first, first + 16) for name, data in members(n).items()}
     write_tar(path, content | {f"{number:09d}.latent.pt": saved(values)})
     return f"{number:09d}"
 
@@ -64,22 +71,22 @@ def test_built_in_clips(bare: Path) -> None:
     run(bare, STAGE)
     clips = open_clips(bare / "data/clips")
     assert clips.codec == "space_time_transform"
-    assert len(clips) == figures(bare)["clips"] == 48
-    assert figures(bare)["clips_estimated"] == 60  # 3 shards, the first of 20
+    assert len(clips) == metrics(bare)["clips"] == 48
+    assert metrics(bare)["clips_estimated"] == 60  # 3 shards, the first of 20
     assert clips.latents([0, 47]).shape == (2, 16, 2, 4, 4)
     assert clips.texts([5]).shape == (1, 16, 32)
     assert re.fullmatch(r"a \w+ \w+ .+, over \w+", clips.prompts([20])[0])
     listed = json.loads((bare / "data/clips/manifest.json").read_text())["shards"]
-    assert [each["path"] for each in listed] == [f"shard-{n:05d}.tar" for n in range(3)]
+    assert [shard["path"] for shard in listed] == [f"shard-{n:05d}.tar" for n in range(3)]
     before = {path.name: path.read_bytes() for path in (bare / "data/clips").iterdir()}
     run(bare, STAGE)
     assert before == {path.name: path.read_bytes() for path in (bare / "data/clips").iterdir()}
 
 
-def test_the_seed_decides_what_is_seen(bare: Path) -> None:
+def test_the_seed_decides_the_clips(bare: Path) -> None:
     run(bare, STAGE)
     first = open_clips(bare / "data/clips").latents([0])
-    override(bare, seed=1)
+    override(bare, {"seed": 1})
     run(bare, STAGE)
     assert not torch.equal(first, open_clips(bare / "data/clips").latents([0]))
 
@@ -92,56 +99,56 @@ def test_own_shards_stay_where_they_are(bare: Path, shards: list[Path]) -> None:
     assert clips.keys == [f"{n:09d}" for n in range(48)]
     assert torch.equal(clips.latents([40])[0], latent(40).float())
     expected = {"clips": 48, "shards": 3, "faults": 0, "clips_read": 48}
-    assert expected.items() <= figures(bare).items()
+    assert expected.items() <= metrics(bare).items()
 
 
 def test_how_much_is_read(bare: Path, shards: list[Path]) -> None:
-    spoil(shards[1], 20)
-    override(bare, clips={"verify": "first", "checksums": "first"})
+    damage(shards[1], 20)
+    override(bare, {"clips.verify": "first", "clips.checksums": "first"})
     run(bare, STAGE)
-    assert {"clips": 48, "clips_read": 16, "faults": 0}.items() <= figures(bare).items()
+    assert {"clips": 48, "clips_read": 16, "faults": 0}.items() <= metrics(bare).items()
     with pytest.raises(ValueError, match="latent of 000000020: holds NaN"):
         open_clips(bare / "data/clips").latents([20])
     sums = json.loads((bare / "data/clips/manifest.json").read_text())["shards"]
-    assert [each["sha256"] is None for each in sums] == [False, True, True]
+    assert [shard["sha256"] is None for shard in sums] == [False, True, True]
 
 
-def test_shares(bare: Path, shards: list[Path]) -> None:
+def test_fractions(bare: Path, shards: list[Path]) -> None:
     run(bare, STAGE)
-    first = figures(bare)
-    override(bare, clips={"test_share": 0.45})
+    first = metrics(bare)
+    override(bare, {"clips.test_fraction": 0.45})
     run(bare, STAGE)
-    assert figures(bare)["test"] > first["test"]
-    override(bare, clips={"val_share": 0.45, "test_share": 0.25})
+    assert metrics(bare)["test"] > first["test"]
+    override(bare, {"clips.val_fraction": 0.45, "clips.test_fraction": 0.25})
     run(bare, STAGE)
-    assert figures(bare)["val"] > first["val"]
-    assert figures(bare)["test"] == first["test"]
+    assert metrics(bare)["val"] > first["val"]
+    assert metrics(bare)["test"] == first["test"]
 
 
 # ---- Faults ----------------------------------------------------------------------------------
 
 
 def test_faults_are_skipped_or_fatal(bare: Path, shards: list[Path]) -> None:
-    key = spoil(shards[1], 20)
+    key = damage(shards[1], 20)
     shards[2].write_bytes(shards[2].read_bytes()[:-40_000])
     run(bare, STAGE)
     listed = json.loads((bare / "data/clips/manifest.json").read_text())["faults"]
-    assert len(listed) == figures(bare)["faults"] >= 2
+    assert len(listed) == metrics(bare)["faults"] >= 2
     assert listed[0] == {
         "shard": "shard-00001.tar",
         "member": key,
         "reason": f"{key}.latent.pt holds NaN or infinite values",
     }
-    assert {each["shard"] for each in listed[1:]} == {"shard-00002.tar"}
-    assert figures(bare)["clips"] == len(open_clips(bare / "data/clips")) < 47
-    override(bare, clips={"faults": "fatal"})
+    assert {listing["shard"] for listing in listed[1:]} == {"shard-00002.tar"}
+    assert metrics(bare)["clips"] == len(open_clips(bare / "data/clips")) < 47
+    override(bare, {"clips.faults": "fatal"})
     line = fault(bare, STAGE)
     assert line.startswith(f"shard-00001.tar: {key}: {key}.latent.pt holds NaN")
     assert f"({len(listed)} faults in all; clips.faults: skip" in line
 
 
-def test_another_layout_than_said(bare: Path, shards: list[Path]) -> None:
-    override(bare, clips={"layout": "tchw"})
+def test_another_layout_than_the_setting_s(bare: Path, shards: list[Path]) -> None:
+    override(bare, {"clips.layout": "tchw"})
     line = fault(bare, STAGE)
     assert line.endswith("read as tchw have 3 channels, expected 16")
 
@@ -154,7 +161,7 @@ def test_no_shards(bare: Path, shards: list[Path]) -> None:
 
 def test_shards_inside_the_repository(bare: Path, shards: list[Path]) -> None:
     shutil.copytree(shards[0].parent, bare / "mine")
-    override(bare, clips={"source": "mine/*.tar"})
+    override(bare, {"clips.source": "mine/*.tar"})
     assert "expected a place outside of the repository" in fault(bare, STAGE)
 
 
@@ -166,26 +173,26 @@ def test_files_that_are_no_shards(bare: Path, shards: list[Path]) -> None:
 
 
 def test_too_few_clips_for_three_splits(bare: Path, shards: list[Path]) -> None:
-    override(bare, digits={"clips": 2}, clips={"source": "digits"})
+    override(bare, {"clips.digits.clips": 2, "clips.source": "built_in"})
     assert "leave a split empty" in fault(bare, STAGE)
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value"),
+    ("key", "value"),
     [
-        ("clips", "layout", "thwc"),
-        ("clips", "val_share", 0),
-        ("clips", "test_share", 0.5),
-        ("clips", "verify", "none"),
-        ("clips", "checksums", "some"),
-        ("clips", "cache_mib", -1),
-        ("digits", "clips", 0),
-        ("digits", "latent_frames", 1),
+        ("clips.layout", "thwc"),
+        ("clips.val_fraction", 0),
+        ("clips.test_fraction", 0.5),
+        ("clips.verify", "none"),
+        ("clips.checksums", "some"),
+        ("clips.cache_mib", -1),
+        ("clips.digits.clips", 0),
+        ("clips.digits.latent_frames", 1),
     ],
 )
-def test_impossible_params(bare: Path, section: str, key: str, value: Any) -> None:
-    override(bare, **{section: {key: value}})
-    assert fault(bare, STAGE).startswith(f"params.yaml: {section}.{key}: ")
+def test_impossible_params(bare: Path, key: str, value: Any) -> None:
+    override(bare, {key: value})
+    assert fault(bare, STAGE).startswith(f"params.yaml: {key}: ")
 
 
 def test_a_shard_that_changed_since(bare: Path, shards: list[Path]) -> None:

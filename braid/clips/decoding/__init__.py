@@ -1,1 +1,1 @@
-"""Latents to pictures."""
+"""Latents to frames."""

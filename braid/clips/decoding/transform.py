@@ -2,9 +2,9 @@
 
 The Wan 2.1 VAE (Wan et al. 2025, arXiv 2503.20314) makes 16 channels of every 4 frames of 8 x 8
 pixels, but of the first frame alone, so that 4 (T - 1) + 1 frames become T latent frames. So does
-this transform, with rows of a discrete cosine transform over colour, time, height and width in
+this transform, with rows of a discrete cosine transform over color, time, height and width in
 place of a network. The rows of a block are orthonormal, hence decoding is the transpose, and
-encoding what was decoded gives the latents back.
+encoding a decoded clip gives its latents back.
 
 The first frame counts as four, which makes a still picture's latents alike in all frames; four of
 its channels hold finer detail where the others hold change over time. Latents are (z - mean) /
@@ -24,8 +24,8 @@ from torch.nn.functional import conv3d, conv_transpose3d
 
 NAME = "space_time_transform"
 TIME_STRIDE, SPACE_STRIDE = 4, 8
-# The frequency of each channel in (colour, time, height, width): the most energetic ones of the
-# built-in clips. Colours are, by frequency: lightness, red - blue, green against both.
+# The frequency of each channel in (color, time, height, width): the most energetic ones of the
+# built-in clips. Colors are, by frequency: lightness, red - blue, green against both.
 ROWS = (
     (0, 0, 0, 0),
     (1, 0, 0, 0),
@@ -58,7 +58,7 @@ STD = (
 def encode(
     video: Tensor,  # [B, 3, F, h, w] in [0, 1], F = 4 (T - 1) + 1
 ) -> Tensor:
-    """Normalised latents, [B, 16, T, h / 8, w / 8].
+    """Normalized latents, [B, 16, T, h / 8, w / 8].
 
     Raises:
         ValueError: a size that does not divide into blocks.
@@ -69,7 +69,7 @@ def encode(
             f"video is {frames} frames of {height}x{width}, expected 4 n + 1 frames, n > 0, "
             f"of sides divisible by {SPACE_STRIDE}"
         )
-    first, rest = (each.to(video) for each in _BLOCKS)
+    first, rest = (rows.to(video) for rows in _BLOCKS)
     raw = torch.cat(
         [
             _FIRST_WEIGHT * conv3d(video[:, :, :1], first, stride=first.shape[2:]),
@@ -83,9 +83,9 @@ def encode(
 def decode(
     latents: Tensor,  # [B, 16, T, H, W]
 ) -> Tensor:
-    """The video with the given latents and nothing beside them, [B, 3, 4 (T - 1) + 1, 8 H, 8 W]."""
+    """The video with these latents and no other component, [B, 3, 4 (T - 1) + 1, 8 H, 8 W]."""
     raw = latents * _per_channel(STD, latents) + _per_channel(MEAN, latents)
-    first, rest = (each.to(latents) for each in _BLOCKS)
+    first, rest = (rows.to(latents) for rows in _BLOCKS)
     return torch.cat(
         [
             conv_transpose3d(raw[:, :, :1] / _FIRST_WEIGHT, first, stride=first.shape[2:]),

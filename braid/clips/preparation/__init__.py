@@ -1,1 +1,1 @@
-"""Indexing shards, and the built-in moving digits."""
+"""Scanning shards, and the built-in moving digits."""

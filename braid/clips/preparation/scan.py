@@ -1,4 +1,4 @@
-"""Survey shards once: which clips they hold, whether these can be read, and what is wrong.
+"""Scan shards once: which clips they have, whether these can be read, and what is wrong.
 
 Shards stay where they are; beyond their headers, only what is to be verified is read.
 """
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 import numpy as np
 from torch import Tensor
 
-from braid.clips.shards.shards import (
+from braid.clips.shards.dataset import (
     INDEX,
     KINDS,
     MANIFEST,
@@ -30,13 +30,13 @@ from braid.clips.shards.shards import (
     read_prompt,
     read_shard,
 )
-from braid.common.splits import SPLITS, split_of
+from braid.data.splits import SPLITS, split_of
 
-_Read = TypeVar("_Read")
+_Parsed = TypeVar("_Parsed")
 
 
-class Form(NamedTuple):
-    """What all clips must have alike."""
+class Format(NamedTuple):
+    """What all clips of a data set have in common."""
 
     latent_shape: tuple[int, ...]  # C, T, H, W
     text_shape: tuple[int, ...]  # L, D
@@ -47,22 +47,34 @@ class Form(NamedTuple):
 
 
 @dataclass
-class Survey:
-    """What was found in the shards."""
+class Scan:
+    """The shards with their clips and faults, and what was measured of the clips that were read."""
 
     shards: list[Shard] = field(default_factory=list)
-    forms: dict[str, Form] = field(default_factory=dict)  # of the clips that were read, by key
-    lengths: list[int] = field(default_factory=list)  # of their texts, without zero rows
+    formats: dict[str, Format] = field(default_factory=dict)  # by the clip's key
+    lengths: list[int] = field(default_factory=list)  # of texts, without zero rows
 
     @property
-    def form(self) -> Form:
+    def format(self) -> Format:
         """That of most of the clips that were read."""
-        return Counter(self.forms.values()).most_common(1)[0][0]
+        return Counter(self.formats.values()).most_common(1)[0][0]
 
     @property
     def faults(self) -> list[Fault]:
         """Of all shards, in their order."""
         return [fault for shard in self.shards for fault in shard.faults]
+
+    def require_no_faults(self) -> None:
+        """Refuse shards with anything wrong in them.
+
+        Raises:
+            ValueError: there is a fault; the message names the first.
+        """
+        if self.faults:
+            raise ValueError(
+                f"{self.faults[0]} ({len(self.faults)} faults in all; "
+                "clips.faults: skip leaves such clips out)"
+            )
 
 
 def find_shards(pattern: str, outside: Path) -> list[Path]:
@@ -71,8 +83,8 @@ def find_shards(pattern: str, outside: Path) -> list[Path]:
     Raises:
         ValueError: there are none, or they lie in the folder ``outside`` of which they must be.
     """
-    found = [Path(each).resolve() for each in glob.glob(pattern, recursive=True)]
-    plain = sorted(path for path in found if path.is_file())
+    matches = [Path(name).resolve() for name in glob.glob(pattern, recursive=True)]
+    plain = sorted(path for path in matches if path.is_file())
     if not plain:
         raise ValueError(f"clips.source: {pattern}: no such file, expected a glob of tar shards")
     inside = [path for path in plain if path.is_relative_to(outside.resolve())]
@@ -84,58 +96,63 @@ def find_shards(pattern: str, outside: Path) -> list[Path]:
     return plain
 
 
-def survey_shards(
+def scan_shards(
     paths: Sequence[Path],
     layout: Layout,
     verify: Literal["first", "all"],
-) -> Survey:
-    """Find all clips, and read those of every shard or of the first that holds a good one.
+) -> Scan:
+    """Find all clips, and read those of every shard or of the first that has a good one.
 
     Raises:
         ValueError: not one clip can be read; the message names the first fault.
     """
-    found = Survey()
+    scan = Scan()
     keys: set[str] = set()
     for path in paths:
         shard = read_shard(path)
-        found.shards.append(shard)
+        scan.shards.append(shard)
         for key in [key for key in shard.clips if key in keys]:
             shard.drop(key, "duplicate key, an earlier shard has it")
-        if verify == "all" or not found.forms:
-            _verify(shard, layout, found)
+        if verify == "all" or not scan.formats:
+            _verify(shard, layout, scan)
         keys.update(shard.clips)
-    if not found.forms:
-        raise ValueError(f"no clip can be read; the first fault: {found.faults[0]}")
-    form = found.form
-    for shard in found.shards:
-        for key in [key for key in shard.clips if found.forms.get(key, form) != form]:
-            shard.drop(key, f"has {found.forms[key]}, most clips {form}")
-    return found
+    if not scan.formats:
+        raise ValueError(f"no clip can be read; the first fault: {scan.faults[0]}")
+    common = scan.format
+    for shard in scan.shards:
+        for key in [key for key in shard.clips if scan.formats.get(key, common) != common]:
+            shard.drop(key, f"has {scan.formats[key]}, most clips {common}")
+    return scan
 
 
-def _verify(shard: Shard, layout: Layout, found: Survey) -> None:
+def _verify(shard: Shard, layout: Layout, scan: Scan) -> None:
     """Read every clip of a shard; drop those that cannot be read."""
     with shard.path.open("rb") as file:
         for key, places in list(shard.clips.items()):
             try:
-                latents = _parsed(file, places, "latent", lambda each: read_latent(each, layout))
-                text = _parsed(file, places, "embed", read_embedding)
-                _parsed(file, places, "prompt", read_prompt)
-                if "anchor" in places:
-                    anchor = _parsed(file, places, "anchor", lambda each: read_latent(each, layout))
-                    _require_equal_shapes(places["anchor"], anchor, latents)
+                latents, text = _read_clip(file, places, layout)
             except ValueError as error:
                 shard.drop(key, str(error))
                 continue
             dtype = str(latents.dtype).removeprefix("torch.")
-            found.forms[key] = Form(tuple(latents.shape), tuple(text.shape), dtype)
-            found.lengths.append(int((text != 0).any(1).sum()))
+            scan.formats[key] = Format(tuple(latents.shape), tuple(text.shape), dtype)
+            scan.lengths.append(int((text != 0).any(1).sum()))
 
 
-def _parsed(
-    file: BinaryIO, places: Mapping[str, Place], kind: str, parse: Callable[[bytes], _Read]
-) -> _Read:
-    place = places[kind]
+def _read_clip(
+    file: BinaryIO, places: Mapping[str, Place], layout: Layout
+) -> tuple[Tensor, Tensor]:
+    """Latents and text embedding of a clip, all of whose members can be read."""
+    latents = _parsed(file, places["latent"], lambda content: read_latent(content, layout))
+    text = _parsed(file, places["embed"], read_embedding)
+    _parsed(file, places["prompt"], read_prompt)
+    if "anchor" in places:
+        anchor = _parsed(file, places["anchor"], lambda content: read_latent(content, layout))
+        _require_equal_shapes(places["anchor"], anchor, latents)
+    return latents, text
+
+
+def _parsed(file: BinaryIO, place: Place, parse: Callable[[bytes], _Parsed]) -> _Parsed:
     file.seek(place.offset)
     try:
         return parse(file.read(place.size))
@@ -150,41 +167,41 @@ def _require_equal_shapes(place: Place, anchor: Tensor, latents: Tensor) -> None
         )
 
 
-# ---- The manifest of surveyed shards, the index for random access, and their figures -----------
+# ---- The manifest of scanned shards, and the index for random access -----------------------------
 
 
 def write_manifest(
     folder: Path,
-    found: Survey,
+    scan: Scan,
     *,
     codec: str,
-    layout: str,
-    shares: tuple[float, float],
+    layout: Layout,
+    fractions: tuple[float, float],
     checksums: Literal["none", "first", "all"],
 ) -> dict[str, Any]:
-    """Write manifest.json and index.npz, and give the figures of the data set.
+    """Write manifest.json and index.npz, and give the metrics of the data set.
 
     Shards in or below ``folder`` are named relative to it, others by their absolute path.
 
     Args:
         folder: where to write.
-        found: the shards, with at least one clip.
-        codec: what the latents were made by.
+        scan: the shards, with at least one clip.
+        codec: what the latents were encoded by.
         layout: axes of a stored latent.
-        shares: of validation and test clips.
+        fractions: of validation and test clips.
         checksums: the shards that get a SHA-256.
 
     Raises:
         ValueError: a split is empty.
     """
-    hashed = {"none": 0, "first": 1, "all": len(found.shards)}[checksums]
+    hashed = {"none": 0, "first": 1, "all": len(scan.shards)}[checksums]
     manifest = {
         "codec": codec,
         "layout": layout,
-        "dtype": found.form.dtype,
-        "latent_shape": found.form.latent_shape,
-        "text_shape": found.form.text_shape,
-        "clips_read": len(found.forms),
+        "dtype": scan.format.dtype,
+        "latent_shape": scan.format.latent_shape,
+        "text_shape": scan.format.text_shape,
+        "clips_read": len(scan.formats),
         "shards": [
             {
                 "path": _name(shard.path, folder),
@@ -192,54 +209,56 @@ def write_manifest(
                 "clips": len(shard.clips),
                 "sha256": _sha256(shard.path) if number < hashed else None,
             }
-            for number, shard in enumerate(found.shards)
+            for number, shard in enumerate(scan.shards)
         ],
-        "faults": [fault._asdict() for fault in found.faults],
+        "faults": [fault._asdict() for fault in scan.faults],
     }
-    splits = _write_index(folder / INDEX, found, shares)
+    splits = _write_index(folder / INDEX, scan, fractions)
     text = json.dumps(manifest, indent=1, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    return _figures(found, splits)
+    return _metrics(scan, splits)
 
 
-def _figures(found: Survey, splits: Mapping[str, int]) -> dict[str, Any]:
-    """The clips by count, and as many as there were if each shard held what the first does."""
-    channels, frames, height, width = found.form.latent_shape
-    rows, dim = found.form.text_shape
+def _metrics(scan: Scan, splits: Mapping[str, int]) -> dict[str, Any]:
+    """The clips by count, and as many as there were if every shard had as many as the first."""
+    channels, frames, height, width = scan.format.latent_shape
+    rows, dim = scan.format.text_shape
     return {
         "clips": sum(splits.values()),
-        "clips_estimated": found.shards[0].latents * len(found.shards),
-        "clips_read": len(found.forms),
+        "clips_estimated": scan.shards[0].latents * len(scan.shards),
+        "clips_read": len(scan.formats),
         **splits,
-        "shards": len(found.shards),
-        "bytes": sum(shard.size for shard in found.shards),
-        "faults": len(found.faults),
-        "anchors": sum("anchor" in each for s in found.shards for each in s.clips.values()),
+        "shards": len(scan.shards),
+        "bytes": sum(shard.size for shard in scan.shards),
+        "faults": len(scan.faults),
+        "anchors": sum("anchor" in clip for s in scan.shards for clip in s.clips.values()),
         "channels": channels,
         "frames": frames,
         "height": height,
         "width": width,
         "text_rows": rows,
         "text_dim": dim,
-        "text_rows_used_mean": round(sum(found.lengths) / len(found.lengths), 3),
+        "text_rows_used_mean": round(sum(scan.lengths) / len(scan.lengths), 3),
     }
 
 
-def _write_index(path: Path, found: Survey, shares: tuple[float, float]) -> dict[str, int]:
+def _write_index(path: Path, scan: Scan, fractions: tuple[float, float]) -> dict[str, int]:
     """Write where each clip's members lie; how many clips each split has."""
-    clips = [(n, key, each) for n, s in enumerate(found.shards) for key, each in s.clips.items()]
+    clips = [(n, key, clip) for n, s in enumerate(scan.shards) for key, clip in s.clips.items()]
     nowhere = Place(0, 0, "")
-    places = [[each.get(kind, nowhere) for kind in KINDS] for _, _, each in clips]
-    splits = [split_of(key, *shares) for _, key, _ in clips]
+    places = [[clip.get(kind, nowhere) for kind in KINDS] for _, _, clip in clips]
+    splits = [split_of(key, *fractions) for _, key, _ in clips]
     counts = {split: splits.count(split) for split in SPLITS}
     if not all(counts.values()):
-        raise ValueError(f"clips.val_share and clips.test_share leave a split empty: {counts}")
+        raise ValueError(
+            f"clips.val_fraction and clips.test_fraction leave a split empty: {counts}"
+        )
     np.savez(
         path,
         keys=np.array([key for _, key, _ in clips]),
         shards=np.array([shard for shard, _, _ in clips], np.int32),
-        offsets=np.array([[each.offset for each in row] for row in places], np.int64),
-        sizes=np.array([[each.size for each in row] for row in places], np.int64),
+        offsets=np.array([[place.offset for place in row] for row in places], np.int64),
+        sizes=np.array([[place.size for place in row] for row in places], np.int64),
         splits=np.array([SPLITS.index(split) for split in splits], np.uint8),
     )
     return counts

@@ -1,1 +1,1 @@
-"""Random access to clips in tar shards."""
+"""Tar shards of clips and random access to them."""

@@ -13,11 +13,11 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def raw(latents: torch.Tensor) -> torch.Tensor:
-    scale, shift = (torch.tensor(each).view(-1, 1, 1, 1).to(latents) for each in (STD, MEAN))
+    scale, shift = (torch.tensor(values).view(-1, 1, 1, 1).to(latents) for values in (STD, MEAN))
     return latents * scale + shift
 
 
-def test_geometry_is_the_wan_vae_s() -> None:
+def test_geometry_is_that_of_the_wan_vae() -> None:
     assert encode(torch.rand(2, 3, 81, 48, 64)).shape == (2, 16, 21, 6, 8)
     assert encode(torch.rand(1, 3, 5, 8, 8)).shape == (1, 16, 2, 1, 1)
     assert decode(torch.rand(2, 16, 21, 6, 8)).shape == (2, 3, 81, 48, 64)
@@ -31,7 +31,7 @@ def test_sizes_that_do_not_divide(shape: tuple[int, ...]) -> None:
         encode(torch.zeros(1, 3, *shape))
 
 
-def test_a_block_s_latents_are_coefficients_of_its_cosine_transform() -> None:
+def test_latents_of_a_block_are_coefficients_of_its_cosine_transform() -> None:
     video = noise(1, 3, 9, 16, 16)
     latents = raw(encode(video))
     block = video[0, :, 5:9, 8:16, :8].numpy()
@@ -48,26 +48,26 @@ def test_rows_are_orthonormal() -> None:
     for frame, weight in ((0, 2.0), (1, 1.0)):
         units = torch.zeros(CHANNELS, CHANNELS, 2, 1, 1)
         units[range(CHANNELS), range(CHANNELS), frame] = weight
-        shift, scale = (torch.tensor(each).view(-1, 1, 1, 1) for each in (MEAN, STD))
+        shift, scale = (torch.tensor(values).view(-1, 1, 1, 1) for values in (MEAN, STD))
         videos = decode((units - shift) / scale).flatten(1)
         torch.testing.assert_close(videos @ videos.T, torch.eye(CHANNELS), atol=1e-5, rtol=0)
 
 
-def test_encoding_what_was_decoded_gives_the_latents_back() -> None:
+def test_encoding_a_decoded_clip_gives_its_latents_back() -> None:
     latents = noise(2, 16, 4, 3, 2)
     torch.testing.assert_close(encode(decode(latents)), latents, atol=1e-6, rtol=0)
 
 
-def test_what_is_lost_is_orthogonal_to_what_is_kept() -> None:
+def test_the_residual_is_orthogonal_to_the_reconstruction() -> None:
     video, other = noise(1, 3, 5, 8, 8), noise(1, 3, 5, 8, 8, seed=1)
-    lost = video - decode(encode(video))
-    kept = decode(encode(other)) - decode(encode(torch.zeros_like(video)))
+    residual = video - decode(encode(video))
+    reconstruction = decode(encode(other)) - decode(encode(torch.zeros_like(video)))
     for frames in (slice(0, 1), slice(1, 5)):
-        assert abs((lost[:, :, frames] * kept[:, :, frames]).sum()) < 1e-5
-        assert lost[:, :, frames].square().sum() > 10
+        assert abs((residual[:, :, frames] * reconstruction[:, :, frames]).sum()) < 1e-5
+        assert residual[:, :, frames].square().sum() > 10
 
 
-def test_blocks_are_causal_and_apart() -> None:
+def test_blocks_are_causal_and_independent() -> None:
     video = noise(1, 3, 9, 16, 16)
     changed = video.clone()
     changed[:, :, 5:, 8:] += 1

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from braid.clips.preparation.scan import Form, find_shards, survey_shards
+from braid.clips.preparation.scan import Format, find_shards, scan_shards
 from tests.clips.shard_files import SHAPE, TEXT, latent, members, saved, write_clips, write_tar
 
-FORM = Form(SHAPE, TEXT, "bfloat16")
+FORMAT = Format(SHAPE, TEXT, "bfloat16")
 LATENT, EMBED, PROMPT = members(2)
 
 
@@ -26,10 +26,10 @@ class Planted:
         return os.system, (f"touch {self.mark}",)
 
 
-def with_nan(value: float) -> torch.Tensor:
-    spoilt = latent(2)
-    spoilt[3, 1, 0, 2] = value
-    return spoilt
+def with_value(value: float) -> torch.Tensor:
+    values = latent(2)
+    values[3, 1, 0, 2] = value
+    return values
 
 
 def deflated(value: torch.Tensor) -> bytes:
@@ -45,7 +45,7 @@ def deflated(value: torch.Tensor) -> bytes:
     return out.getvalue()
 
 
-SPOILT = [
+DAMAGED = [
     ({LATENT: b"not a tensor"}, f"{LATENT} is no tensor file"),
     ({LATENT: saved(latent(2))[:-300]}, f"{LATENT} is no tensor file"),
     ({LATENT: b""}, f"{LATENT} is no tensor file"),
@@ -55,8 +55,8 @@ SPOILT = [
     ({LATENT: saved(latent(2).float().to_sparse())}, f"{LATENT} "),
     ({LATENT: saved(torch.zeros(1).expand(16, 3, 60, 104))}, f"{LATENT} holds 1"),
     ({LATENT: deflated(torch.zeros(16, 3, 200, 400))}, f"{LATENT} "),
-    ({LATENT: saved(with_nan(torch.nan))}, f"{LATENT} holds NaN or infinite values"),
-    ({LATENT: saved(with_nan(torch.inf))}, f"{LATENT} holds NaN or infinite values"),
+    ({LATENT: saved(with_value(torch.nan))}, f"{LATENT} holds NaN or infinite values"),
+    ({LATENT: saved(with_value(torch.inf))}, f"{LATENT} holds NaN or infinite values"),
     ({LATENT: saved(latent(2)[:, 0])}, f"{LATENT} latents [16, 2, 4] have 3 axes, expected 4"),
     ({LATENT: saved(latent(2).expand(2, *SHAPE).clone())}, "have 5 axes, expected 4"),
     ({LATENT: saved(latent(2)[:8].clone())}, "have 8 channels, expected 16"),
@@ -71,17 +71,17 @@ SPOILT = [
 ]
 
 
-@pytest.mark.parametrize(("spoilt", "reason"), SPOILT)
-def test_a_spoilt_clip_is_listed_and_left_out(
-    tmp_path: Path, spoilt: dict[str, bytes], reason: str
+@pytest.mark.parametrize(("damaged", "reason"), DAMAGED)
+def test_a_damaged_clip_is_listed_and_left_out(
+    tmp_path: Path, damaged: dict[str, bytes], reason: str
 ) -> None:
-    content = {**members(1), **members(2), **spoilt, **members(3), **members(4)}
-    found = survey_shards([write_tar(tmp_path / "a.tar", content)], "cthw", "all")
-    (fault,) = found.faults
+    content = {**members(1), **members(2), **damaged, **members(3), **members(4)}
+    scan = scan_shards([write_tar(tmp_path / "a.tar", content)], "cthw", "all")
+    (fault,) = scan.faults
     assert (fault.shard, fault.member) == ("a.tar", "000000002")
     assert reason in fault.reason
-    assert list(found.shards[0].clips) == ["000000001", "000000003", "000000004"]
-    assert found.form == FORM
+    assert list(scan.shards[0].clips) == ["000000001", "000000003", "000000004"]
+    assert scan.format == FORMAT
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -90,9 +90,9 @@ def test_a_planted_program_does_not_run(tmp_path: Path, framing: object) -> None
     assert callable(framing)
     mark = tmp_path / "mark"
     content = {**members(1), **members(2), LATENT: framing(Planted(mark))}
-    found = survey_shards([write_tar(tmp_path / "a.tar", content)], "cthw", "all")
+    scan = scan_shards([write_tar(tmp_path / "a.tar", content)], "cthw", "all")
     assert not mark.exists()
-    assert f"{LATENT} is no tensor file" in str(found.faults[0])
+    assert f"{LATENT} is no tensor file" in str(scan.faults[0])
     pickle.loads(pickle.dumps(Planted(mark)))  # it would have worked
     assert mark.exists()
 
@@ -103,55 +103,55 @@ def test_a_leading_batch_axis_and_both_layouts(tmp_path: Path) -> None:
         for batch in (False, True):
             values = stored[layout][None] if batch else stored[layout]
             text = torch.ones(TEXT)[None] if batch else torch.ones(TEXT)
-            spoilt = {LATENT: saved(values.clone()), EMBED: saved(text)}
-            path = write_tar(tmp_path / "a.tar", {**members(2), **spoilt})
-            found = survey_shards([path], layout, "all")  # type: ignore[arg-type]
-            assert not found.faults
-            assert found.form == FORM
+            damaged = {LATENT: saved(values.clone()), EMBED: saved(text)}
+            path = write_tar(tmp_path / "a.tar", {**members(2), **damaged})
+            scan = scan_shards([path], layout, "all")  # type: ignore[arg-type]
+            assert not scan.faults
+            assert scan.format == FORMAT
 
 
 def test_the_layout_is_not_guessed(tmp_path: Path) -> None:
     path = write_clips(tmp_path / "a.tar", [1])
     with pytest.raises(ValueError, match=r"read as tchw have 3 channels, expected 16"):
-        survey_shards([path], "tchw", "all")
+        scan_shards([path], "tchw", "all")
 
 
 def test_a_key_belongs_to_the_first_shard_that_has_it(tmp_path: Path) -> None:
     paths = [write_clips(tmp_path / "a.tar", [1, 2]), write_clips(tmp_path / "b.tar", [2, 3])]
-    found = survey_shards(paths, "cthw", "all")
-    assert [list(shard.clips) for shard in found.shards] == [
+    scan = scan_shards(paths, "cthw", "all")
+    assert [list(shard.clips) for shard in scan.shards] == [
         ["000000001", "000000002"],
         ["000000003"],
     ]
-    assert [str(each) for each in found.faults] == [
+    assert [str(fault) for fault in scan.faults] == [
         "b.tar: 000000002: duplicate key, an earlier shard has it"
     ]
 
 
-def test_a_first_clip_of_another_form_does_not_decide(tmp_path: Path) -> None:
+def test_a_first_clip_of_another_format_does_not_decide(tmp_path: Path) -> None:
     content = {**members(2), LATENT: saved(latent(2)[:, :2].clone()), **members(3), **members(4)}
-    found = survey_shards([write_tar(tmp_path / "a.tar", content)], "cthw", "all")
-    assert found.form == FORM
-    assert len(found.faults) == 1
+    scan = scan_shards([write_tar(tmp_path / "a.tar", content)], "cthw", "all")
+    assert scan.format == FORMAT
+    assert len(scan.faults) == 1
 
 
 def test_what_is_verified(tmp_path: Path) -> None:
-    spoilt = {LATENT: saved(with_nan(torch.nan))}
+    damaged = {LATENT: saved(with_value(torch.nan))}
     paths = [
         write_tar(tmp_path / "a.tar", {"000000009.latent.pt": b""}),
         write_clips(tmp_path / "b.tar", [1]),
-        write_tar(tmp_path / "c.tar", {**members(2), **spoilt}),
+        write_tar(tmp_path / "c.tar", {**members(2), **damaged}),
     ]
-    every, first = (survey_shards(paths, "cthw", each) for each in ("all", "first"))
+    every, first = (scan_shards(paths, "cthw", verify) for verify in ("all", "first"))
     assert len(every.faults) == 2  # of the first and the last shard
     assert len(first.faults) == 1
-    assert list(every.forms) == list(first.forms) == ["000000001"]
+    assert list(every.formats) == list(first.formats) == ["000000001"]
     assert list(first.shards[2].clips) == ["000000002"]
 
 
 def test_texts_are_measured_without_their_padding(tmp_path: Path) -> None:
-    found = survey_shards([write_clips(tmp_path / "a.tar", range(5))], "cthw", "all")
-    assert found.lengths == [1, 2, 3, 4, 5]
+    scan = scan_shards([write_clips(tmp_path / "a.tar", range(5))], "cthw", "all")
+    assert scan.lengths == [1, 2, 3, 4, 5]
 
 
 def test_no_clip_at_all(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_no_clip_at_all(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"no clip can be read; the first fault: a\.tar: 000000002"
     ):
-        survey_shards([path], "cthw", "first")
+        scan_shards([path], "cthw", "first")
 
 
 def test_shards_are_plain_files_in_order(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_shards_are_plain_files_in_order(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "d.tar").mkdir()
     elsewhere = tmp_path / "elsewhere"
-    assert [each.name for each in find_shards(f"{tmp_path}/*.tar", elsewhere)] == ["a.tar", "b.tar"]
+    assert [path.name for path in find_shards(f"{tmp_path}/*.tar", elsewhere)] == ["a.tar", "b.tar"]
     for source in (f"{tmp_path}/e-*.tar", "pipe:cat a.tar", "https://example.org/a.tar"):
         with pytest.raises(ValueError, match=r"clips\.source: .*: no such file"):
             find_shards(source, elsewhere)

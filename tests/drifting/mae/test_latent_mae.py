@@ -73,11 +73,11 @@ def test_the_decoder_uses_every_stage(stage):
     assert not torch.allclose(mae.decode(changed), mae.decode(maps), atol=1e-3)
 
 
-def test_the_first_prediction_is_the_mean_of_normalised_latents():
+def test_the_first_prediction_is_the_mean_of_normalized_latents():
     assert not small()(clips(2, 3, 3, 4, 4)).any()
 
 
-def test_a_frame_is_seen_by_its_neighbours_and_a_place_by_those_around():
+def test_a_frame_reaches_its_neighbors_and_a_place_those_around():
     mae = small(blocks=(1,))
     nn.init.normal_(mae.stages[0][0].norm2.weight)
     values = clips(1, 3, 9, 9, 9).requires_grad_()
