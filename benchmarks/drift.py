@@ -4,8 +4,9 @@
 
 8 classes, 125 vectors (63 of 256 and 62 of 512 dimensions) in 13 groups, 3 temperatures, 16
 unconditional samples; one process, on one CPU thread and then on two, both ways alike. The loop is
-`drift_reference`: class by class and vector by vector, one distance matrix for all temperatures,
-the same shared scales. Runs of the two are interleaved and the fastest of each by the wall counts.
+`braid.drifting.loss.reference`: class by class and vector by vector, one distance matrix for all
+temperatures, the same shared scales. Runs of the two are interleaved and the fastest of each by the
+wall counts.
 
 Expected, on a machine that does nothing else:
 
@@ -26,11 +27,20 @@ import time
 import torch
 from torch import Tensor
 
+from braid.drifting.config import DriftLossConfig
 from braid.drifting.loss import reference as drift_reference
 from braid.drifting.loss.drift import DriftLoss, Samples
 
 CLASSES, UNCONDITIONAL = 8, 16
-TEMPERATURES = (0.02, 0.05, 0.2)
+CONFIG = DriftLossConfig(
+    temperatures=(0.02, 0.05, 0.2),
+    attraction=1.0,
+    floor=1e-6,
+    self_mask=100.0,
+    weighting="affinity",
+    reduction="mean",
+    scale_scope="batch",
+)
 GROUPS = {256: (16, 16, 16, 4, 4, 4, 3), 512: (16, 16, 16, 6, 4, 4)}  # locations
 _REPEATS = 7
 
@@ -51,15 +61,17 @@ def draw(generated: int, positives: int) -> dict[str, Samples]:
 
 def batched(groups: dict[str, Samples], weight: Tensor) -> list[Tensor]:
     """Gradients by the loss that trains."""
-    loss = DriftLoss(temperatures=TEMPERATURES)(groups, weight).loss
-    return list(torch.autograd.grad(loss, [each.generated for each in groups.values()]))
+    loss = DriftLoss(CONFIG)(groups, weight).loss
+    return list(torch.autograd.grad(loss, [group.generated for group in groups.values()]))
 
 
 def looped(groups: dict[str, Samples], weight: Tensor) -> list[Tensor]:
     """Gradients by the reference."""
-    losses = [drift_reference.drift_loss(each, weight, TEMPERATURES) for each in groups.values()]
+    losses = [drift_reference.drift_loss(group, weight, CONFIG) for group in groups.values()]
     return list(
-        torch.autograd.grad(torch.stack(losses).sum(), [each.generated for each in groups.values()])
+        torch.autograd.grad(
+            torch.stack(losses).sum(), [group.generated for group in groups.values()]
+        )
     )
 
 
@@ -71,9 +83,9 @@ def compare(generated: int, positives: int) -> str:
     for _ in range(_REPEATS):
         for name, way in ways.items():
             start = time.perf_counter()
-            found = way(groups, weight)
+            result = way(groups, weight)
             best[name] = min(best[name], time.perf_counter() - start)
-            gradients[name] = torch.cat([each.flatten() for each in found])
+            gradients[name] = torch.cat([gradient.flatten() for gradient in result])
     error = (gradients["batched"] - gradients["looped"]).norm() / gradients["looped"].norm()
     times = "  ".join(f"{name} {1e3 * seconds:6.1f} ms" for name, seconds in best.items())
     ratio = best["looped"] / best["batched"]

@@ -11,7 +11,7 @@ interleaved and the fastest of each counts.
 
 Expected: a ratio of 25 to 35 at 4 x 4, where calls cost more than arithmetic; of 1.3 to 2.6 at
 8 x 8 and more, where both must do the same products on one thread. Iterating costs 3 to 10 times
-the factorisation at 4 x 4 and with many channels, and 1 to 2 times at 16 x 16 with 16.
+the factorization at 4 x 4 and with many channels, and 1 to 2 times at 16 x 16 with 16.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import time
 import torch
 from torch import Tensor
 
+from braid.drifting.config import HarmonicConfig
 from braid.drifting.interpolation import harmonic as module
 from braid.drifting.interpolation.harmonic import DENSE, Laplacian, harmonic, inverse_distance
 
 BATCH = 64
 GRIDS = {"digits": (4, 4), "latents of 64": (4, 16), "RGB of 64": (8, 192), "latents": (16, 16)}
-SETTINGS = {"sigma_feature": 1.0, "sigma_space": 0.5}
-LAMBDA = 1e-3
+CONFIG = HarmonicConfig(sigma_feature=1.0, sigma_space=0.5, lambda_reg=1e-3)
 _REPEATS = 5
 
 Problem = tuple[Tensor, Tensor, Tensor]
@@ -43,16 +43,16 @@ def draw(side: int, channels: int) -> Problem:
     return values, known, inverse_distance(values, known)
 
 
-def factorised(values: Tensor, known: Tensor, start: Tensor) -> Tensor:
-    """The systems of all images, factorised at once."""
-    return harmonic(values, known, start, **SETTINGS, lambda_reg=LAMBDA)
+def factorized(values: Tensor, known: Tensor, start: Tensor) -> Tensor:
+    """The systems of all images, factorized at once."""
+    return harmonic(values, known, start, CONFIG)
 
 
 def iterated(values: Tensor, known: Tensor, start: Tensor) -> Tensor:
     """Conjugate gradients on all images and channels at once."""
     module.DENSE = 0
     try:
-        return factorised(values, known, start)
+        return factorized(values, known, start)
     finally:
         module.DENSE = DENSE
 
@@ -60,28 +60,28 @@ def iterated(values: Tensor, known: Tensor, start: Tensor) -> Tensor:
 def image_by_image(values: Tensor, known: Tensor, start: Tensor) -> Tensor:
     """A dense system of the unknown nodes alone for each image."""
     first = torch.where(known[:, None], values, start)
-    found = first.flatten(2).clone()
+    solved = first.flatten(2).clone()
     for index in range(len(values)):
-        laplacian = Laplacian(first[index : index + 1], **SETTINGS).matrix()[0]
+        laplacian = Laplacian(first[index : index + 1], CONFIG).matrix()[0]
         free = ~known[index].flatten()
-        system = laplacian[free][:, free] + LAMBDA * torch.eye(int(free.sum()))
+        system = laplacian[free][:, free] + CONFIG.lambda_reg * torch.eye(int(free.sum()))
         right = -(laplacian[free] @ first[index].flatten(1).T)
-        found[index][:, free] += torch.linalg.solve(system, right).T
-    return found.view_as(values)
+        solved[index][:, free] += torch.linalg.solve(system, right).T
+    return solved.view_as(values)
 
 
 def compare(name: str, problem: Problem) -> str:
     """One line of the table."""
-    ways = {"factorised": factorised, "iterated": iterated, "image by image": image_by_image}
-    best, found = dict.fromkeys(ways, math.inf), {}
+    ways = {"factorized": factorized, "iterated": iterated, "image by image": image_by_image}
+    best, results = dict.fromkeys(ways, math.inf), {}
     for _ in range(_REPEATS):
         for way, solve in ways.items():
             start = time.thread_time()
-            found[way] = solve(*problem)
+            results[way] = solve(*problem)
             best[way] = min(best[way], time.thread_time() - start)
-    error = (found["factorised"] - found["image by image"]).abs().max()
+    error = (results["factorized"] - results["image by image"]).abs().max()
     times = "  ".join(f"{way} {1e3 * seconds:6.1f} ms" for way, seconds in best.items())
-    ratio = best["image by image"] / best["factorised"]
+    ratio = best["image by image"] / best["factorized"]
     grid = "{2} x {3}, {1} channels".format(*problem[0].shape)
     return f"{name:13s} {grid:21s}  {times}  ratio {ratio:4.1f}  differ by {error:.0e}"
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.image_drift
 
-Fake 64x64 images, 8 classes of 4 generated and 8 positive samples, 3 temperatures, and 125 vectors
+Noise of 64x64 pixels, 8 classes of 4 generated and 8 positive samples, 3 temperatures, 125 vectors
 of a small network with a ResNet's four maps: mean and std of maps and of windows, rms. A step
 draws, corrupts, refines, encodes, drifts and updates the refiner; the two runs differ in the loss
 alone, `drift` against the loops of `drift_reference`. Their steps are interleaved and the fastest
@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -29,22 +30,19 @@ from braid.drifting.image.refiner import ImageRefiner
 from braid.drifting.loss import reference as drift_reference
 from braid.drifting.loss.drift import DriftLoss, DriftResult
 from braid.drifting.loss.samples import Samples
-from braid.drifting.training.objectives import Draws, DriftObjective
+from braid.drifting.training.objectives import DriftObjective
 from braid.drifting.video.features import ClipFeatures
+from braid.stage.params import load_params
 
 SHAPE, CLASSES, VECTORS = (3, 64, 64), 8, 125
-PATCH = 8  # pixels a side
-TEMPERATURES = (0.02, 0.05, 0.2)
-DRAWS = Draws(
-    classes=CLASSES,
-    generated=4,
-    positives=8,
-    negatives=0,
-    unconditional=8,
-    queue=8,
-    queue_unconditional=64,
-    alpha_max=4.0,
-    alpha_power=3.0,
+COMMITTED = load_params(Path(__file__).parents[1] / "params.yaml").image_drift
+CORRUPTION = COMMITTED.corruption.model_copy(update={"given": (32, 16, 0), "noise": 0.0})
+REFINER = COMMITTED.refiner.model_copy(update={"patch": 8, "style": 64, "spread": 1.0})
+BATCHES = COMMITTED.batches.model_copy(
+    update={
+        **{"classes": CLASSES, "generated": 4, "positives": 8, "unconditional": 8},
+        **{"bank": 8, "bank_unconditional": 64, "alpha_max": 4.0},
+    }
 )
 _REPEATS = 5
 
@@ -86,8 +84,8 @@ class LoopedLoss(DriftLoss):
     ) -> DriftResult:
         """The same loss, class by class and vector by vector."""
         losses = {
-            name: drift_reference.drift_loss(each, unconditional_weight, self.temperatures)
-            for name, each in groups.items()
+            name: drift_reference.drift_loss(samples, unconditional_weight, self.config)
+            for name, samples in groups.items()
         }
         return DriftResult(torch.stack(list(losses.values())).sum(), losses, {})
 
@@ -99,31 +97,19 @@ class Training:
         torch.manual_seed(0)
         draw = torch.Generator().manual_seed(0)
         images = 2 * torch.rand(64 * CLASSES, *SHAPE, generator=draw) - 1
-        corruption = KeypatchCorruption(SHAPE[1:], PATCH, known=(32, 16, 0))
-        levels = corruption.levels + 1
-        refiner = ImageRefiner(
-            SHAPE,
-            CLASSES,
-            levels,
-            patch=PATCH,
-            dim=32,
-            depth=1,
-            heads=2,
-            style=64,
-            spread=1.0,
-            keep_anchors_fixed=False,
-        )
+        corruption = KeypatchCorruption(SHAPE[1:], REFINER.patch, CORRUPTION)
+        refiner = ImageRefiner(SHAPE, CLASSES, corruption.levels + 1, REFINER)
         families = ("clip", "patch2", "patch4", "rms")
         network = SmallNetwork().to(device)
         features = ImageFeatures(ClipFeatures(network, families, locations=18))
-        if (found := features.vectors(SHAPE)) != VECTORS:
-            raise AssertionError(f"{found} vectors, expected {VECTORS}")
+        if (vectors := features.vectors(SHAPE)) != VECTORS:
+            raise AssertionError(f"{vectors} vectors, expected {VECTORS}")
         self.objective = DriftObjective(
             refiner.to(device),
             corruption,
             images.__getitem__,
             torch.arange(len(images)) % CLASSES,
-            DRAWS,
+            BATCHES,
             branches={"encoder": (1.0, features)},
             loss=loss,
             log_every=10**9,
@@ -142,15 +128,13 @@ class Training:
 
 def compare(device: torch.device) -> str:
     """The table."""
-    losses = {"batched": DriftLoss, "looped": LoopedLoss}
-    ways = {
-        name: Training(each(temperatures=TEMPERATURES), device) for name, each in losses.items()
-    }
-    best, found = dict.fromkeys(ways, math.inf), {}
-    for number in range(1, _REPEATS + 2):  # the first one fills the queues
-        for name, way in ways.items():
+    losses = {"batched": DriftLoss(COMMITTED.loss), "looped": LoopedLoss(COMMITTED.loss)}
+    trainings = {name: Training(loss, device) for name, loss in losses.items()}
+    best, last = dict.fromkeys(trainings, math.inf), {}
+    for number in range(1, _REPEATS + 2):  # the first one fills the memory banks
+        for name, training in trainings.items():
             start = time.perf_counter() if device.type != "cpu" else time.thread_time()
-            found[name] = way.step(number)
+            last[name] = training.step(number)
             seconds = time.perf_counter() if device.type != "cpu" else time.thread_time()
             if number > 1:
                 best[name] = min(best[name], seconds - start)
@@ -158,7 +142,7 @@ def compare(device: torch.device) -> str:
     ratio = best["looped"] / best["batched"]
     return (
         f"{device.type}: {VECTORS} vectors, a step  {times}  looped / batched {ratio:4.1f}  "
-        f"losses of the last step {found['batched']:.4f} {found['looped']:.4f}"
+        f"losses of the last step {last['batched']:.4f} {last['looped']:.4f}"
     )
 
 

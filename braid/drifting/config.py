@@ -11,49 +11,62 @@ from braid.training.config import OptimizerConfig
 
 
 class MaskingConfig(Config):
-    """What the masked autoencoder does not see of a clip."""
+    """What is hidden from the masked autoencoder."""
 
     mode: Literal["patch", "tube", "frame", "mixed"]
     patch_ratio: Annotated[float, Field(gt=0, lt=1)]
     tube_ratio: Annotated[float, Field(gt=0, lt=1)]
 
 
-class LatentMaeConfig(Config):
-    """The masked autoencoder whose features the drift is computed in."""
+class MaeConfig(Config):
+    """A masked autoencoder whose features the drift is computed in, of clips or of images."""
 
     width: Annotated[int, Field(gt=0, multiple_of=4)]  # channels of the first stage; then doubled
     blocks: tuple[Count, ...] = Field(strict=False, min_length=1)  # residual blocks a stage
     steps: Steps
-    batch: Count  # clips
-    head_weight: Fraction  # of the pseudo-class head against reconstruction; 0: no head
+    batch: Count  # clips or images
+    head_weight: Fraction  # of the (pseudo-)class head against reconstruction; 0: no head
     head_fraction: Fraction  # of the steps, at the end, that train the head
-    masking: MaskingConfig
     optimizer: OptimizerConfig
 
 
+class LatentMaeConfig(MaeConfig):
+    """The masked autoencoder of video latents."""
+
+    masking: MaskingConfig
+
+
 class DriftLossConfig(Config):
-    """The drifting loss."""
+    """The drifting loss; symbols as in braid/drifting/loss/drift.py."""
 
-    temperatures: tuple[Positive, ...] = Field(strict=False, min_length=1)
-    attraction: Positive  # 1: balanced; anything else breaks the equilibrium
-    floor: NonNegative  # of the affinities' product
-    self_mask: Positive  # in mean distances
-    weighting: Literal["affinity", "logit"]  # where unconditional negatives are weighted
-    reduction: Literal["mean", "sum"]  # over the locations of a group
-    scale_scope: Literal["batch", "class"]
+    temperatures: tuple[Positive, ...] = Field(strict=False, min_length=1)  # tau, mean distances
+    attraction: Positive  # times the positive force; anything but 1 is out of equilibrium
+    floor: NonNegative  # of the softmaxes' product; release 1e-6, paper and peers 0
+    self_mask: NonNegative  # m, in mean distances; release 100, paper 1e6 before S
+    weighting: Literal["affinity", "logit"]  # of unconditional negatives: release w A; log(w) in L
+    reduction: Literal["mean", "sum"]  # over the locations of a group: release mean, peers sum
+    scale_scope: Literal["batch", "class"]  # of S and lambda: release batch, some peers class
 
 
-class CorruptionConfig(Config):
+Interpolator = Literal["linear", "cubic", "inverse_distance", "harmonic", "sinkhorn"]
+
+
+class HarmonicConfig(Config):
+    """Harmonic interpolation: Laplace's equation on a grid whose edges hold values apart."""
+
+    sigma_feature: Positive  # units of the values; smaller: edges hold values apart
+    sigma_space: Positive  # grid steps; smaller: weaker ties, above all diagonal ones
+    lambda_reg: NonNegative  # pull towards the first guess
+
+
+class CorruptionConfig(HarmonicConfig):
     """Keyframes, interpolation and noise."""
 
     levels: Count  # beside level 0, which has every frame
     min_keyframes: Annotated[int, Field(ge=2)]  # at the coarsest level
     schedule: Literal["doubling", "linear", "geometric"]
     placement: Literal["even", "random"]  # of keyframes in training
-    interpolator: Literal["linear", "cubic", "inverse_distance", "harmonic", "sinkhorn"]
-    sigma_feature: Positive  # harmonic: latent units; smaller: edges hold values apart
-    sigma_space: Positive  # harmonic: grid steps; smaller: weaker ties, above all diagonal ones
-    lambda_reg: NonNegative  # harmonic: pull towards linear interpolation
+    interpolator: Interpolator
     sinkhorn_temperature: Positive  # of the cosines between tokens
     sinkhorn_reach: Positive  # cells; standard deviation of the prior on displacements
     dustbin: float  # sinkhorn: logit of no match; a perfect one has 1 / temperature
@@ -114,14 +127,14 @@ class RefinerTrainingConfig(Config):
 
     objective: Literal["drift", "paired"]
     steps: Steps
-    validate_every: Count  # steps between looks at the validation split
+    validate_every: Count  # steps between evaluations on the validation split
     compile: bool  # torch.compile the network: pays on long runs of one shape, needs a compiler
 
 
 class DriftEvaluationConfig(Config):
-    """How refined clips are judged."""
+    """How refined clips are evaluated."""
 
-    refiner: str  # of `drift.refiners`: the one that is judged
+    refiner: str  # of `drift.refiners`: the one that is evaluated
     paired: str  # of `drift.refiners`: the one that multi-step sampling runs
     components: Count  # of the PCA space
     alpha: Annotated[float, Field(ge=1)]  # guidance
@@ -152,28 +165,23 @@ class DriftConfig(Config):
     storyboards: dict[Name, StoryboardConfig]
 
 
-class ImageMaeConfig(Config):
-    """The masked autoencoder of images whose features the drift is computed in."""
+class ImageMaeConfig(MaeConfig):
+    """The masked autoencoder of images."""
 
-    width: Annotated[int, Field(gt=0, multiple_of=4)]
-    blocks: tuple[Count, ...] = Field(strict=False, min_length=1)
-    steps: Steps
-    batch: Count
-    head_weight: Fraction  # of the class head; 0: none
-    head_fraction: Fraction  # of the steps, at the end
     mask_ratio: Annotated[float, Field(gt=0, lt=1)]
-    optimizer: OptimizerConfig
+
+    @property
+    def masking(self) -> MaskingConfig:
+        """Patches alone: an image has no time to hide."""
+        return MaskingConfig(mode="patch", patch_ratio=self.mask_ratio, tube_ratio=self.mask_ratio)
 
 
-class KeypatchConfig(Config):
+class KeypatchConfig(HarmonicConfig):
     """Which patches of an image are given, and what the others start as."""
 
-    given: tuple[Whole, ...] = Field(strict=False, min_length=1)  # patches, level by level
+    given: tuple[Whole, ...] = Field(strict=False, min_length=1)  # how many, level by level
     interpolator: Literal["inverse_distance", "harmonic"]
-    sigma_feature: Positive
-    sigma_space: Positive
-    lambda_reg: NonNegative
-    noise: NonNegative  # standard deviation on interpolated patches; with none known it is 1
+    noise: NonNegative  # standard deviation on interpolated patches; with none given it is 1
 
 
 class ImageFeaturesConfig(Config):
@@ -183,10 +191,12 @@ class ImageFeaturesConfig(Config):
     resnet: str  # file of timm's weights
     resnet_name: str  # in timm: resnet18, resnet50.a1_in1k
     resnet_side: Whole  # pixels that images are resized to; 0: as they come
-    families: tuple[str, ...] = Field(strict=False)
-    locations: Count
-    encoder_weight: NonNegative  # 0: the encoder is not run
-    vanilla_weight: NonNegative
+    families: tuple[Literal["location", "clip", "patch2", "patch4", "rms"], ...] = Field(
+        strict=False, min_length=1
+    )
+    locations: Count  # vectors a group, at most
+    encoder_weight: NonNegative  # of the encoder's features; 0: it is not run
+    vanilla_weight: NonNegative  # of the images themselves
 
     @model_validator(mode="after")
     def _something_drifts(self) -> ImageFeaturesConfig:
@@ -204,23 +214,23 @@ class ImageRefinerConfig(Config):
     heads: Count
     style: Count  # width of what modulates the tokens
     spread: Positive  # of untrained output; too little ends in one image a class
-    keep_anchors_fixed: bool  # known patches are kept bit for bit
-    compile: bool
+    keep_anchors_fixed: bool  # given patches are kept bit for bit
 
 
 class ImageTrainingConfig(Config):
-    """How long the image refiner is trained, and how often it is looked at."""
+    """How the image refiner is trained."""
 
     steps: Steps
-    validate_every: Count
-    validation_images: Count  # looked at, at most
+    validate_every: Count  # steps
+    validation_images: Count  # at most
+    compile: bool  # torch.compile the network: pays on long runs of one shape, needs a compiler
 
 
 class ImageEvaluationConfig(Config):
-    """How refined and generated images are judged."""
+    """How refined and generated images are evaluated."""
 
     train_images: Count  # at most: what the classifier learns from, where copies are sought
-    test_images: Count  # at most, as many are made
+    test_images: Count  # at most; as many are refined and generated
     components: Count  # of the PCA space
     neighbors: Count  # of precision, recall, density and coverage
     alpha: Annotated[float, Field(ge=1)]  # guidance; 1: none

@@ -1,4 +1,4 @@
-"""The params models of images (`images` in params.yaml): units, ranges, meaning."""
+"""The params model of images (`images` in params.yaml): units, ranges, meaning."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from braid.common.config import (
-    BUILT_IN,
-    NONE,
-    Config,
-    Count,
-    Whole,
-)
+from braid.common.config import BUILT_IN, NONE, Config, Count, Whole
+
+NOISE = "noise"  # a source: noise of any size, to time with
 
 
 class ImagesConfig(Config):
@@ -38,6 +34,11 @@ class ImagesConfig(Config):
         if self.input_space == "latent":
             if self.size % 8:
                 raise ValueError(f"size is {self.size}, expected a multiple of 8 for latents")
-            if self.sd_vae == NONE and self.source != "noise":
+            if self.sd_vae == NONE and self.source != NOISE:
                 raise ValueError("input_space latent needs sd_vae, a folder of AutoencoderKL")
         return self
+
+    @property
+    def encodes(self) -> bool:
+        """Whether a folder's images are encoded to latents."""
+        return self.input_space == "latent" and self.source != NOISE

@@ -1,19 +1,25 @@
-"""How far two sets of samples are apart, in a feature space that no training has seen.
+"""How far two sets of samples are apart, in a feature space that no training uses.
 
     frechet_distance   Heusel et al. 2017, equation 6: of two Gaussians fitted to the sets
     energy_distance    Szekely and Rizzo 2013: zero only where the distributions are equal
     manifold           precision and recall (Kynkaanniemi et al. 2019), density and coverage
-                       (Naeem et al. 2020): balls around samples that reach their k-th neighbour
+                       (Naeem et al. 2020): balls around samples that reach their k-th neighbor
+    variance_ratio     variance within classes over that of real samples: 0 means one a class
 
-All in float64 on the CPU. A Frechet distance falls with the number of samples: compare only sets of
-one size, and quote what real samples score against other real samples beside it.
+The first three are in float64 on the CPU. A Frechet distance falls with the number of samples:
+compare only sets of one size, and quote what real samples score against others beside it.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
+from torch import Tensor
+
+RECALL = 0.1  # less is collapsed
+VARIANCE = (0.4, 1.3)  # ratio of within-class variances that is neither collapsed nor scattered
 
 Points = NDArray[np.float64]
 
@@ -41,34 +47,51 @@ def _mean_pair_distance(points: Points) -> float:
     return float(cdist(points, points).sum() / (count * (count - 1)))
 
 
-def manifold(real: Points, generated: Points, neighbours: int) -> dict[str, float]:
+def manifold(real: Points, generated: Points, neighbors: int) -> dict[str, float]:
     """`precision`, `recall`, `density` and `coverage` of generated samples.
 
     Raises:
-        ValueError: a set has no more samples than `neighbours`.
+        ValueError: a set has no more samples than `neighbors`.
     """
     for name, points in (("real", real), ("generated", generated)):
-        if len(points) <= neighbours:
-            raise ValueError(f"{len(points)} {name} samples, expected more than {neighbours}")
+        if len(points) <= neighbors:
+            raise ValueError(f"{len(points)} {name} samples, expected more than {neighbors}")
     between = cdist(real, generated)
-    real_radius = _radius(real, neighbours)[:, None]
-    generated_radius = _radius(generated, neighbours)[None]
+    real_radius = _radius(real, neighbors)[:, None]
+    generated_radius = _radius(generated, neighbors)[None]
     inside = between <= real_radius
     return {
         "precision": float(inside.any(axis=0).mean()),
         "recall": float((between <= generated_radius).any(axis=1).mean()),
-        "density": float(inside.sum(axis=0).mean() / neighbours),
+        "density": float(inside.sum(axis=0).mean() / neighbors),
         "coverage": float(inside.any(axis=1).mean()),
     }
 
 
-def covered(real: Points, generated: Points, neighbours: int) -> NDArray[np.bool_]:
-    """Which real samples have a generated one within the reach of their k-th real neighbour."""
-    within = cdist(real, generated) <= _radius(real, neighbours)[:, None]
+def covered(real: Points, generated: Points, neighbors: int) -> NDArray[np.bool_]:
+    """Which real samples have a generated one within the reach of their k-th real neighbor."""
+    within = cdist(real, generated) <= _radius(real, neighbors)[:, None]
     return np.any(within, axis=1)
 
 
-def _radius(points: Points, neighbours: int) -> Points:
+def _radius(points: Points, neighbors: int) -> Points:
     distances = cdist(points, points)
-    radius: Points = np.partition(distances, neighbours, axis=1)[:, neighbours]
+    radius: Points = np.partition(distances, neighbors, axis=1)[:, neighbors]
     return radius
+
+
+def variance_ratio(
+    generated: Tensor,  # [n, C, H, W]
+    real: Tensor,  # [n, C, H, W]
+    classes: Tensor,  # [n]
+) -> float:
+    """Variance within classes, of generated images over that of real ones."""
+    return float(_variance_within(generated, classes) / _variance_within(real, classes))
+
+
+def _variance_within(images: Tensor, classes: Tensor) -> Tensor:
+    """Mean squared distance to the mean of the class."""
+    flat = images.flatten(1)
+    sums = torch.zeros(int(classes.max()) + 1, flat.shape[1]).index_add_(0, classes, flat)
+    counts = torch.bincount(classes).clamp(min=1)[:, None]
+    return (flat - (sums / counts)[classes]).square().mean()

@@ -1,8 +1,8 @@
-"""Fixed feature spaces to judge clips in; no training sees them.
+"""Fixed feature spaces to evaluate clips in, which no training uses.
 
 `RandomConvolutions` is a network with random weights of a fixed seed: as a feature extractor for
 Frechet distances it ranks generators much as trained ones do (Naeem et al. 2020, section 5.2), and
-it takes latents of any size. `PcaSpace` is linear and sees the whole clip at once.
+it takes latents of any size. `PcaSpace` is linear and of the whole clip at once.
 """
 
 from __future__ import annotations

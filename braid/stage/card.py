@@ -76,7 +76,7 @@ def write_card(
         "Data": data,
         "Model and loss": {**model, **_flat(stage.settings())},
         "Runtime": {**_hardware(device), **stage.usage()},
-        "Results": {"curves": ", ".join(curves) or None, **results},
+        "Results": {"curves": ", ".join(curves) or None, **_flat(results)},
     }
     lines = [
         f"# {stage.address}",

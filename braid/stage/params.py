@@ -135,6 +135,7 @@ RENAMED = {
     "image_batches.queue": "image_drift.batches.bank",
     "image_batches.queue_unconditional": "image_drift.batches.bank_unconditional",
     "image_refiner": "image_drift.refiner",
+    "image_refiner.compile": "image_drift.training.compile",
     "image_refiner_optimisation": "image_drift.optimizer",
     "image_refiner_optimisation.optimizer": "image_drift.optimizer.name",
     "image_training": "image_drift.training",

@@ -1,11 +1,13 @@
 """A small group of samples for the tests of the drift."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from braid.drifting.loss.drift import DriftLoss, Samples
+from tests.drifting import configs
 
 TAUS = (0.02, 0.05, 0.2)
 WEIGHT = torch.tensor([0.0, 0.7, 2.0], dtype=torch.float64)
@@ -13,6 +15,11 @@ WEIGHT = torch.tensor([0.0, 0.7, 2.0], dtype=torch.float64)
 
 def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def drift_loss(**changes: Any) -> DriftLoss:
+    """The loss with its usual settings but for the changed ones."""
+    return DriftLoss(configs.loss(**changes))
 
 
 def example(seed: int = 0, locations: int = 4, dims: int = 16, **changes: Tensor | None) -> Samples:

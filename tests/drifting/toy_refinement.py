@@ -1,4 +1,4 @@
-"""A tiny world of clips in two classes, for the tests of training and judging refiners."""
+"""A tiny world of clips in two classes, for the tests of training and evaluating refiners."""
 
 from __future__ import annotations
 
@@ -8,23 +8,13 @@ import torch
 from torch import Tensor
 
 from braid.drifting.loss.drift import DriftLoss
-from braid.drifting.training.objectives import Draws, DriftObjective, PairedObjective, Refinement
+from braid.drifting.training.objectives import DriftObjective, PairedObjective, Refinement
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import vanilla
 from braid.drifting.video.refiner import Refiner
+from tests.drifting import configs
 
 FRAMES = 5
-DRAWS: dict[str, Any] = {
-    "classes": 2,
-    "generated": 4,
-    "positives": 6,
-    "negatives": 0,
-    "unconditional": 3,
-    "queue": 8,
-    "queue_unconditional": 12,
-    "alpha_max": 2.0,
-    "alpha_power": 1.0,
-}
 
 
 def toy_clips(count: int = 40) -> tuple[Tensor, Tensor]:
@@ -39,16 +29,16 @@ def toy_clips(count: int = 40) -> tuple[Tensor, Tensor]:
 
 
 def toy_corruption() -> Corruption:
-    return Corruption(FRAMES, levels=1, min_keyframes=2)
+    return Corruption(FRAMES, configs.corruption(levels=1, min_keyframes=2))
 
 
 def toy_refiner(clamp: bool = True) -> Refiner:
     torch.manual_seed(0)
-    return Refiner(2, 2, 2, patch=2, dim=24, depth=1, heads=2, clamp=clamp)
+    return Refiner(2, 2, 2, configs.refiner(clamp=clamp))
 
 
 def toy_objective(
-    kind: str, draws: dict[str, Any] | None = None, clamp: bool = True, attraction: float = 1.0
+    kind: str, clamp: bool = True, attraction: float = 1.0, **batches: Any
 ) -> Refinement:
     clips, labels = toy_clips()
     base = (
@@ -56,13 +46,13 @@ def toy_objective(
         toy_corruption(),
         lambda positions: clips[positions],
         labels,
-        Draws(**(DRAWS | (draws or {}))),
+        configs.batches(**batches),
     )
     if kind == "paired":
         return PairedObjective(*base)
     return DriftObjective(
         *base,
         branches={"vanilla": (1.0, vanilla(["tokens"]))},
-        loss=DriftLoss(attraction=attraction),
+        loss=DriftLoss(configs.loss(attraction=attraction)),
         log_every=10,
     )

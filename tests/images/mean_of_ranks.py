@@ -10,6 +10,6 @@ from braid.training.distributed import joined, launched, mean
 if __name__ == "__main__":
     process = launched()
     with joined(process, torch.device("cpu")):
-        found = mean(torch.tensor(process.rank + 1.0)).item()
-        said = f"rank {process.rank} of {process.world_size}: {found}"
-        (Path(sys.argv[1]) / str(process.rank)).write_text(said)
+        average = mean(torch.tensor(process.rank + 1.0)).item()
+        line = f"rank {process.rank} of {process.world_size}: {average}"
+        (Path(sys.argv[1]) / str(process.rank)).write_text(line)

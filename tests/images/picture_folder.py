@@ -1,4 +1,4 @@
-"""A small ImageFolder: squares whose colour depends on class and place."""
+"""A small ImageFolder: squares whose color depends on class and place."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def write_picture(path: Path, number: int = 0, size: tuple[int, int] = (12, 10))
     return path
 
 
-def write_folder(root: Path, each: int = 20) -> Path:
+def write_folder(root: Path, count: int = 20) -> Path:
     for label, name in enumerate(CLASSES):
-        for place in range(each):
+        for place in range(count):
             size = (8 + place % 5, 9 + place % 4)
             write_picture(root / name / f"{place:03d}.png", 100 * label + place, size)
     return root

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.linalg import sqrtm
 
-from braid.metrics.distances import covered, energy_distance, frechet_distance, manifold
+from braid.metrics.distances import (
+    covered,
+    energy_distance,
+    frechet_distance,
+    manifold,
+    variance_ratio,
+)
 
 RANDOM = np.random.default_rng(0)
 
@@ -58,3 +65,13 @@ def test_real_samples_are_precise_and_cover_and_a_collapsed_set_is_seen() -> Non
 def test_too_few_samples_are_refused() -> None:
     with pytest.raises(ValueError, match="3 real samples, expected more than 5"):
         manifold(np.zeros((3, 2)), np.zeros((9, 2)), 5)
+
+
+def test_variance_within_classes() -> None:
+    classes = torch.arange(200) % 2
+    noise = torch.randn(200, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = noise + 3 * classes[:, None, None, None]
+    assert variance_ratio(images, images, classes) == pytest.approx(1)
+    assert variance_ratio(0.5 * images + 3, images, classes) == pytest.approx(0.25)
+    one_each = images[:2][classes]
+    assert variance_ratio(one_each, images, classes) == pytest.approx(0, abs=1e-6)

@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 
 from braid.drifting.image.refiner import ImageRefiner
-from tests.stages.conftest import ROOT, fault, override, run
-from tests.tiny import TINY
+from tests.stages.conftest import ROOT, fault, run
+from tests.tiny import TINY, override
 
 CHAIN = ("prepare_images", "train_image_mae", "train_drift_image", "evaluate_drift_image")
-SECTIONS = [name for name in TINY if name.startswith("image_")]
-NO_WEIGHT = {"encoder_weight": 0, "vanilla_weight": 0}
-SHORT = {"image_mae": {"steps": 4}, "image_training": {"steps": 4}}
+SMALL = {
+    key: value
+    for key, value in TINY.items()
+    if key.startswith(("image_mae.", "image_drift.", "hardware.", "training."))
+}
+SHORT = {"image_mae.steps": 4, "image_drift.training.steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +31,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repo.mkdir()
     for name in ("braid", "stages"):  # copies of the repository share the code
         (repo / name).symlink_to(ROOT / name)
-    for name in ("params.yaml", "dvc.yaml"):
+    for name in ("params.yaml", "dvc.yaml", "none"):
         shutil.copy(ROOT / name, repo)
-    override(repo, **{name: TINY[name] for name in ("hardware", "cadence", *SECTIONS)})
-    override(repo, **SHORT)
+    override(repo, SMALL | SHORT)
     for stage in CHAIN:
         run(repo, stage)
     return repo
@@ -47,9 +49,14 @@ def metrics(repo: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def table(repo: Path, name: str) -> list[dict[str, str]]:
-    with (repo / f"plots/{name}.csv").open() as content:
+def table(repo: Path, path: str) -> list[dict[str, str]]:
+    with (repo / f"{path}.csv").open() as content:
         return list(csv.DictReader(content))
+
+
+def methods(repo: Path) -> dict[str, dict[str, str]]:
+    """The rows of the evaluation's table by method."""
+    return {row["method"]: row for row in table(repo, "metrics/tables/drift_image")}
 
 
 def results(repo: Path, *names: str) -> dict[str, bytes]:
@@ -59,32 +66,48 @@ def results(repo: Path, *names: str) -> dict[str, bytes]:
     return {str(path.relative_to(repo)): path.read_bytes() for path in paths}
 
 
-def test_every_level_and_every_method_is_judged(trained: Path) -> None:
-    levels = table(trained, "drift_image_levels")
-    assert [row["known"] for row in levels] == ["8", "4", "0"]
-    assert {row["known_error_clamped"] for row in levels[:2]} == {"0"}
-    assert all(float(row["known_error_unclamped"]) > 0 for row in levels[:2])
-    sweep = table(trained, "drift_image_alpha")
+def test_every_level_and_every_method_is_evaluated(trained: Path) -> None:
+    levels = table(trained, "plots/drift_image_levels")
+    assert [row["given"] for row in levels] == ["8", "4", "0"]
+    assert {row["given_error_clamped"] for row in levels[:2]} == {"0"}
+    assert all(float(row["given_error_unclamped"]) > 0 for row in levels[:2])
+    sweep = table(trained, "plots/drift_image_alpha")
     assert [(row["alpha"], row["trained"]) for row in sweep] == [("1", "1"), ("2", "1"), ("4", "0")]
+    assert {row["images"] for row in methods(trained).values()} == {"100"}
+    assert methods(trained)["refined"]["frechet"] == methods(trained)["unclamped"]["frechet"]
+    assert methods(trained)["clamped"]["frechet"] == levels[1]["frechet_clamped"]
     figures = metrics(trained, "drift_image")
-    assert figures["images"] == 100
-    assert figures["accuracy_real"] > 0.8
-    assert figures["frechet_refined"] == figures["frechet_unclamped"]
-    looked = table(trained, "drift_image/validation")
-    assert [row["step"] for row in looked] == ["4"]
-    assert {"frechet_0", "recall_4", "variance_ratio_8"} <= set(looked[0])
+    assert figures["accuracy"]["real"] > 0.8
+    for method, frechet in figures["frechet"].items():
+        assert f"{frechet:.7g}" == methods(trained)[method]["frechet"]
     pictures = {path.name for path in (trained / "plots/drift_image_evaluation").iterdir()}
     assert pictures == {"classes.png", "levels.png"}
+
+
+def test_validation_images_are_evaluated_at_every_level(trained: Path) -> None:
+    (row,) = table(trained, "plots/drift_image/validation")
+    assert row["step"] == "4"
+    assert {"frechet_0", "recall_4", "variance_ratio_8"} <= set(row)
+    rows = table(trained, "metrics/tables/drift_image_training")
+    assert [(row["given"], row["method"]) for row in rows] == [
+        (given, method) for given in "840" for method in ("interpolated", "refined")
+    ]
+    assert rows[-1]["frechet"] == row["frechet_0"]
+    assert rows[-1]["classes"] == "10"
+    figures = metrics(trained, "drift_image_training")
+    assert set(figures) == {"frechet", "recall", "decision"}
+    assert f"{figures['frechet']['generated']:.7g}" == row["frechet_0"]
 
 
 def test_trainings_leave_an_experiment_card(trained: Path) -> None:
     cards = trained / "metrics/runtime/cards"
     drift, mae = ((cards / f"{name}.md").read_text() for name in CHAIN[2:0:-1])
     for card in (drift, mae):
-        assert "| source | digits |" in card
+        assert "| source | built_in |" in card
         assert card.splitlines()[2].startswith(("**keep**: ", "**drop**: "))
     assert "| encoder | frozen |" in drift
-    assert "| image_features.encoder | latent_mae |" in drift
+    assert "| image_drift.features.encoder | latent_mae |" in drift
+    assert "| frechet.generated | " in drift
 
 
 @pytest.mark.parametrize(
@@ -102,110 +125,114 @@ def test_the_same_seed_gives_the_same_bytes(repo: Path, stage: str, outs: Sequen
 
 
 def test_encoders_that_do_not_count_are_not_run(repo: Path) -> None:
-    assert "encoder" in table(repo, "drift_image/train")[0]
+    curves = "plots/drift_image/train"
+    assert "encoder" in table(repo, curves)[0]
     (repo / "models/image_mae/model.safetensors").unlink()
     assert "models/image_mae: expected config.json" in fault(repo, "train_drift_image")
-    override(repo, image_features={"encoder_weight": 0})
+    override(repo, {"image_drift.features.encoder_weight": 0})
     run(repo, "train_drift_image")
-    assert not [name for name in table(repo, "drift_image/train")[0] if name.startswith("encoder")]
+    assert not [name for name in table(repo, curves)[0] if name.startswith("encoder")]
     card = (repo / "metrics/runtime/cards/train_drift_image.md").read_text()
     assert "| encoder | none |" in card
 
 
 TRAINING_CHANGES = [
-    ("image_corruption", {"known": [9, 4, 0]}),
-    ("image_corruption", {"interpolator": "harmonic"}),
-    ("image_corruption", {"noise": 0.2}),
-    ("image_drift", {"temperatures": [0.05]}),
-    ("image_drift", {"attraction": 1.5}),
-    ("image_drift", {"floor": 0.01}),
-    ("image_drift", {"self_mask": 1.0e-3}),
-    ("image_drift", {"weighting": "logit"}),
-    ("image_drift", {"reduction": "sum"}),
-    ("image_drift", {"scale_scope": "class"}),
-    ("image_features", {"families": ["clip"]}),
-    ("image_features", {"locations": 3}),
-    ("image_features", {"encoder_weight": 0.1}),
-    ("image_features", {"vanilla_weight": 0}),
-    ("image_batches", {"negatives": 0}),
-    ("image_batches", {"alpha_max": 1}),
-    ("image_batches", {"alpha_power": 0}),
-    ("image_refiner", {"patch": 1}),
-    ("image_refiner", {"spread": 1}),
-    ("image_refiner", {"keep_anchors_fixed": True}),
-    ("image_refiner_optimisation", {"accumulate": 2}),
-    ("image_training", {"steps": 5}),
+    ("corruption.given", [9, 4, 0]),
+    ("corruption.interpolator", "harmonic"),
+    ("corruption.noise", 0.2),
+    ("loss.temperatures", [0.05]),
+    ("loss.attraction", 1.5),
+    ("loss.floor", 0.01),
+    ("loss.self_mask", 1.0e-3),
+    ("loss.weighting", "logit"),
+    ("loss.reduction", "sum"),
+    ("loss.scale_scope", "class"),
+    ("features.families", ["clip"]),
+    ("features.locations", 3),
+    ("features.encoder_weight", 0.1),
+    ("features.vanilla_weight", 0),
+    ("batches.negatives", 0),
+    ("batches.alpha_max", 1),
+    ("batches.alpha_power", 0),
+    ("refiner.patch", 1),
+    ("refiner.spread", 1),
+    ("refiner.keep_anchors_fixed", True),
+    ("optimizer.accumulate", 2),
+    ("training.steps", 5),
 ]
 
 
-@pytest.mark.parametrize(("section", "change"), TRAINING_CHANGES)
-def test_training_params_have_a_say(repo: Path, section: str, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("key", "value"), TRAINING_CHANGES)
+def test_training_params_have_a_say(repo: Path, key: str, value: Any) -> None:
     before = results(repo, "models/drift_image")
-    override(repo, **{section: change})
+    override(repo, {f"image_drift.{key}": value})
     run(repo, "train_drift_image")
     after = results(repo, "models/drift_image")
     assert after["models/drift_image/model.safetensors"] not in before.values()
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"head_weight": 0}, {"head_share": 1}, {"mask_ratio": 0.9}, {"batch": 9}, {"steps": 5}],
+    ("key", "value"),
+    [("head_weight", 0), ("head_fraction", 1), ("mask_ratio", 0.9), ("batch", 9), ("steps", 5)],
 )
-def test_masked_autoencoder_params_have_a_say(repo: Path, change: dict[str, Any]) -> None:
+def test_masked_autoencoder_params_have_a_say(repo: Path, key: str, value: float) -> None:
     before = results(repo, "models/image_mae")
-    override(repo, image_mae=change)
+    override(repo, {f"image_mae.{key}": value})
     run(repo, "train_image_mae")
     after = results(repo, "models/image_mae")
     assert after["models/image_mae/model.safetensors"] not in before.values()
-    assert ("head_accuracy" in metrics(repo, "image_mae")) == (change.get("head_weight") != 0)
+    assert ("accuracy" in metrics(repo, "image_mae")) == (key != "head_weight")
 
 
 @pytest.mark.parametrize(
-    ("change", "changed"),
+    ("key", "value", "changed"),
     [
-        ({"train_images": 210}, "metrics/drift_image.json"),
-        ({"test_images": 90}, "metrics/drift_image.json"),
-        ({"components": 7}, "metrics/drift_image.json"),
-        ({"neighbours": 4}, "metrics/drift_image.json"),
-        ({"alpha": 2.0}, "metrics/drift_image.json"),
-        ({"alphas": [1.5]}, "plots/drift_image_alpha.csv"),
-        ({"samples": 1}, "plots/drift_image_evaluation/classes.png"),
+        ("train_images", 210, "metrics/tables/drift_image.csv"),
+        ("test_images", 90, "metrics/tables/drift_image.csv"),
+        ("components", 7, "metrics/tables/drift_image.csv"),
+        ("neighbors", 4, "metrics/tables/drift_image.csv"),
+        ("alpha", 2.0, "metrics/tables/drift_image.csv"),
+        ("alphas", [1.5], "plots/drift_image_alpha.csv"),
+        ("samples", 1, "plots/drift_image_evaluation/classes.png"),
     ],
 )
-def test_evaluation_params_have_a_say(repo: Path, change: dict[str, Any], changed: str) -> None:
+def test_evaluation_params_have_a_say(repo: Path, key: str, value: Any, changed: str) -> None:
     before = results(repo, changed)
-    override(repo, image_evaluation=change)
+    override(repo, {f"image_drift.evaluation.{key}": value})
     run(repo, "evaluate_drift_image")
     assert results(repo, changed) != before
 
 
 def test_without_generation_its_figures_are_null_with_a_reason(repo: Path) -> None:
-    override(repo, image_corruption={"known": [8, 4]})
+    override(repo, {"image_drift.corruption.given": [8, 4]})
     run(repo, "train_drift_image")
     run(repo, "evaluate_drift_image")
+    assert metrics(repo, "drift_image_training")["frechet"]["generated"] is None
     figures = metrics(repo, "drift_image")
-    assert figures["status"] is figures["frechet_generated"] is figures["recall"] is None
-    assert figures["status_reason"] == "image_corruption.known has no 0"
-    assert figures["frechet_refined"] > 0
+    assert figures["status"] is figures["frechet"]["generated"] is figures["recall"] is None
+    reason = methods(repo)["generated"]["status_reason"]
+    assert reason == "image_drift.corruption.given has no 0"
+    assert figures["frechet"]["refined"] > 0
 
 
-def test_known_patches_stay_as_they_are_where_the_refiner_was_told_so(repo: Path) -> None:
-    override(repo, image_refiner={"keep_anchors_fixed": True})
+def test_given_patches_stay_as_they_are_where_the_refiner_keeps_them(repo: Path) -> None:
+    override(repo, {"image_drift.refiner.keep_anchors_fixed": True})
     run(repo, "train_drift_image")
     run(repo, "evaluate_drift_image")
-    figures = metrics(repo, "drift_image")
-    assert figures["known_error_refined"] == 0 < figures["known_error_unclamped"]
-    assert figures["frechet_refined"] == figures["frechet_clamped"]
+    rows = methods(repo)
+    assert float(rows["refined"]["given_error"]) == 0 < float(rows["unclamped"]["given_error"])
+    assert rows["refined"]["frechet"] == rows["clamped"]["frechet"]
 
 
 def test_pseudo_classes_and_latents_go_all_the_way(repo: Path) -> None:
-    noise = {"source": "fake", "fake_images": 400, "size": 64, "input_space": "latent"}
-    override(repo, images={**noise, "conditions": "kmeans", "K": 3})
+    noise = {"source": "noise", "noise_images": 400, "size": 64, "input_space": "latent"}
+    conditions = {"conditions": "kmeans", "K": 3}
+    override(repo, {f"images.{key}": value for key, value in (noise | conditions).items()})
     for stage in CHAIN:
         run(repo, stage)
-    assert metrics(repo, "images")["channels"] == 4
-    assert metrics(repo, "drift_image_training")["classes"] == 3
-    assert 0 < metrics(repo, "drift_image")["accuracy_real"] <= 1
+    assert table(repo, "metrics/tables/images")[0]["channels"] == "4"
+    assert table(repo, "metrics/tables/drift_image_training")[1]["classes"] == "3"
+    assert 0 < metrics(repo, "drift_image")["accuracy"]["real"] <= 1
 
 
 def test_a_refiner_is_compiled_where_its_params_say_so(
@@ -213,37 +240,44 @@ def test_a_refiner_is_compiled_where_its_params_say_so(
 ) -> None:
     compiled: list[object] = []
     monkeypatch.setattr(ImageRefiner, "compile", lambda refiner: compiled.append(refiner))
-    override(repo, image_refiner={"compile": True})
+    override(repo, {"image_drift.training.compile": True})
     run(repo, "train_drift_image")
     assert len(compiled) == 1
 
 
 @pytest.mark.parametrize(
-    ("stage", "section", "change", "said"),
+    ("stage", "changes", "message"),
     [
-        ("train_image_mae", "image_mae", {"width": 6}, "image_mae.width"),
-        ("train_drift_image", "image_corruption", {"known": [4, 8]}, "known is [4, 8], expected"),
-        ("train_drift_image", "image_corruption", {"known": [16]}, "from below 16"),
-        ("train_drift_image", "image_corruption", {"interpolator": "x"}, "interpolator"),
-        ("train_drift_image", "image_refiner", {"patch": 3}, "image_refiner.patch is 3"),
-        ("train_drift_image", "image_refiner", {"heads": 3}, "image_refiner.dim is 8"),
-        ("train_drift_image", "image_features", {"families": ["motion"]}, "['motion'], expected"),
-        ("train_drift_image", "image_features", NO_WEIGHT, "encoder_weight and vanilla_weight are"),
-        ("train_drift_image", "image_batches", {"positives": 9}, "expected at most queue: 8"),
-        ("train_drift_image", "image_evaluation", {"components": 65}, "expected at most"),
-        ("evaluate_drift_image", "image_evaluation", {"components": 65}, "expected at most"),
-        ("evaluate_drift_image", "image_evaluation", {"neighbours": 100}, "more than 100"),
-        ("evaluate_drift_image", "image_corruption", {"known": [8, 6, 4, 0]}, "at 4 levels"),
+        ("train_image_mae", {"image_mae.width": 6}, "image_mae.width"),
+        ("train_drift_image", {"corruption.given": [4, 8]}, "given is [4, 8], expected"),
+        ("train_drift_image", {"corruption.given": [16]}, "from below 16"),
+        ("train_drift_image", {"corruption.interpolator": "x"}, "corruption.interpolator: Input"),
+        ("train_drift_image", {"refiner.patch": 3}, "refiner.patch is 3"),
+        ("train_drift_image", {"refiner.heads": 3}, "refiner.dim is 8"),
+        ("train_drift_image", {"features.families": ["motion"]}, "features.families.0: Input"),
+        (
+            "train_drift_image",
+            {"features.encoder_weight": 0, "features.vanilla_weight": 0},
+            "encoder_weight and vanilla_weight are",
+        ),
+        ("train_drift_image", {"features.encoder": "resnet"}, "features.resnet is none"),
+        ("train_drift_image", {"batches.positives": 9}, "expected at most bank: 8"),
+        ("train_drift_image", {"evaluation.components": 65}, "expected at most"),
+        ("evaluate_drift_image", {"evaluation.components": 65}, "expected at most"),
+        ("evaluate_drift_image", {"evaluation.neighbors": 100}, "more than 100"),
+        ("evaluate_drift_image", {"corruption.given": [8, 6, 4, 0]}, "at 4 levels"),
     ],
 )
 def test_an_impossible_param_is_named(
-    repo: Path, stage: str, section: str, change: dict[str, Any], said: str
+    repo: Path, stage: str, changes: dict[str, Any], message: str
 ) -> None:
-    override(repo, **{section: change})
-    assert said in fault(repo, stage)
+    section = "" if stage == "train_image_mae" else "image_drift."
+    override(repo, {f"{section}{key}": value for key, value in changes.items()})
+    assert message in fault(repo, stage)
 
 
 def test_a_refiner_of_other_images_is_refused(repo: Path) -> None:
-    override(repo, images={"source": "fake", "fake_images": 100, "size": 16, "K": 2})
+    other = {"images.source": "noise", "images.noise_images": 100, "images.size": 16, "images.K": 2}
+    override(repo, other)
     run(repo, "prepare_images")
-    assert "models/drift_image: refines images [1, 8, 8]" in fault(repo, "evaluate_drift_image")
+    assert "the refiner is of images [1, 8, 8]" in fault(repo, "evaluate_drift_image")

@@ -1,23 +1,26 @@
-"""How refined and generated images are judged: by classes, as a distribution, against copies.
+"""How good refined and generated images are: by classes, as a distribution, against copies.
 
 A generator that makes one image a class, over and over, satisfies a classifier and even coverage;
 one that scatters has full recall; one that copies its training images passes all of these. So no
 measure is read alone, and each stands beside what interpolation, the corrupted input and other
 real images score.
 
-    accuracy            of a classifier (SVM) that saw only real training images: is the class the
-                        one that was asked for
+    accuracy            of a classifier (SVM) that was trained on real images alone: it predicts the
+                        class that the image was conditioned on
     frechet             distance to held-out real images in leading principal components of real
                         training images, a space that no training saw
     precision, recall, density, coverage   of balls around held-out images, see distances.py
     variance_ratio      variance within classes over that of held-out images
-    memorisation_ratio  mean distance to the nearest training image over that of held-out images:
+    memorization_ratio  mean distance to the nearest training image over that of held-out images:
                         1 for what is new, 0 for copies
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,12 +31,11 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import SVC
 from torch import Tensor
 
-from braid.drifting.evaluation.evaluation import flattened
+from braid.drifting.config import ImageEvaluationConfig
 from braid.drifting.image.corruption import KeypatchCorruption, per_pixel
-from braid.drifting.image.probe import VARIANCE, variance_ratio
 from braid.drifting.image.refiner import ImageRefiner
 from braid.drifting.video.sampling import refine
-from braid.metrics.distances import frechet_distance, manifold
+from braid.metrics.distances import RECALL, VARIANCE, frechet_distance, manifold, variance_ratio
 from braid.metrics.spaces import PcaSpace
 
 MEASURES = (
@@ -44,19 +46,22 @@ MEASURES = (
     "density",
     "coverage",
     "variance_ratio",
-    "memorisation_ratio",
+    "memorization_ratio",
 )
-ERRORS = ("known_error", "mse_missing", "mse_all")  # of pairs
+ERRORS = ("given_error", "mse_missing", "mse_all")  # of pairs
 METHODS = ("corrupted", "interpolated", "unclamped", "clamped")
-PIXELS = 256  # values of an image that the classifier sees as they are
-CLASSIFIER_COMPONENTS = 128  # what it sees of larger images
+HEADLINE = ("generated", "refined", "interpolated", "real")
+PIXELS = 256  # values of an image that the classifier takes as they are
+CLASSIFIER_COMPONENTS = 128  # what it takes of larger images
 CHUNK = 256  # images at once
-RECALL, MEMORISED, ON_CLASS = 0.1, 0.5, 0.9  # limits of `image_status`; the last one of real
+MEMORIZED, ON_CLASS = 0.5, 0.9  # limits of `image_status`; the last one of real
+TIMED = 20  # calls, of which the median counts
 
 Figures = Mapping[str, float | None]
+Levels = Mapping[int, Mapping[str, Figures]]  # by given patches, then by method
 
 
-class ImageJudge:
+class ImageEvaluator:
     """Scores images, made class for class like held-out real ones, against those.
 
     Raises:
@@ -70,9 +75,7 @@ class ImageJudge:
         train_classes: Tensor,  # [N]
         test: Tensor,  # [n, C, H, W] held-out real images
         test_classes: Tensor,  # [n]
-        *,
-        components: int,  # of the space of the Frechet distance
-        neighbours: int,  # of precision, recall, density and coverage
+        config: ImageEvaluationConfig,
     ) -> None:
         unseen = set(test_classes.tolist()) - set(train_classes.tolist())
         if unseen:
@@ -81,8 +84,8 @@ class ImageJudge:
             raise ValueError("the training images have one class, expected two or more to tell")
         self.train, self.train_classes = train, train_classes
         self.test, self.test_classes = test, test_classes
-        self.neighbours = neighbours
-        self.space = PcaSpace(train, components)
+        self.neighbors = config.neighbors
+        self.space = PcaSpace(train, config.components)
         self.real_points = self.space.points(test)
         self.classifier = _classifier(train[0].numel(), len(train))
         self.classifier.fit(_rows(train), train_classes.numpy())
@@ -97,13 +100,13 @@ class ImageJudge:
         return {
             "accuracy": self.accuracy(images),
             "frechet": frechet_distance(self.real_points, points),
-            **manifold(self.real_points, points, self.neighbours),
+            **manifold(self.real_points, points, self.neighbors),
             "variance_ratio": variance_ratio(images, self.test, self.test_classes),
-            "memorisation_ratio": nearest(images, self.train) / self.real_distance,
+            "memorization_ratio": nearest(images, self.train) / self.real_distance,
         }
 
     def accuracy(self, images: Tensor) -> float:
-        """The share of images [n, C, H, W] in which the classifier sees the class asked for."""
+        """The fraction of images [n, C, H, W] of which the classifier predicts their own class."""
         return float(np.mean(self.classifier.predict(_rows(images)) == self.test_classes.numpy()))
 
     def real(self, generator: torch.Generator) -> dict[str, float]:
@@ -113,15 +116,15 @@ class ImageJudge:
         the classifier and the search for copies know these, so there the held-out images count.
         """
         drawn = self.figures(self.train[self._class_for_class(generator)])
-        return {**drawn, "accuracy": self.accuracy(self.test), "memorisation_ratio": 1.0}
+        return {**drawn, "accuracy": self.accuracy(self.test), "memorization_ratio": 1.0}
 
     def _class_for_class(self, generator: torch.Generator) -> Tensor:
         """Random training images with the classes of the held-out ones; repeated only if few."""
         chosen = torch.empty_like(self.test_classes)
-        for each in self.test_classes.unique():
-            members = (self.train_classes == each).nonzero().flatten()
+        for label in self.test_classes.unique():
+            members = (self.train_classes == label).nonzero().flatten()
             members = members[torch.randperm(len(members), generator=generator)]
-            places = (self.test_classes == each).nonzero().flatten()
+            places = (self.test_classes == label).nonzero().flatten()
             chosen[places] = members[torch.arange(len(places)) % len(members)]
         return chosen
 
@@ -138,10 +141,10 @@ def _rows(images: Tensor) -> NDArray[np.float32]:
 
 def nearest(
     images: Tensor,  # [n, C, H, W]
-    known: Tensor,  # [N, C, H, W]
+    references: Tensor,  # [N, C, H, W]
 ) -> float:
-    """Mean Euclidean distance of images to the nearest known one."""
-    targets = known.flatten(1).double()  # float32 would see copies at a distance
+    """Mean Euclidean distance of images to the nearest reference."""
+    targets = references.flatten(1).double()  # float32 would find copies at a distance
     parts = images.flatten(1).double().split(CHUNK)
     return float(torch.cat([torch.cdist(part, targets).amin(1) for part in parts]).mean())
 
@@ -149,10 +152,10 @@ def nearest(
 def errors(
     images: Tensor,  # [n, C, H, W]
     truth: Tensor,  # [n, C, H, W]
-    known: Tensor,  # [n, 1, H, W] bool, pixels of known patches
+    given: Tensor,  # [n, 1, H, W] bool, pixels of given patches
 ) -> Figures:
-    """Mean squared error of known pixels, of missing ones, of all; None of no pixel."""
-    square, where = (images - truth).square(), known.expand_as(truth)
+    """Mean squared error of given pixels, of missing ones, of all; None of no pixel."""
+    square, where = (images - truth).square(), given.expand_as(truth)
     parts = (square[where], square[~where], square)
     means = (float(part.mean()) if part.numel() else None for part in parts)
     return dict(zip(ERRORS, means, strict=True))
@@ -163,80 +166,169 @@ def image_status(figures: Mapping[str, Any], accuracy_real: float) -> str:
 
     scattered   far wider than the data, or not drawn to it yet: repulsion has won
     collapsed   the same few images over and over: attraction has won
-    memorised   every other image is a copy, or all lie that near to one
-    off_class   the classifier sees other classes than were asked for
+    memorized   every other image is a copy, or all lie that near to one
+    off_class   the classifier predicts other classes than the images were conditioned on
     """
     low, high = VARIANCE
     if figures["variance_ratio"] > high:
         return "scattered"
     if figures["recall"] < RECALL or figures["variance_ratio"] < low:
         return "collapsed"
-    if figures["memorisation_ratio"] < MEMORISED:
-        return "memorised"
+    if figures["memorization_ratio"] < MEMORIZED:
+        return "memorized"
     if figures["accuracy"] < ON_CLASS * accuracy_real:
         return "off_class"
     return "ok"
 
 
-def complete(
-    refiner: ImageRefiner,
-    corruption: KeypatchCorruption,
-    truth: Tensor,  # [n, C, H, W]
-    classes: Tensor,  # [n]
-    level: int,
-    alpha: float,  # guidance, 1: none
-    generator: torch.Generator,  # of the corruption
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """What each method makes of images at a level, on the CPU.
+# ---- Every method at every level -----------------------------------------------------------------
 
-    Returns:
-        The known pixels, [n, 1, H, W] bool; and `corrupted` (the refiner's input), `interpolated`
-        (that without noise), `unclamped` and `clamped`, in which known patches stay bit for bit.
-    """
-    ids = torch.arange(len(truth))
-    corrupted = corruption(truth, torch.full_like(ids, level), ids, generator)
-    made = {
-        "corrupted": corrupted.latents,
-        "interpolated": corruption.interpolate(truth, corrupted.mask),
+
+@dataclass(frozen=True)
+class Completed:
+    """Images completed from a number of given patches, or generated from none."""
+
+    given: Tensor  # [n, 1, H, W] bool, pixels of given patches
+    images: dict[str, Tensor]  # [n, C, H, W] by method of METHODS
+
+
+class Completion:
+    """A refiner and the corruption that it was trained for, at work on held-out images."""
+
+    def __init__(
+        self,
+        refiner: ImageRefiner,
+        corruption: KeypatchCorruption,
+        truth: Tensor,  # [n, C, H, W]
+        classes: Tensor,  # [n]
+        generator: torch.Generator,  # of the corruption
+    ) -> None:
+        self.refiner, self.corruption = refiner, corruption
+        self.truth, self.classes, self.generator = truth, classes, generator
+        self.refined = "clamped" if refiner.config.keep_anchors_fixed else "unclamped"
+
+    def __call__(
+        self,
+        alpha: float,  # guidance, 1: none
+    ) -> dict[int, Completed]:
+        """All levels but the one that has every patch, by the number of given patches."""
+        counts = self.corruption.counts
+        return {counts[level]: self.complete(level, alpha) for level in range(1, len(counts))}
+
+    def complete(self, level: int, alpha: float) -> Completed:
+        """What each method makes of the images at a level, on the CPU.
+
+        `corrupted` is the refiner's input, `interpolated` that without noise; `clamped` is what
+        the refiner makes with given patches kept bit for bit, `unclamped` without.
+        """
+        ids = torch.arange(len(self.truth))
+        levels = torch.full_like(ids, level)
+        corrupted = self.corruption(self.truth, levels, ids, self.generator)
+        images = {
+            "corrupted": corrupted.latents,
+            "interpolated": self.corruption.interpolate(self.truth, corrupted.mask),
+        }
+        for method, clamp in (("unclamped", False), ("clamped", True)):
+            images[method] = refine(self.refiner, corrupted, self.classes, level, alpha, clamp)
+        return Completed(per_pixel(corrupted.mask, self.corruption.patch), images)
+
+    def milliseconds(self, alpha: float) -> float:
+        """Of one step on one image at the coarsest level, once it is warm."""
+        level, first = self.corruption.levels, torch.arange(1)
+        corrupted = self.corruption(
+            self.truth[first], torch.full_like(first, level), first, self.generator
+        )
+        seconds = []
+        for _ in range(TIMED + 1):
+            started = time.perf_counter()
+            refine(self.refiner, corrupted, self.classes[first], level, alpha)
+            seconds.append(time.perf_counter() - started)
+        return round(1000 * statistics.median(seconds[1:]), 3)
+
+
+def score(evaluator: ImageEvaluator, completed: Mapping[int, Completed]) -> Levels:
+    """Measures and paired errors of each method at each level."""
+    return {
+        given: {
+            method: {**evaluator.figures(images), **errors(images, evaluator.test, level.given)}
+            for method, images in level.images.items()
+        }
+        for given, level in completed.items()
     }
-    own = refiner.keep_anchors_fixed
-    for name, fixed in (("unclamped", False), ("clamped", True)):
-        refiner.keep_anchors_fixed = fixed
-        made[name] = refine(refiner, corrupted, classes, level, alpha)
-    refiner.keep_anchors_fixed = own
-    return per_pixel(corrupted.mask, corruption.patch), made
 
 
-def summary(
-    levels: Mapping[int, Mapping[str, Figures]],
-    real: Mapping[str, float],
-    refined: str,
-) -> dict[str, Any]:
-    """The figures in brief.
+def levels_table(levels: Levels, real: Figures) -> list[dict[str, Any]]:
+    """A row a level, `<measure>_<method>` with `real` as a method."""
+    return [
+        {"given": given, **_suffixed({**methods, "real": real})}
+        for given, methods in levels.items()
+    ]
 
-    Args:
-        levels: by the number of known patches, the figures of each method of `complete`.
-        real: what real images score.
-        refined: the method that the refiner uses of its own accord, `clamped` or `unclamped`.
 
-    Returns:
-        `<measure>_<method>` at the coarsest level that knows any patch, with `refined` and `real`
-        as methods; measures of generation, where none is known, bare but for accuracy and
-        frechet. All of a level is null, with a reason, where `image_corruption.known` lacks it.
+def alpha_table(
+    evaluator: ImageEvaluator,
+    completion: Completion,
+    alphas: Sequence[float],
+    alpha_max: float,  # of the training; what lies above is extrapolated
+) -> list[dict[str, Any]]:
+    """A row a guidance alpha: `<measure>_<given patches>` of the refiner's own images."""
+    rows = []
+    for alpha in alphas:
+        figures = {
+            str(given): evaluator.figures(level.images[completion.refined])
+            for given, level in completion(alpha).items()
+        }
+        rows.append({"alpha": alpha, "trained": int(alpha <= alpha_max), **_suffixed(figures)})
+    return rows
+
+
+def _suffixed(figures: Mapping[str, Figures]) -> dict[str, float | None]:
+    """`<measure>_<name>` of each name's measures."""
+    return {
+        f"{measure}_{name}": value
+        for name, measures in figures.items()
+        for measure, value in measures.items()
+    }
+
+
+def methods_table(
+    levels: Levels,
+    real: Mapping[str, float],  # what real images score
+    refined: str,  # the method that the refiner is configured for, `clamped` or `unclamped`
+    images: int,  # of each method
+) -> list[dict[str, Any]]:
+    """The evaluation in brief, a row for each method.
+
+    `generated`, where no patch is given; then, at the coarsest level that has any, `refined` and
+    each of `METHODS`; `real`. Generated and refined images have a status. Figures of a level that
+    `image_drift.corruption.given` lacks are None, with a reason.
     """
-    nothing: Figures = dict.fromkeys((*MEASURES, *ERRORS))
-    fewest = min((known for known in levels if known), default=None)
-    methods = levels[fewest] if fewest else dict.fromkeys(METHODS, nothing)
-    generated = levels[0][refined] if 0 in levels else nothing
-    values = flattened({**methods, "refined": methods[refined], "real": real})
-    for measure in MEASURES:
-        bare = measure not in ("accuracy", "frechet")
-        values[measure if bare else f"{measure}_generated"] = generated[measure]
-    for name, figures, known in (
-        ("status", generated, "0"),
-        ("status_refined", methods[refined], "number above 0"),
-    ):
-        values[name] = None if figures is nothing else image_status(figures, real["accuracy"])
-        if figures is nothing:
-            values[f"{name}_reason"] = f"image_corruption.known has no {known}"
-    return values
+    fewest = min((given for given in levels if given), default=None)
+    nothing = dict.fromkeys(METHODS, dict.fromkeys((*MEASURES, *ERRORS)))
+    completed = levels[fewest] if fewest else nothing
+    rows: list[dict[str, Any]] = [
+        {"method": "generated", "given": 0, **levels.get(0, nothing)[refined]},
+        {"method": "refined", "given": fewest, **completed[refined]},
+        *({"method": method, "given": fewest, **completed[method]} for method in METHODS),
+        {"method": "real", **real},
+    ]
+    for row, lacks in zip(rows[:2], ("0", "number above 0"), strict=True):
+        missing = row["accuracy"] is None
+        row["status"] = None if missing else image_status(row, real["accuracy"])
+        reason = f"image_drift.corruption.given has no {lacks}"
+        row["status_reason"] = reason if missing else None
+    return [{**row, "images": images} for row in rows]
+
+
+def headline(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The metrics: a few measures of the rows of `methods_table`."""
+    by_method = {row["method"]: row for row in rows}
+    generated = by_method["generated"]
+    return {
+        **{
+            measure: {method: by_method[method][measure] for method in HEADLINE}
+            for measure in ("frechet", "accuracy")
+        },
+        "recall": generated["recall"],
+        "status": generated["status"],
+    }

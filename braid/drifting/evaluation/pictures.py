@@ -7,142 +7,58 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from braid.common.plotting import BLUE, GREEN, INK, ORANGE, PALE, save, styled
 
-# ---- Pictures of refined and generated images: sheets of tiles, a row an image or a class ------
-
-ROWS = 10  # classes in a picture, at most
-TILE, MARGIN, HEADING = 0.3, 0.12, 0.4  # inches
-LETTER = 0.05  # inches of a letter of a name
-UNKNOWN = (0.80, 0.86, 0.93)  # colour of patches that are not known
+GIF_SCALE = 2  # screen pixels a side of a video pixel
+FRAME_MS = 120
 
 
-class Decode(Protocol):
-    """What turns images [n, C, H, W] into pictures [n, 1 or 3, h, w] in [0, 1]."""
+class DecodeClips(Protocol):
+    """What turns latents [n, C, T, H, W] into frames [n, F, h, w, 3] in [0, 1]."""
 
     @property
     def name(self) -> str:
-        """What says in a picture how it was made."""
+        """How pictures say what decoded them."""
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """The pictures."""
+    def __call__(self, latents: Tensor) -> Tensor:
+        """The frames."""
 
 
-def draw_classes(
-    path: Path,
-    known: int,  # patches of the images that were made, 0: generated
-    made: Tensor,  # [n, C, H, W]
-    real: Tensor,  # [n, C, H, W] of the same classes
-    shown: Tensor,  # [rows, samples], which ones; a row a class
-    names: Sequence[str],  # of the rows
-    decode: Decode,
+def draw_clips(
+    folder: Path,
+    methods: Mapping[str, Tensor],  # name to latents [n, C, T, H, W], in the rows' order
+    given: Tensor,  # [n, T] bool, keyframes
+    shown: Sequence[int],  # which clips
+    prompts: Sequence[str],  # of those
+    decode: DecodeClips,
 ) -> None:
-    """A row of images made in one step and one of real images for each class."""
-    made_from = f"one step from {known} known patches" if known else "one step from noise"
-    panels = {
-        name: decode(images[shown.flatten()]).unflatten(0, shown.shape)
-        for name, images in ((made_from, made), ("real, held out", real))
-    }
-    sheet(path, panels, names, [], f"decoder: {decode.name}")
+    """A strip and an animation of some clips, `clip_0` and so on."""
+    folder.mkdir(parents=True)
+    for number, (clip, prompt) in enumerate(zip(shown, prompts, strict=True)):
+        latents = {name: values[clip] for name, values in methods.items()}
+        draw_clip(folder / f"clip_{number}", latents, given[clip], f"«{prompt}»", decode)
 
 
-def draw_levels(
-    path: Path,
-    levels: Mapping[int, tuple[Tensor, Tensor, Tensor]],  # known: its pixels, interpolated, refined
-    truth: Tensor,  # [n, C, H, W]
-    shown: Tensor,  # [rows], which images
-    names: Sequence[str],  # of the rows
-    decode: Decode,
-) -> None:
-    """A row an image: what each level knows of it, interpolated, refined, and the truth."""
-    panels = {}
-    real = decode(truth[shown])
-    for known, (pixels, interpolated, refined) in levels.items():
-        made = [decode(each[shown]) for each in (interpolated, refined)]
-        given = blanked(real, pixels[shown])
-        colour = [each.expand_as(given) for each in (given, *made, real)]
-        panels[f"{known} patches known"] = torch.stack(colour, dim=1)
-    columns = ["known", "interpolated", "refined", "truth"]
-    sheet(path, panels, names, columns, f"decoder: {decode.name}")
-
-
-def sheet(
-    path: Path,
-    panels: Mapping[str, Tensor],  # title to pictures [rows, columns, 1 or 3, h, w] in [0, 1]
-    rows: Sequence[str],  # names
-    columns: Sequence[str],  # names, the same in every panel; none: no names
+def draw_clip(
+    path: Path,  # without an ending
+    methods: Mapping[str, Tensor],  # name to latents [C, T, H, W], in the rows' order
+    given: Tensor,  # [T] bool, keyframes
     title: str,
+    decode: DecodeClips,
 ) -> None:
-    """Panels of tiles side by side."""
-    wide = [TILE * each.shape[1] for each in panels.values()]
-    left, bottom = (LETTER * max(map(len, [*names, ""])) + MARGIN for names in (rows, columns))
-    width = left + sum(wide) + MARGIN * len(wide)
-    high = TILE * len(rows)
-    height = bottom + high + HEADING
-    with styled():
-        figure = Figure(figsize=(width, height))
-        for name, pictures, extent in zip(panels, panels.values(), wide, strict=True):
-            ax = figure.add_axes((left / width, bottom / height, extent / width, high / height))
-            pixels = tiled(pictures)
-            ax.imshow(pixels, aspect="auto")
-            ax.set_title(name, fontsize=7, pad=3)
-            ax.spines[:].set_visible(False)
-            ax.tick_params(length=0, pad=1, labelsize=6)
-            ax.set_xticks(_centres(len(columns), pixels.shape[1]), columns, rotation=90)
-            named = rows if ax is figure.axes[0] else []
-            ax.set_yticks(_centres(len(named), pixels.shape[0]), named)
-            left += extent + MARGIN
-        figure.suptitle(title, fontsize=7, y=1 - 0.03 / height, va="top")
-        save(figure, path)
-
-
-def _centres(count: int, extent: int) -> list[float]:
-    """Of `count` tiles along `extent` pixels."""
-    return [(2 * turn + 1) * extent / (2 * count) - 0.5 for turn in range(count)]
-
-
-def tiled(
-    pictures: Tensor,  # [rows, columns, 1 or 3, h, w] in [0, 1]
-) -> NDArray[np.float32]:
-    """One colour picture [H, W, 3] with white between and around the tiles."""
-    gap = max(1, pictures.shape[-1] // 16)
-    colour = pictures.clamp(0, 1).cpu().expand(-1, -1, 3, -1, -1)
-    padded = functional.pad(colour, (gap, gap, gap, gap), value=1.0)
-    joined: NDArray[np.float32] = padded.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()
-    return joined
-
-
-def blanked(
-    pictures: Tensor,  # [n, 1 or 3, h, w] in [0, 1]
-    known: Tensor,  # [n, 1, H, W] bool, at the resolution of the images that were decoded
-) -> Tensor:
-    """Colour pictures [n, 3, h, w] in which the unknown is a plain pale blue."""
-    shown = functional.interpolate(known.float(), size=pictures.shape[-2:]) > 0.5
-    colour = torch.tensor(UNKNOWN, device=pictures.device).view(3, 1, 1)
-    return torch.where(shown, pictures, colour)
-
-
-def of_each_class(
-    classes: Tensor,  # [n]
-    samples: int,  # at most, of each class
-    rows: int = ROWS,  # classes, at most: the lowest that have any
-) -> Tensor:
-    """Positions [rows, samples] of the first images of each class; as many as all of them have."""
-    members = [(classes == each).nonzero().flatten() for each in classes.unique()[:rows]]
-    fewest = min(samples, *(len(each) for each in members))
-    return torch.stack([each[:fewest] for each in members])
-
-
-GIF_SCALE = 2  # screen pixels a side of a video pixel
-FRAME_MS = 120
+    """A strip (.png) and an animation (.gif) of one clip."""
+    frames = {name: decode(latents[None])[0] for name, latents in methods.items()}
+    count = len(next(iter(frames.values())))
+    stride = (count - 1) // (len(given) - 1)  # frames a latent frame
+    keyframes = [stride * frame for frame in given.nonzero().flatten().tolist()]
+    title = f"{title}   decoder: {decode.name}"
+    strip(path.with_suffix(".png"), frames, keyframes, stride, title)
+    animation(path.with_suffix(".gif"), frames)
 
 
 def strip(
@@ -175,7 +91,9 @@ def strip(
 
 def animation(path: Path, methods: Mapping[str, Tensor]) -> None:
     """The methods' clips [F, h, w, 3] side by side, as a GIF."""
-    stacked = np.concatenate([each.clamp(0, 1).cpu().numpy() for each in methods.values()], axis=2)
+    stacked = np.concatenate(
+        [frames.clamp(0, 1).cpu().numpy() for frames in methods.values()], axis=2
+    )
     pixels = (stacked * 255 + 0.5).astype(np.uint8)
     pixels = pixels.repeat(GIF_SCALE, axis=1).repeat(GIF_SCALE, axis=2)
     first, *rest = [Image.fromarray(frame) for frame in pixels]
@@ -184,21 +102,22 @@ def animation(path: Path, methods: Mapping[str, Tensor]) -> None:
 
 def tradeoff(
     path: Path,
-    methods: Mapping[str, Mapping[str, float]],  # name to frechet, frechet_pca, mse_missing
+    methods: Mapping[str, Mapping[str, float]],  # name to figures of `ClipEvaluator`
     reference: str,  # the method whose figures are the unit
     title: str,
 ) -> None:
-    """Distribution against paired error, both as shares of a reference method's."""
+    """Distribution against paired error, of methods that have one, relative to a reference's."""
+    paired = {name: row for name, row in methods.items() if "mse_missing" in row}
     with styled():
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
         for ax, measure in zip(axes, ("frechet", "frechet_pca"), strict=True):
-            for turn, (name, figures) in enumerate(methods.items()):
+            for turn, (name, figures) in enumerate(paired.items()):
                 x = figures[measure] / methods[reference][measure]
                 y = figures["mse_missing"] / methods[reference]["mse_missing"]
-                colour = PALE if name == reference else ORANGE if "refined" in name else BLUE
-                ax.scatter(x, y, color=colour, s=30, zorder=3)
-                above = turn % 2  # neighbours in the list are near each other in the chart too
+                color = PALE if name == reference else ORANGE if "refined" in name else BLUE
+                ax.scatter(x, y, color=color, s=30, zorder=3)
+                above = turn % 2  # neighbors in the list are near each other in the chart too
                 ax.annotate(
                     name,
                     (x, y),

@@ -1,8 +1,13 @@
 """The forward process on images: keep some patches, interpolate the others, add noise.
 
-    known patch                      its pixels, bit for bit
-    unknown, some others are known   their interpolation on the patch grid + sigma * white noise
-    unknown, none is known           white noise of unit variance: generation starts from nothing
+    given patch                        its pixels, bit for bit
+    missing, some others are given     their interpolation on the patch grid + sigma * white noise
+    missing, none is given             white noise of unit variance: generation starts from nothing
+
+An image is cut into a grid of square patches. At level 0 all of them are given, at each coarser
+level fewer, and at the coarsest perhaps none. A patch's *rank*, random and of each image's own,
+says all of it: at level s the patches of rank below K_s are given, so that what is given at a level
+is given at every finer one.
 
 As for clips all randomness of an image is a function of (the generator's seed, the image's id).
 """
@@ -17,14 +22,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from braid.common.rng import normals, outputs
+from braid.drifting.config import KeypatchConfig
 from braid.drifting.interpolation.harmonic import harmonic, inverse_distance
 from braid.drifting.video.corruption import Corrupted
-
-# ---- Patches of images, and which of them are known: nested keypatch levels --------------------
-# An image is cut into a grid of square patches. Level 0 knows all of them, each coarser level
-# fewer, and the coarsest one may know none. A patch's *rank*, random and of each image's own, says
-# all of it: level s knows the patches of rank below K_s, so that what a level knows every finer one
-# knows.
 
 
 def patchify(
@@ -57,34 +57,35 @@ def patch_grid(size: Sequence[int], patch: int) -> tuple[int, int]:
     height, width = size
     if patch < 1 or height % patch or width % patch:
         raise ValueError(
-            f"image_refiner.patch is {patch}, expected a divisor of an image's {height} x {width}"
+            f"image_drift.refiner.patch is {patch}, "
+            f"expected a divisor of an image's {height} x {width}"
         )
     return height // patch, width // patch
 
 
-def level_counts(known: Sequence[int], patches: int) -> list[int]:
-    """How many of an image's patches each level knows, from level 0, which knows all.
+def level_counts(given: Sequence[int], patches: int) -> list[int]:
+    """How many of an image's patches are given at each level, from level 0, where all are.
 
     Raises:
         ValueError: the counts do not descend from below `patches` to 0 or more.
     """
-    counts = [patches, *known]
+    counts = [patches, *given]
     descends = all(finer > coarser for finer, coarser in pairwise(counts))
     if len(counts) < 2 or not descends or counts[-1] < 0:
         raise ValueError(
-            f"image_corruption.known is {list(known)}, expected numbers that descend from below "
-            f"{patches}, the patches of an image, to 0 or more"
+            f"image_drift.corruption.given is {list(given)}, expected numbers that descend from "
+            f"below {patches}, the patches of an image, to 0 or more"
         )
     return counts
 
 
 def nested_masks(
-    counts: Sequence[int],  # known patches at each level, of `level_counts`
+    counts: Sequence[int],  # given patches at each level, of `level_counts`
     grid: tuple[int, int],  # h, w
     ids: Tensor,  # [B] int64, whose random numbers each image gets
     seed: int,
 ) -> Tensor:
-    """The patches that each level knows, [levels, B, h, w] bool."""
+    """The patches that are given at each level, [levels, B, h, w] bool."""
     ranks = outputs(seed, "keypatches", ids, counts[0]).argsort(dim=1, stable=True)
     masks = ranks < torch.tensor(counts, device=ids.device)[:, None, None]
     return masks.unflatten(-1, grid)
@@ -98,42 +99,22 @@ def per_pixel(
     return mask.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)[:, None]
 
 
-METHODS = ("inverse_distance", "harmonic")
-
-
 class KeypatchCorruption:
     """Keypatches, interpolation and noise for images of H, W pixels.
 
     Raises:
-        ValueError: patches do not tile the image, impossible counts, or no such interpolator.
+        ValueError: patches do not tile the image, or impossible counts of given ones.
     """
 
     def __init__(
         self,
         size: Sequence[int],  # H, W
         patch: int,  # pixels a side
-        *,
-        known: Sequence[int],  # patches at levels 1, 2, ...; level 0 knows all
-        interpolator: str = "inverse_distance",
-        sigma_feature: float = 1.0,  # harmonic
-        sigma_space: float = 0.5,  # harmonic
-        lambda_reg: float = 1e-3,  # harmonic
-        noise: float = 0.0,  # standard deviation on interpolated patches
+        config: KeypatchConfig,
     ) -> None:
-        if interpolator not in METHODS:
-            raise ValueError(
-                f"image_corruption.interpolator is {interpolator!r}, "
-                f"expected one of {', '.join(METHODS)}"
-            )
-        self.size, self.patch, self.noise = tuple(size), patch, noise
+        self.size, self.patch, self.config = tuple(size), patch, config
         self.grid = patch_grid(size, patch)
-        self.counts = level_counts(known, self.grid[0] * self.grid[1])
-        self.interpolator = interpolator
-        self.settings = {
-            "sigma_feature": sigma_feature,
-            "sigma_space": sigma_space,
-            "lambda_reg": lambda_reg,
-        }
+        self.counts = level_counts(config.given, self.grid[0] * self.grid[1])
 
     @property
     def levels(self) -> int:
@@ -143,7 +124,7 @@ class KeypatchCorruption:
     def __call__(
         self,
         images: Tensor,  # [B, C, H, W]
-        level: Tensor,  # [B] int64, 0 (all is known) to `levels`
+        level: Tensor,  # [B] int64, 0 (all is given) to `levels`
         ids: Tensor,  # [B] int64, whose random numbers each image gets
         generator: torch.Generator,  # its seed counts, its state is neither read nor moved
     ) -> Corrupted:
@@ -161,18 +142,18 @@ class KeypatchCorruption:
         ids: Tensor,  # [B] int64
         generator: torch.Generator,
     ) -> Tensor:
-        """The patches that images know at their levels, [B, h, w] bool."""
+        """The patches of images that are given at their levels, [B, h, w] bool."""
         masks = nested_masks(self.counts, self.grid, ids, generator.initial_seed())
         return masks[level, torch.arange(len(ids), device=ids.device)]
 
     def impute(
         self,
-        images: Tensor,  # [B, C, H, W]; unknown patches are not read
-        mask: Tensor,  # [B, h, w] bool, True: known
+        images: Tensor,  # [B, C, H, W]; missing patches are not read
+        mask: Tensor,  # [B, h, w] bool, True: given
         ids: Tensor,  # [B] int64
         generator: torch.Generator,  # of the noise
     ) -> Corrupted:
-        """Fill in what is not known, noise and all; the known stays bit for bit.
+        """Fill in what is missing, noise and all; what is given stays bit for bit.
 
         Raises:
             ValueError: images of another size.
@@ -182,30 +163,30 @@ class KeypatchCorruption:
             generator.initial_seed(), "noise", ids.to(images.device), images[0].numel()
         ).view_as(images)
         nothing = ~mask.flatten(1).any(1)[:, None, None, None]
-        noisy = torch.where(nothing, white, filled + self.noise * white)
+        noisy = torch.where(nothing, white, filled + self.config.noise * white)
         return Corrupted(
             torch.where(per_pixel(mask, self.patch), images, noisy), mask, mask.float()
         )
 
     def interpolate(
         self,
-        images: Tensor,  # [B, C, H, W]; unknown patches are not read
+        images: Tensor,  # [B, C, H, W]; missing patches are not read
         mask: Tensor,  # [B, h, w] bool
     ) -> Tensor:
-        """Images whose unknown patches are made from the known ones; 0 where there is none.
+        """Images whose missing patches are interpolated from the given ones; 0 without any.
 
         Raises:
             ValueError: images of another size.
         """
         if images.ndim != 4 or tuple(images.shape[2:]) != self.size:
             raise ValueError(
-                f"image_corruption: expected images [B, C, {self.size[0]}, {self.size[1]}], "
+                f"image_drift.corruption: expected images [B, C, {self.size[0]}, {self.size[1]}], "
                 f"got {list(images.shape)}"
             )
-        known = per_pixel(mask, self.patch)
-        patches = patchify(torch.where(known, images, 0), self.patch)
-        given = mask | ~mask.flatten(1).any(1)[:, None, None]  # nothing known: keep the zeros
-        filled = inverse_distance(patches, given)
-        if self.interpolator == "harmonic":
-            filled = harmonic(patches, given, filled, **self.settings)
-        return torch.where(known, images, unpatchify(filled, self.patch))
+        given = per_pixel(mask, self.patch)
+        patches = patchify(torch.where(given, images, 0), self.patch)
+        sources = mask | ~mask.flatten(1).any(1)[:, None, None]  # none given: keep the zeros
+        filled = inverse_distance(patches, sources)
+        if self.config.interpolator == "harmonic":
+            filled = harmonic(patches, sources, filled, self.config)
+        return torch.where(given, images, unpatchify(filled, self.patch))

@@ -14,7 +14,6 @@ Statistics of several scales and places are what Deng et al. 2026 (arXiv 2602.04
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -23,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from braid.common.torchvision import mend_torchvision
-from braid.drifting.mae.latent_mae import load_latent_mae
-from braid.drifting.video.features import ClipFeatures
+from braid.drifting.config import ImageFeaturesConfig
+from braid.drifting.mae.latent_mae import LatentMae, load_latent_mae
+from braid.drifting.training.objectives import Branch
+from braid.drifting.video.features import ClipFeatures, vanilla
 
-FAMILIES = ("location", "clip", "patch2", "patch4", "rms")
-ENCODERS = ("latent_mae", "resnet")
 STAGES = (1, 2, 3, 4)  # of a ResNet, without its stem
 HEAD = "fc."  # the classifier, which is not needed
 
@@ -65,7 +64,7 @@ class ResNet(nn.Module):
         self,
         weights: Path,
         name: str,  # in timm, such as resnet50 or resnet50.a1_in1k
-        side: int | None = None,  # pixels that an image is resized to; None: as it comes
+        side: int = 0,  # pixels that an image is resized to; 0: as it comes
     ) -> None:
         """Read a file of timm's weights, .safetensors or .pth; a pickle is not executed.
 
@@ -75,18 +74,18 @@ class ResNet(nn.Module):
         super().__init__()
         mend_torchvision()
         timm = import_module("timm")  # takes a second, and few need it
-        known = timm.list_models("resnet*")
-        if name.partition(".")[0] not in known:
+        if name.partition(".")[0] not in timm.list_models("resnet*"):
             raise ValueError(
-                f"image_features.resnet_name is {name!r}, expected a ResNet of timm, as resnet50"
+                f"image_drift.features.resnet_name is {name!r}, "
+                "expected a ResNet of timm, as resnet50"
             )
         self.network = timm.create_model(name, features_only=True, out_indices=STAGES)
         self._load(weights, name)
         self.names = self.network.feature_info.module_name()
         self.side = side
-        usual = self.network.pretrained_cfg
-        self.register_buffer("mean", torch.tensor(usual["mean"])[:, None, None])
-        self.register_buffer("std", torch.tensor(usual["std"])[:, None, None])
+        trained = self.network.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(trained["mean"])[:, None, None])
+        self.register_buffer("std", torch.tensor(trained["std"])[:, None, None])
 
     def encode(
         self,
@@ -95,19 +94,19 @@ class ResNet(nn.Module):
         """Maps [B, D, 1, h, w] by name, from fine to coarse.
 
         Raises:
-            ValueError: images that are neither grey nor RGB, such as latents.
+            ValueError: images that are neither gray nor RGB, such as latents.
         """
         images = clips.squeeze(2)
         if images.shape[1] not in (1, 3):
             raise ValueError(
-                f"image_features.encoder resnet: images have {images.shape[1]} channels, "
+                f"image_drift.features.encoder resnet: images have {images.shape[1]} channels, "
                 "expected pixels, 1 or 3 (images.input_space pixel)"
             )
-        if self.side is not None and images.shape[2:] != (self.side, self.side):
+        if self.side and images.shape[2:] != (self.side, self.side):
             images = _resized(images, self.side)
-        normalised = ((images + 1) / 2 - self.mean) / self.std  # grey becomes three channels
-        maps = self.network(normalised)
-        return {name: each[:, :, None] for name, each in zip(self.names, maps, strict=True)}
+        normalized = ((images + 1) / 2 - self.mean) / self.std  # gray becomes three channels
+        maps = self.network(normalized)
+        return {name: values[:, :, None] for name, values in zip(self.names, maps, strict=True)}
 
     def freeze(self) -> ResNet:
         """This network with weights that take no gradient; gradients still pass through it."""
@@ -118,13 +117,13 @@ class ResNet(nn.Module):
         return super().train(False)
 
     def _load(self, weights: Path, name: str) -> None:
-        wanted = self.network.state_dict()
+        expected = self.network.state_dict()
         try:
             stored = import_module("timm.models").load_state_dict(
                 str(weights), device="cpu", weights_only=True
             )
-            kept = {key: each for key, each in stored.items() if not key.startswith(HEAD)}
-            if wrong := sorted(wanted.keys() ^ kept.keys()):
+            kept = {key: value for key, value in stored.items() if not key.startswith(HEAD)}
+            if wrong := sorted(expected.keys() ^ kept.keys()):
                 raise ValueError(f"{len(wrong)} tensors are missing or too many, first {wrong[0]}")
             self.network.load_state_dict(kept)
         except Exception as error:  # of pickle, zip, safetensors, torch: each has its own
@@ -133,35 +132,43 @@ class ResNet(nn.Module):
 
 
 def image_features(
-    encoder: str,  # latent_mae or resnet
-    *,
+    config: ImageFeaturesConfig,
     mae: Path,  # folder of the latent MAE
-    resnet: str | None,  # file of timm's weights
-    resnet_name: str,
-    resnet_side: int | None,
-    families: Sequence[str],
-    locations: int,  # vectors of a group, at most
+    resnet: Path | None,  # file of timm's weights
 ) -> ImageFeatures:
     """What the drift of images is computed in, on the CPU.
 
     Raises:
-        ValueError: an unknown encoder or family, or an encoder that cannot be read.
+        ValueError: an encoder that cannot be read.
     """
-    if encoder not in ENCODERS:
-        raise ValueError(
-            f"image_features.encoder is {encoder!r}, expected one of {', '.join(ENCODERS)}"
-        )
-    if not families or not set(families) <= set(FAMILIES):
-        expected = ", ".join(FAMILIES)
-        raise ValueError(
-            f"image_features.families are {list(families)}, expected some of {expected}"
-        )
-    if encoder == "latent_mae":
-        return ImageFeatures(ClipFeatures(load_latent_mae(mae), families, locations))
-    if resnet is None:
-        raise ValueError("image_features.resnet is not set, expected a file of timm's weights")
-    network = ResNet(Path(resnet), resnet_name, resnet_side)
-    return ImageFeatures(ClipFeatures(network, families, locations))
+    encoder: LatentMae | ResNet
+    if config.encoder == "latent_mae":
+        encoder = load_latent_mae(mae)
+    elif resnet is None:
+        raise ValueError("image_drift.features.resnet is none, expected a file of timm's weights")
+    else:
+        encoder = ResNet(resnet, config.resnet_name, config.resnet_side)
+    return ImageFeatures(ClipFeatures(encoder, config.families, config.locations))
+
+
+def image_branches(
+    config: ImageFeaturesConfig,
+    mae: Path,  # folder of the latent MAE
+    resnet: Path | None,  # file of timm's weights
+    device: torch.device,
+) -> dict[str, Branch]:
+    """The drift in the flattened images themselves and in the frozen encoder's features.
+
+    An encoder whose weight is 0 is not read.
+
+    Raises:
+        ValueError: an encoder that cannot be read.
+    """
+    branches: dict[str, Branch] = {"vanilla": (config.vanilla_weight, vanilla(["clip"]))}
+    if config.encoder_weight:
+        features = image_features(config, mae, resnet).to(device)
+        branches["encoder"] = (config.encoder_weight, features)
+    return branches
 
 
 def _resized(

@@ -1,7 +1,7 @@
 """Interpolation on a grid of which some nodes are known: inverse distance, and Laplace's equation.
 
 The grid has one, two or three axes (a time line, an image's patches, a clip's space-time tokens).
-Neighbours u, v, diagonal ones among them, are tied by
+Neighbors u, v, diagonal ones among them, are tied by
 
     w_uv = exp(-|f_u - f_v|^2 / (2 sigma_feature^2)) exp(-d_uv^2 / (2 sigma_space^2)),
 
@@ -11,7 +11,7 @@ With L = D - W the unknown values solve
     (L_UU + lambda I) X_U = -L_UK X_K + lambda X_start,
 
 so that lambda draws them to the start and not to zero. On grids of few nodes, such as an image's
-patches, the systems of all clips are factorised once for all channels. On others nothing is
+patches, the systems of all clips are factorized once for all channels. On others nothing is
 assembled: conjugate gradients (Hestenes and Stiefel 1952) with Jacobi's preconditioner apply L to
 all clips and channels at once.
 """
@@ -25,10 +25,12 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
+from braid.drifting.config import HarmonicConfig
+
 TOLERANCE = 1e-5  # of the residual, relative to the first one
 ITERATIONS = 500
-DENSE = 256  # nodes of a grid, up to which a factorisation is the faster way
-PIVOT = 1e-6  # added to a unit diagonal, so that float32 can factorise it
+DENSE = 256  # nodes of a grid, up to which a factorization is the faster way
+PIVOT = 1e-6  # added to a unit diagonal, so that float32 can factorize it
 WEAKEST = 16.0  # exponent of an edge; float32 cannot resolve much weaker ones beside others
 
 
@@ -51,24 +53,21 @@ def harmonic(
     values: Tensor,  # [B, C, *grid]; unknown nodes are not read
     known: Tensor,  # [B, *grid] bool
     start: Tensor,  # [B, C, *grid], a first guess
-    *,
-    sigma_feature: float,  # in units of the values; large: edges do not matter
-    sigma_space: float,  # in grid steps; small: diagonal neighbours do not matter
-    lambda_reg: float,  # pull towards the start
+    config: HarmonicConfig,
 ) -> Tensor:
     """The solution of Laplace's equation with the known values given, [B, C, *grid]."""
     known = known[:, None]
     first = torch.where(known, values, start)
-    graph = Laplacian(first, sigma_feature, sigma_space)
+    graph = Laplacian(first, config)
     free = (~known).to(first)
     residual = -free * graph(first)  # the start's own pull vanishes at the start
     if known[0].numel() <= DENSE:
-        return first + _factorised(graph, free, lambda_reg, residual)
+        return first + _factorized(graph, free, config.lambda_reg, residual)
 
     def system(x: Tensor) -> Tensor:
-        return free * (graph(x) + lambda_reg * x)
+        return free * (graph(x) + config.lambda_reg * x)
 
-    correction = conjugate_gradients(system, residual, graph.degree + lambda_reg)
+    correction = conjugate_gradients(system, residual, graph.degree + config.lambda_reg)
     return first + correction
 
 
@@ -78,14 +77,14 @@ class Laplacian:
     def __init__(
         self,
         features: Tensor,  # [B, C, *grid]
-        sigma_feature: float,
-        sigma_space: float,
+        config: HarmonicConfig,
     ) -> None:
         self.edges = []
         self.degree = torch.zeros_like(features[:, :1])  # [B, 1, *grid]
         for here, there, distance in _edges(features.ndim - 2):
             unlike = (features[here] - features[there]).square().mean(1, keepdim=True)
-            exponent = unlike / (2 * sigma_feature**2) + distance / (2 * sigma_space**2)
+            exponent = unlike / (2 * config.sigma_feature**2)
+            exponent = exponent + distance / (2 * config.sigma_space**2)
             weight = torch.exp(-exponent.clamp_max(WEAKEST))
             self.edges.append((here, there, weight))
             self.degree[here] += weight
@@ -114,7 +113,7 @@ class Laplacian:
         return matrix
 
 
-def _factorised(
+def _factorized(
     graph: Laplacian,
     free: Tensor,  # [B, 1, *grid] 1 at unknown nodes, else 0
     lambda_reg: float,
@@ -150,7 +149,7 @@ def conjugate_gradients(
 ) -> Tensor:
     """Solve a system for each clip and channel, [B, C, *grid].
 
-    Each stops where its residual fell to TOLERANCE of the right side, whatever its neighbours in
+    Each stops where its residual fell to TOLERANCE of the right side, whatever its neighbors in
     the batch do, so that a batch may be split.
     """
     grid = tuple(range(2, right.ndim))

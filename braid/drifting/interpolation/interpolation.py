@@ -4,7 +4,7 @@
     cubic              Hermite's cubic through them, with Catmull and Rom's tangents
     inverse_distance   the mean of all keyframes weighted by 1 / (distance in time)^2
     harmonic           the edge-aware Laplace equation on the space-time grid (harmonic.py)
-    sinkhorn           tokens moved along an optimal transport plan (sinkhorn.py)
+    sinkhorn           tokens moved along an optimal transport plan
 
 Keyframes come out bit for bit, and nothing of a missing frame is read.
 """
@@ -19,9 +19,114 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, normalize, pad
 
+from braid.drifting.config import CorruptionConfig, Interpolator
 from braid.drifting.interpolation.harmonic import harmonic as solve_harmonic
 from braid.drifting.interpolation.harmonic import inverse_distance as mean_by_distance
-from braid.drifting.interpolation.keyframes import frames_at, neighbours
+from braid.drifting.interpolation.keyframes import frames_at, neighbors
+
+
+def interpolate(
+    latents: Tensor,  # [B, C, T, H, W]; missing frames are not read
+    mask: Tensor,  # [B, T] bool, True: keyframe
+    config: CorruptionConfig,
+) -> Tensor:
+    """Clips whose missing frames are made from their keyframes, [B, C, T, H, W].
+
+    Raises:
+        ValueError: a mask of another shape, or a clip without keyframes.
+    """
+    if latents.ndim != 5 or mask.shape != (latents.shape[0], latents.shape[2]):
+        raise ValueError(
+            f"interpolation: expected latents [B, C, T, H, W] and a mask [B, T], got "
+            f"{list(latents.shape)} and {list(mask.shape)}"
+        )
+    filled = METHODS[config.interpolator](latents, mask, config)
+    return torch.where(mask[:, None, :, None, None], latents, filled)
+
+
+def linear(
+    latents: Tensor,  # [B, C, T, H, W]
+    mask: Tensor,  # [B, T] bool
+    _: CorruptionConfig | None = None,
+) -> Tensor:
+    """The straight line between the neighboring keyframes, [B, C, T, H, W]."""
+    around = neighbors(mask)
+    left, right = frames_at(latents, around.left), frames_at(latents, around.right)
+    return torch.lerp(left, right, around.fraction[:, None, :, None, None].to(left))
+
+
+def cubic(
+    latents: Tensor,  # [B, C, T, H, W]
+    mask: Tensor,  # [B, T] bool
+    _: CorruptionConfig | None = None,
+) -> Tensor:
+    """Hermite's cubic through the keyframes, [B, C, T, H, W]; with two keyframes the line.
+
+    The tangent at a keyframe is that of the parabola through it and its two neighbors; at the
+    first and the last one it is the slope towards the only neighbor.
+    """
+    around = neighbors(mask)
+    left, right = frames_at(latents, around.left), frames_at(latents, around.right)
+    out = _tangents(latents, mask, around.left)
+    into = _tangents(latents, mask, around.right)
+    a, gap = (values[:, None, :, None, None].to(left) for values in (around.fraction, around.gap))
+    bend = (1 - a) * (out * gap - (right - left)) - a * (into * gap - (right - left))
+    return torch.lerp(left, right, a) + a * (1 - a) * bend
+
+
+def _tangents(latents: Tensor, mask: Tensor, key: Tensor) -> Tensor:
+    """The change per frame at keyframes `key` [B, T], [B, C, T, H, W]."""
+    last = mask.shape[1] - 1
+    around = neighbors(mask)
+    before = around.left.gather(1, (key - 1).clamp_min(0))
+    after = around.right.gather(1, (key + 1).clamp_max(last))
+    now = frames_at(latents, key)
+    past, future = (
+        (frame - key)[:, None, :, None, None].to(latents) for frame in (before, after)
+    )  # signed frames; 0 where there is no such keyframe
+    slope_past = (now - frames_at(latents, before)) / (-past).clamp_min(1)
+    slope_future = (frames_at(latents, after) - now) / future.clamp_min(1)
+    mean = (slope_past * future - slope_future * past) / (future - past).clamp_min(1)
+    return torch.where(past == 0, slope_future, torch.where(future == 0, slope_past, mean))
+
+
+def inverse_distance(
+    latents: Tensor,  # [B, C, T, H, W]
+    mask: Tensor,  # [B, T] bool
+    _: CorruptionConfig | None = None,
+) -> Tensor:
+    """The mean of all keyframes weighted by 1 / (distance in time)^2, [B, C, T, H, W]."""
+    series = latents.movedim(2, -1)  # [B, C, H, W, T]
+    return mean_by_distance(series.flatten(1, 3), mask).view(series.shape).movedim(-1, 2)
+
+
+def harmonic(
+    latents: Tensor,  # [B, C, T, H, W]
+    mask: Tensor,  # [B, T] bool
+    config: CorruptionConfig,
+) -> Tensor:
+    """Laplace's equation on the space-time grid, started from the line, [B, C, T, H, W]."""
+    given = mask[:, :, None, None].expand(-1, -1, *latents.shape[3:])
+    return solve_harmonic(latents, given, linear(latents, mask), config)
+
+
+def sinkhorn(
+    latents: Tensor,  # [B, C, T, H, W]
+    mask: Tensor,  # [B, T] bool
+    config: CorruptionConfig,
+) -> Tensor:
+    """The line, with what moves moved along, [B, C, T, H, W]."""
+    return warp(latents, mask, linear(latents, mask), config)
+
+
+METHODS: dict[Interpolator, Callable[[Tensor, Tensor, CorruptionConfig], Tensor]] = {
+    "linear": linear,
+    "cubic": cubic,
+    "inverse_distance": inverse_distance,
+    "harmonic": harmonic,
+    "sinkhorn": sinkhorn,
+}
+
 
 # ---- Interpolation that moves tokens: an optimal transport plan between two keyframes, and a warp
 # The cells of one keyframe are matched to those of the next by entropic optimal transport (Cuturi
@@ -30,14 +135,14 @@ from braid.drifting.interpolation.keyframes import frames_at, neighbours
 #     logit_ij = <f_i, f_j> / temperature - |p_i - p_j|^2 / (2 reach^2),     f of unit length.
 #
 # From the plan each cell has a flow, to where its partners lie on average, and a confidence: its
-# mass outside the dustbin, times how well forward and backward flow cancel, times the share of the
-# cell's change that the motion explains. Still cells explain nothing, so a moving thing passes in
-# front of them. Flows are carried to the time of a missing frame; both keyframes are sampled
+# mass outside the dustbin, times how well forward and backward flow cancel, times the fraction of
+# the cell's change that the motion explains. Still cells explain nothing, so a moving thing passes
+# in front of them. Flows are carried to the time of a missing frame; both keyframes are sampled
 # against the flow and blended by time; where no confident cell arrives, the straight line stays.
 
 ITERATIONS = 20
 CONSISTENCY = 0.5  # cells by which forward and backward flow may miss each other
-_CHUNK = 2**25  # elements of the plans that are held at once
+_CHUNK = 2**25  # elements of the plans that are in memory at once
 
 
 class Motion(NamedTuple):
@@ -51,24 +156,21 @@ def warp(
     latents: Tensor,  # [B, C, T, H, W]; missing frames are not read
     mask: Tensor,  # [B, T] bool, True: keyframe
     straight: Tensor,  # [B, C, T, H, W], the linear interpolation
-    *,
-    temperature: float,  # of the cosines
-    dustbin: float,  # logit of no match
-    reach: float,  # cells, standard deviation of the prior on displacements
+    config: CorruptionConfig,
 ) -> Tensor:
     """The linear interpolation, with what moves moved along, [B, C, T, H, W]."""
-    around, frames = neighbours(mask), mask.shape[1]
+    around, frames = neighbors(mask), mask.shape[1]
     clip, time = (~mask & (around.gap > 0)).nonzero(as_tuple=True)
     first, pair = torch.unique(clip * frames + around.left[clip, time], return_inverse=True)
     owner, begin = first // frames, first % frames
     end = around.right[owner, (begin + 1).clamp_max(frames - 1)]
     source, target = latents[owner, :, begin], latents[owner, :, end]  # [P, C, H, W]
 
-    forward, backward = motions(source, target, temperature, dustbin, reach)
+    forward, backward = motions(source, target, config)
     fraction = around.fraction[clip, time][:, None, None, None].to(latents)
     carried = at_time(
-        Motion(*(each[pair] for each in forward)),
-        Motion(*(each[pair] for each in backward)),
+        Motion(*(values[pair] for values in forward)),
+        Motion(*(values[pair] for values in backward)),
         fraction,
     )
     place = _places(carried.flow)
@@ -85,22 +187,21 @@ def warp(
 def motions(
     source: Tensor,  # [P, C, H, W]
     target: Tensor,  # [P, C, H, W]
-    temperature: float,
-    dustbin: float,
-    reach: float,
+    config: CorruptionConfig,
 ) -> tuple[Motion, Motion]:
     """From source to target and back."""
     place = _places(source).flatten(1).T  # [N, 2]
-    prior = (place[:, None] - place).square().sum(2) / (2 * reach**2)
-    found = []
+    prior = (place[:, None] - place).square().sum(2) / (2 * config.sinkhorn_reach**2)
+    parts = []
     size = max(1, _CHUNK // len(place) ** 2)
     for a, b in zip(source.split(size), target.split(size), strict=True):
         unit_a, unit_b = (normalize(z.flatten(2), dim=1) for z in (a, b))
-        plan = transport(unit_a.transpose(1, 2) @ unit_b / temperature - prior, dustbin)
+        cosine = unit_a.transpose(1, 2) @ unit_b
+        plan = transport(cosine / config.sinkhorn_temperature - prior, config.dustbin)
         matched = plan[:, :-1, :-1]
         forward, backward = _motion(matched, a), _motion(matched.transpose(1, 2), b)
-        found.append((*_checked(forward, backward, a, b), *_checked(backward, forward, b, a)))
-    flow, trust, flow_back, trust_back = (torch.cat(each) for each in zip(*found, strict=True))
+        parts.append((*_checked(forward, backward, a, b), *_checked(backward, forward, b, a)))
+    flow, trust, flow_back, trust_back = (torch.cat(values) for values in zip(*parts, strict=True))
     return Motion(flow, trust), Motion(flow_back, trust_back)
 
 
@@ -153,7 +254,7 @@ def at_time(
     backward: Motion,
     fraction: Tensor,  # [M, 1, 1, 1] of the way from source to target
 ) -> Motion:
-    """The forward flow as seen from the cells of the frame between, [M, 2 and 1, H, W]."""
+    """The forward flow at the cells of the frame between, [M, 2 and 1, H, W]."""
     place = _places(forward.flow)
     total = torch.zeros_like(torch.cat(forward, 1))
     for motion, part, sign in ((forward, fraction, 1), (backward, 1 - fraction, -1)):
@@ -198,121 +299,3 @@ def _splat(
         index = ((batch + y) * width + x).flatten()
         result.index_add_(0, index, (weight[:, None] * values).permute(0, 2, 3, 1).flatten(0, 2))
     return result.view(count, height, width, channels).permute(0, 3, 1, 2)
-
-
-def interpolate(
-    latents: Tensor,  # [B, C, T, H, W]; missing frames are not read
-    mask: Tensor,  # [B, T] bool, True: keyframe
-    method: str,
-    **settings: float,  # those of the method's function
-) -> Tensor:
-    """Clips whose missing frames are made from their keyframes, [B, C, T, H, W].
-
-    Raises:
-        ValueError: no such method, a mask of another shape, or a clip without keyframes.
-    """
-    if method not in METHODS:
-        expected = ", ".join(METHODS)
-        raise ValueError(f"corruption.interpolator is {method!r}, expected one of {expected}")
-    if latents.ndim != 5 or mask.shape != (latents.shape[0], latents.shape[2]):
-        raise ValueError(
-            f"interpolation: expected latents [B, C, T, H, W] and a mask [B, T], got "
-            f"{list(latents.shape)} and {list(mask.shape)}"
-        )
-    filled = METHODS[method](latents, mask, **settings)
-    return torch.where(mask[:, None, :, None, None], latents, filled)
-
-
-def linear(
-    latents: Tensor,  # [B, C, T, H, W]
-    mask: Tensor,  # [B, T] bool
-) -> Tensor:
-    """The straight line between the neighbouring keyframes, [B, C, T, H, W]."""
-    around = neighbours(mask)
-    left, right = frames_at(latents, around.left), frames_at(latents, around.right)
-    return torch.lerp(left, right, around.fraction[:, None, :, None, None].to(left))
-
-
-def cubic(
-    latents: Tensor,  # [B, C, T, H, W]
-    mask: Tensor,  # [B, T] bool
-) -> Tensor:
-    """Hermite's cubic through the keyframes, [B, C, T, H, W]; with two keyframes the line.
-
-    The tangent at a keyframe is that of the parabola through it and its two neighbours; at the
-    first and the last one it is the slope towards the only neighbour.
-    """
-    around = neighbours(mask)
-    left, right = frames_at(latents, around.left), frames_at(latents, around.right)
-    out = _tangents(latents, mask, around.left)
-    into = _tangents(latents, mask, around.right)
-    a, gap = (each[:, None, :, None, None].to(left) for each in (around.fraction, around.gap))
-    bend = (1 - a) * (out * gap - (right - left)) - a * (into * gap - (right - left))
-    return torch.lerp(left, right, a) + a * (1 - a) * bend
-
-
-def _tangents(latents: Tensor, mask: Tensor, key: Tensor) -> Tensor:
-    """The change per frame at keyframes `key` [B, T], [B, C, T, H, W]."""
-    last = mask.shape[1] - 1
-    around = neighbours(mask)
-    before = around.left.gather(1, (key - 1).clamp_min(0))
-    after = around.right.gather(1, (key + 1).clamp_max(last))
-    now = frames_at(latents, key)
-    past, future = (
-        (each - key)[:, None, :, None, None].to(latents) for each in (before, after)
-    )  # signed frames; 0 where there is no such keyframe
-    slope_past = (now - frames_at(latents, before)) / (-past).clamp_min(1)
-    slope_future = (frames_at(latents, after) - now) / future.clamp_min(1)
-    mean = (slope_past * future - slope_future * past) / (future - past).clamp_min(1)
-    return torch.where(past == 0, slope_future, torch.where(future == 0, slope_past, mean))
-
-
-def inverse_distance(
-    latents: Tensor,  # [B, C, T, H, W]
-    mask: Tensor,  # [B, T] bool
-) -> Tensor:
-    """The mean of all keyframes weighted by 1 / (distance in time)^2, [B, C, T, H, W]."""
-    series = latents.movedim(2, -1)  # [B, C, H, W, T]
-    return mean_by_distance(series.flatten(1, 3), mask).view(series.shape).movedim(-1, 2)
-
-
-def harmonic(
-    latents: Tensor,  # [B, C, T, H, W]
-    mask: Tensor,  # [B, T] bool
-    *,
-    sigma_feature: float,
-    sigma_space: float,
-    lambda_reg: float,
-) -> Tensor:
-    """Laplace's equation on the space-time grid, started from the line, [B, C, T, H, W]."""
-    known = mask[:, :, None, None].expand(-1, -1, *latents.shape[3:])
-    return solve_harmonic(
-        latents,
-        known,
-        linear(latents, mask),
-        sigma_feature=sigma_feature,
-        sigma_space=sigma_space,
-        lambda_reg=lambda_reg,
-    )
-
-
-def sinkhorn(
-    latents: Tensor,  # [B, C, T, H, W]
-    mask: Tensor,  # [B, T] bool
-    *,
-    temperature: float,
-    dustbin: float,
-    reach: float,
-) -> Tensor:
-    """The line, with what moves moved along, [B, C, T, H, W]."""
-    straight = linear(latents, mask)
-    return warp(latents, mask, straight, temperature=temperature, dustbin=dustbin, reach=reach)
-
-
-METHODS: dict[str, Callable[..., Tensor]] = {
-    "linear": linear,
-    "cubic": cubic,
-    "inverse_distance": inverse_distance,
-    "harmonic": harmonic,
-    "sinkhorn": sinkhorn,
-}

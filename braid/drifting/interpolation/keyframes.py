@@ -1,4 +1,4 @@
-"""Which frames of a clip are given: nested keyframe levels, and each frame's neighbours among them.
+"""Which frames of a clip are given: nested keyframe levels, and each frame's neighbors among them.
 
 Level 0 keeps every frame, level S the fewest; the frames kept at level s are among those kept at
 level s - 1, and the first and the last frame are always kept. A frame's *rank* says all of it:
@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-SCHEDULES = ("doubling", "linear", "geometric")
+from braid.drifting.config import CorruptionConfig
 
 
-def level_counts(frames: int, minimum: int, levels: int, schedule: str) -> list[int]:
-    """How many frames each level keeps: K_0 = frames > K_1 > ... > K_S = minimum, S = levels.
+def level_counts(frames: int, config: CorruptionConfig) -> list[int]:
+    """How many frames each level keeps: K_0 = frames > K_1 > ... > K_S, S = levels.
 
-    From the coarsest level up, with T frames:
+    From the coarsest level up, with T frames, and `min_keyframes` for K_S:
 
         doubling    K_{s-1} = 2 K_s
         linear      K_s = round(K_S + (S - s) / S (T - K_S))
@@ -30,29 +30,28 @@ def level_counts(frames: int, minimum: int, levels: int, schedule: str) -> list[
     held apart where rounding or the end of the clip would make two levels equal.
 
     Raises:
-        ValueError: no such schedule, or the clip is too short for it; names the param.
+        ValueError: the clip is too short; names the param.
     """
-    if schedule not in SCHEDULES:
-        expected = ", ".join(SCHEDULES)
-        raise ValueError(f"corruption.schedule is {schedule!r}, expected one of {expected}")
-    if not 2 <= minimum <= frames:
+    fewest, levels = config.min_keyframes, config.levels
+    if fewest > frames:
         raise ValueError(
-            f"corruption.min_keyframes is {minimum}, expected 2 to {frames}, the frames of a clip"
+            f"drift.corruption.min_keyframes is {fewest}, expected 2 to {frames}, the frames of a "
+            "clip"
         )
-    if not 1 <= levels <= frames - minimum:
+    if levels > frames - fewest:
         raise ValueError(
-            f"corruption.levels is {levels}, expected 1 to {frames - minimum}: between "
-            f"{minimum} and {frames} keyframes no more levels differ"
+            f"drift.corruption.levels is {levels}, expected 1 to {frames - fewest}: between "
+            f"{fewest} and {frames} keyframes no more levels differ"
         )
-    counts = [minimum]
+    counts = [fewest]
     for finer in range(1, levels):
-        share = finer / levels
-        wanted = {
+        fraction = finer / levels
+        count = {
             "doubling": 2 * counts[-1],
-            "linear": round(minimum + share * (frames - minimum)),
-            "geometric": round(minimum * (frames / minimum) ** share),
-        }[schedule]
-        counts.append(min(max(wanted, counts[-1] + 1), frames - levels + finer))
+            "linear": round(fewest + fraction * (frames - fewest)),
+            "geometric": round(fewest * (frames / fewest) ** fraction),
+        }[config.schedule]
+        counts.append(min(max(count, counts[-1] + 1), frames - levels + finer))
     return [frames, *reversed(counts)]
 
 
@@ -144,10 +143,10 @@ def _check(frames: int, counts: Sequence[int]) -> None:
         )
 
 
-class Neighbours(NamedTuple):
-    """The keyframes around each frame; a keyframe is its own neighbour on both sides.
+class Neighbors(NamedTuple):
+    """The keyframes around each frame; a keyframe is its own neighbor on both sides.
 
-    Before the first keyframe and after the last one both neighbours are that keyframe.
+    Before the first keyframe and after the last one both neighbors are that keyframe.
     """
 
     left: Tensor  # [B, T] int64
@@ -160,9 +159,9 @@ class Neighbours(NamedTuple):
         return self.right - self.left
 
 
-def neighbours(
+def neighbors(
     mask: Tensor,  # [B, T] bool, True: keyframe
-) -> Neighbours:
+) -> Neighbors:
     """Find the nearest keyframes on both sides of every frame.
 
     Raises:
@@ -176,7 +175,7 @@ def neighbours(
     right = torch.where(mask, time, frames).flip(1).cummin(1).values.flip(1)
     left, right = torch.where(left < 0, right, left), torch.where(right == frames, left, right)
     fraction = torch.where(left < right, (time - left) / (right - left), 0)
-    return Neighbours(left, right, fraction)
+    return Neighbors(left, right, fraction)
 
 
 def frames_at(

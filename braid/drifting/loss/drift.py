@@ -1,6 +1,6 @@
 """The drift field and its loss (arXiv 2602.04770, Algorithm 2 and A.6), all classes at once.
 
-For a generated x_i, a column y_j of [unconditional | generated | queued | positives] and each tau:
+For a generated x_i, a column y_j of [unconditional | generated | banked | positives] and each tau:
 
     d_ij = |x_i - y_j|,   S = mean w_j d_ij / mean w_j,   L_ij = -(d_ij / S + m [y_j is x_i]) / tau
     A_ij = w_j sqrt(max(softmax_j(L) softmax_i(L), floor)),   w_j = 1 but for unconditional ones
@@ -12,7 +12,7 @@ of a group, over the classes and samples of the batch and over processes. So the
 after the forward pass: -2 sum_tau (V / lambda) / (count S / sqrt(D)). With one temperature the
 loss of a group is 1 whatever the samples are: watch the statistics, not the loss.
 
-Defaults are the semantics of the official release; `drift_reference` has the same as plain loops.
+`reference.py` has the same as plain loops.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from braid.drifting.config import DriftLossConfig
 from braid.drifting.loss.samples import Layout, Samples, lay_out
 from braid.drifting.loss.statistics import DriftStatistics
 from braid.training import distributed
@@ -38,44 +39,22 @@ MIN_SQUARE = 1e-8  # of lambda^2
 
 @dataclass(frozen=True)
 class DriftResult:
-    """What a step minimises and what it may log."""
+    """What a step minimizes and what it may log."""
 
     loss: Tensor  # [] the sum over groups
     per_group: dict[str, Tensor]  # [] each, differentiable too
-    statistics: dict[str, Tensor]  # [] each, see `drift_statistics`; empty unless asked for
+    statistics: dict[str, Tensor]  # [] each, see statistics.py; empty unless requested
 
 
 class DriftLoss:
     """The drifting loss; in float32 (float64 where samples are that), never under autocast.
 
     Raises:
-        ValueError: an impossible setting; called with no samples or shapes that do not fit.
+        ValueError: called with no samples or shapes that do not fit.
     """
 
-    def __init__(
-        self,
-        *,
-        temperatures: Sequence[float] = (0.02, 0.05, 0.2),  # tau, in mean distances
-        attraction: float = 1.0,  # times the positive force; other than 1 is out of equilibrium
-        floor: float = 1e-6,  # of the softmaxes' product; release 1e-6, paper and peers 0
-        self_mask: float = 100.0,  # m, in mean distances; release 100, paper 1e6 before S
-        weighting: Literal["affinity", "logit"] = "affinity",  # release w A; peers log(w) in L
-        reduction: Literal["mean", "sum"] = "mean",  # over locations: release mean, peers sum
-        scale_scope: Literal["batch", "class"] = "batch",  # of S and lambda: release; some peers
-    ) -> None:
-        if not temperatures or min(temperatures) <= 0:
-            raise ValueError(f"drift: expected temperatures above 0, got {temperatures}")
-        if attraction <= 0 or floor < 0 or self_mask < 0:
-            raise ValueError(
-                "drift: expected attraction > 0, floor >= 0 and self_mask >= 0, "
-                f"got {attraction}, {floor} and {self_mask}"
-            )
-        _one_of("weighting", weighting, ("affinity", "logit"))
-        _one_of("reduction", reduction, ("mean", "sum"))
-        _one_of("scale_scope", scale_scope, ("batch", "class"))
-        self.temperatures, self.attraction = tuple(temperatures), attraction
-        self.floor, self.self_mask = floor, self_mask
-        self.weighting, self.reduction, self.scale_scope = weighting, reduction, scale_scope
+    def __init__(self, config: DriftLossConfig) -> None:
+        self.config = config
 
     def __call__(
         self,
@@ -89,7 +68,7 @@ class DriftLoss:
             raise ValueError("drift: expected one group of samples or more, got none")
         for name, samples in groups.items():
             samples.check(name, len(unconditional_weight))
-        log = DriftStatistics(self.temperatures) if statistics else None
+        log = DriftStatistics(self.config.temperatures) if statistics else None
         per_group = {}
         for name, samples in groups.items():
             with torch.no_grad(), torch.autocast(samples.generated.device.type, enabled=False):
@@ -110,23 +89,23 @@ class DriftLoss:
         vectors = locations * group.counts
         sums = torch.stack([total, vectors * group.weight.sum(1), vectors])  # [3, C]
         joint = distributed.mean(sums.sum(1, keepdim=True))
-        shared = joint if self.scale_scope == "batch" else sums
+        shared = joint if self.config.scale_scope == "batch" else sums
         scale = _ratio(shared[0], shared[1]).clamp(min=MIN_SCALE)
         unit = (scale / math.sqrt(dims)).clamp(min=MIN_SCALE)
 
         force, squares = self._forces(groups, distance.div_(scale[:, None, None]), log)
         squares = squares / unit.square()  # [T, C]
-        if self.scale_scope == "batch":
+        if self.config.scale_scope == "batch":
             squares = distributed.mean(squares.sum(1, keepdim=True))
         squares = _ratio(squares, dims * shared[2])
         rates = (squares.clamp(min=MIN_SQUARE).rsqrt() / unit)[..., None, None]
         drift = force[:, :, 0] * rates[0]
-        for each, rate in zip(force.unbind(2)[1:], rates[1:], strict=True):
-            drift.addcmul_(each, rate)
+        for field, rate in zip(force.unbind(2)[1:], rates[1:], strict=True):
+            drift.addcmul_(field, rate)
         if log:
             log.add_group(name, scale.mean(), squares.mean(1))
         count = (dims * joint[2, 0]).clamp(min=1)
-        return drift, unit, count if self.reduction == "mean" else count / locations
+        return drift, unit, count if self.config.reduction == "mean" else count / locations
 
     def _forces(
         self,
@@ -136,11 +115,11 @@ class DriftLoss:
     ) -> tuple[Tensor, Tensor]:
         """V in features, [L, C, T, N, D], and its sum of squares by class, [T, C]."""
         locations, classes, rows, _ = distance.shape
-        shape = locations, classes, len(self.temperatures), rows
+        shape = locations, classes, len(self.config.temperatures), rows
         force = distance.new_empty(*shape, parts[0].columns.shape[-1])
         norms = distance.new_empty(shape)
         sizes = [len(part.columns) for part in parts]
-        pieces = (each.split(sizes) for each in (distance, force, norms))
+        pieces = (values.split(sizes) for values in (distance, force, norms))
         for part, near, moved, size in zip(parts, *pieces, strict=True):
             affinity = self.affinity(part, near)
             if log:
@@ -155,18 +134,18 @@ class DriftLoss:
         distance: Tensor,  # [L, C, N, M] in S
     ) -> Tensor:
         """A at each temperature, [L, C, T, N, M]; 0 for padding."""
-        rate = -1 / distance.new_tensor(self.temperatures)[:, None, None]
+        rate = -1 / distance.new_tensor(self.config.temperatures)[:, None, None]
         logits = distance[:, :, None] * rate
-        group.diagonal(logits).add_(self.self_mask * rate[..., 0])
+        group.diagonal(logits).add_(self.config.self_mask * rate[..., 0])
         weight, pairs = group.weight[:, None, None], group.pairs
-        if self.weighting == "logit":
+        if self.config.weighting == "logit":
             logits.add_(weight.log())
             heavy = weight[:, 0] > 0
             pairs = heavy.expand(-1, distance.shape[2], -1) if pairs is None else pairs & heavy
         if pairs is not None:
             logits.masked_fill_(~pairs[:, None], -math.inf)
-        affinity = logits.softmax(-1).mul_(logits.softmax(-2)).clamp_(min=self.floor).sqrt_()
-        if self.weighting == "affinity":
+        affinity = logits.softmax(-1).mul_(logits.softmax(-2)).clamp_(min=self.config.floor).sqrt_()
+        if self.config.weighting == "affinity":
             affinity.mul_(weight)
         return affinity if pairs is None else affinity.masked_fill_(~pairs[:, None], 0)
 
@@ -180,9 +159,9 @@ class DriftLoss:
         negative, positive = affinity[..., :split], affinity[..., split:]
         attraction, repulsion = negative.sum(-1), positive.sum(-1)
         negative.mul_(-repulsion[..., None])
-        positive.mul_(self.attraction * attraction[..., None])
-        if self.attraction != 1:  # V = a (positives' mean - x) - (negatives' mean - x)
-            excess = (self.attraction - 1) * attraction * repulsion
+        positive.mul_(self.config.attraction * attraction[..., None])
+        if self.config.attraction != 1:  # V = a (positives' mean - x) - (negatives' mean - x)
+            excess = (self.config.attraction - 1) * attraction * repulsion
             group.diagonal(affinity).sub_(excess)
         return affinity
 
@@ -213,8 +192,3 @@ class _Loss(torch.autograd.Function):
 def _ratio(sums: Tensor, sizes: Tensor) -> Tensor:
     """A mean; 0 of nothing."""
     return sums / sizes.clamp(min=torch.finfo(sizes.dtype).tiny)
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"drift: {name} is {value!r}, expected {' or '.join(choices)}")

@@ -1,18 +1,17 @@
 """The drift loss as plain loops over classes, locations and temperatures: the oracle of `drift`.
 
-One formula after another, in the precision of what comes in, the gradient by autograd. Switches
-are those of `DriftLoss`. Without padding.
+One formula after another, in the precision of what comes in, the gradient by autograd. Without
+padding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from braid.drifting.config import DriftLossConfig
 from braid.drifting.loss.samples import Samples
 
 MIN_DISTANCE = 1e-4
@@ -25,25 +24,21 @@ def compute_v(
     columns: Tensor,  # [M, D]
     positives: int,  # the last columns
     tau: float,
-    *,
-    attraction: float = 1.0,
-    floor: float = 1e-6,
-    self_mask: float = 100.0,
-    weighting: str = "affinity",
+    config: DriftLossConfig,
 ) -> Tensor:
     """V of the first N columns, [N, D] (Algorithm 2)."""
     count = len(distance)
-    logits = -(distance + self_mask * torch.eye(*distance.shape).to(distance)) / tau
-    if weighting == "logit":
+    logits = -(distance + config.self_mask * torch.eye(*distance.shape).to(distance)) / tau
+    if config.weighting == "logit":
         kept = weight > 0
         logits, columns, weight = (
             (logits + weight.log())[:, kept],
             columns[kept],
             weight.new_ones(1),
         )
-    affinity = (logits.softmax(1) * logits.softmax(0)).clamp(min=floor).sqrt() * weight
+    affinity = (logits.softmax(1) * logits.softmax(0)).clamp(min=config.floor).sqrt() * weight
     negative, positive = affinity[:, :-positives], affinity[:, -positives:]
-    attract = attraction * positive * negative.sum(1, keepdim=True)
+    attract = config.attraction * positive * negative.sum(1, keepdim=True)
     repel = negative * positive.sum(1, keepdim=True)
     excess = (attract.sum(1) - repel.sum(1))[:, None]  # 0 at attraction 1
     return attract @ columns[-positives:] - repel @ columns[:-positives] - excess * columns[:count]
@@ -52,11 +47,7 @@ def compute_v(
 def drift_loss(
     samples: Samples,
     unconditional_weight: Tensor,  # [C]
-    temperatures: Sequence[float],
-    *,
-    reduction: str = "mean",
-    scale_scope: str = "batch",
-    **switches: Any,  # of `compute_v`
+    config: DriftLossConfig,
 ) -> Tensor:
     """The loss of one group, []; differentiable with respect to what was generated.
 
@@ -68,18 +59,18 @@ def drift_loss(
     every = range(classes * locations)
     scopes = (
         [every]
-        if scale_scope == "batch"
+        if config.scale_scope == "batch"
         else [every[first : first + locations] for first in every[::locations]]
     )
     loss = samples.generated.new_zeros(())
     for scope in scopes:
         distances = {k: torch.cdist(vectors[k].detach(), columns[k]) for k in scope}
-        distances = {k: each.clamp(min=MIN_DISTANCE) for k, each in distances.items()}
-        total = torch.stack([(each * weights[k]).mean() for k, each in distances.items()]).sum()
+        distances = {k: d.clamp(min=MIN_DISTANCE) for k, d in distances.items()}
+        total = torch.stack([(d * weights[k]).mean() for k, d in distances.items()]).sum()
         scale = total / torch.stack([weights[k].mean() for k in scope]).sum()
         unit = scale / math.sqrt(dims)
         drifts = {k: torch.zeros_like(vectors[k]) for k in scope}
-        for tau in temperatures:
+        for tau in config.temperatures:
             fields = {
                 k: compute_v(
                     distances[k] / scale,
@@ -87,17 +78,17 @@ def drift_loss(
                     columns[k] / unit,
                     samples.positives.shape[1],
                     tau,
-                    **switches,
+                    config,
                 )
                 for k in scope
             }
-            square = torch.stack([each.square().mean() for each in fields.values()]).mean()
+            square = torch.stack([field.square().mean() for field in fields.values()]).mean()
             for k, field in fields.items():
                 drifts[k] = drifts[k] + field / square.sqrt().clamp(min=MIN_LAMBDA)
         for k in scope:
             phi = vectors[k] / unit
             loss = loss + (phi - (phi + drifts[k]).detach()).square().mean()
-    return loss / (len(every) if reduction == "mean" else classes)
+    return loss / (len(every) if config.reduction == "mean" else classes)
 
 
 def _columns(samples: Samples, weight: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -110,10 +101,10 @@ def _columns(samples: Samples, weight: Tensor) -> tuple[list[Tensor], list[Tenso
             blocks.insert(1, samples.unconditional)
         if samples.negatives is not None:
             blocks.insert(1, samples.negatives[c])
-        ones = [weight.new_ones(len(each)) for each in blocks]
+        ones = [weight.new_ones(len(block)) for block in blocks]
         if samples.unconditional is not None:
             ones[-2] = ones[-2] * weight[c]
         for location in range(locations):
-            columns.append(torch.cat([each[:, location] for each in blocks]))
+            columns.append(torch.cat([block[:, location] for block in blocks]))
             weights.append(torch.cat(ones))
     return columns, weights

@@ -1,6 +1,6 @@
 """What a drift is computed from, and its layout for batched products.
 
-The M columns of a class at a location are [unconditional | generated | queued | positives], the
+The M columns of a class at a location are [unconditional | generated | banked | positives], the
 unconditional ones the same for each class. They become one tensor, a few locations at a time, so
 that on a CPU it stays in the cache. It lies near the origin, which keeps |x|^2 + |y|^2 - 2 x.y
 precise; padding is zeroed and has weight 0.
@@ -29,7 +29,7 @@ class Samples:
 
     generated: Tensor  # [C, N, L, D] negatives of one another; the ones that get a gradient
     positives: Tensor  # [C, P, L, D]
-    negatives: Tensor | None = None  # [C, Q, L, D] generated earlier
+    negatives: Tensor | None = None  # [C, Q, L, D] generated earlier, from a memory bank
     unconditional: Tensor | None = None  # [U, L, D] real samples of any class, for all classes
     generated_count: Tensor | None = None  # [C] int64; None: all rows are samples
     positive_count: Tensor | None = None  # [C]
@@ -70,7 +70,7 @@ class Samples:
 class Layout:
     """Locations of a group ready for products, in float32 or float64."""
 
-    columns: Tensor  # [L, C, M, D] unconditional, generated, queued, positives
+    columns: Tensor  # [L, C, M, D] unconditional, generated, banked, positives
     weight: Tensor  # [C, M] of the columns, 0 for padding
     generated: slice  # the columns that are the N rows
     positives: int  # P: the last columns
@@ -134,30 +134,30 @@ def lay_out(
     blocks = samples.blocks()
     sizes = [block.shape[1] for block, _ in blocks]
     ragged = any(count is not None for _, count in blocks)
-    exist = torch.cat([_exist(*each) for each in blocks], 1) if ragged else None
+    exist = torch.cat([_exist(block, count) for block, count in blocks], 1) if ragged else None
     count = 0 if samples.unconditional is None else len(samples.unconditional)
     generated = slice(count, count + samples.generated.shape[1])
-    centre = _mean(samples.generated.detach(), None if exist is None else exist[:, generated])
-    weight = centre.new_ones(len(samples.generated), sum(sizes))
+    center = _mean(samples.generated.detach(), None if exist is None else exist[:, generated])
+    weight = center.new_ones(len(samples.generated), sum(sizes))
     weight[:, :count] = unconditional_weight.detach()[:, None]
     if exist is not None:
         weight *= exist
-    for part in _parts(centre, weight.numel()):
-        columns = centre.new_empty(len(centre[part]), *weight.shape, centre.shape[1])
+    for part in _parts(center, weight.numel()):
+        columns = center.new_empty(len(center[part]), *weight.shape, center.shape[1])
         for (block, _), slot in zip(blocks, columns.split(sizes, 2), strict=True):
-            torch.sub(block[:, :, part].permute(2, 0, 1, 3), centre[part, None, None], out=slot)
+            torch.sub(block[:, :, part].permute(2, 0, 1, 3), center[part, None, None], out=slot)
         if exist is not None:
             columns.masked_fill_(~exist[:, :, None], 0)
         yield Layout(columns, weight, generated, sizes[-1], exist)
 
 
 def _parts(
-    centre: Tensor,  # [L, D]
+    center: Tensor,  # [L, D]
     columns: int,  # of all classes
 ) -> Iterator[slice]:
     """Locations to take at once: as many as the cache of a CPU holds columns of."""
-    locations, dims = centre.shape
-    step = max(1, CACHED // (columns * dims)) if centre.device.type == "cpu" else locations
+    locations, dims = center.shape
+    step = max(1, CACHED // (columns * dims)) if center.device.type == "cpu" else locations
     return (slice(start, start + step) for start in range(0, locations, step))
 
 

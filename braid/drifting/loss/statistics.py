@@ -1,18 +1,18 @@
-"""What the drift's kernel looks at: the loss says nothing, since lambda keeps it constant.
+"""Statistics of the drift: the loss says nothing, since lambda keeps it constant.
 
-For each temperature <tau>, over the rows (generated vectors) of all groups:
+Of the kernel at each temperature <tau>, over the rows (generated vectors) of all groups:
 
-    drift_mass_positive_<tau>, .._negative_<tau>   sum of a row's affinities, mean over rows
-    drift_mass_ratio_<tau>                         positive mass over negative
-    drift_neighbours_positive_<tau>_p10, _p50, _p90, and .._negative_..
-                                                   (sum A)^2 / sum A^2 of a row: how many columns
-                                                   share its affinity; percentiles over rows
-    drift_distance_<tau>                           mean distance weighted by affinity, in S
+    kernel_mass_positive_<tau>, .._negative_<tau>  sum of a row's affinities, mean over rows
+    kernel_mass_ratio_<tau>                        positive mass over negative
+    kernel_neighbors_positive_<tau>_p10, _p50, _p90, and .._negative_..
+                                                   (sum A)^2 / sum A^2 of a row: over how many
+                                                   columns it is spread; percentiles over rows
+    kernel_distance_<tau>                          mean distance weighted by affinity, in S
 
-and for each family of groups, which is what stands before the slash in their names, the means
+and of the field, for each family of groups, which is what stands before the slash in their names,
 
-    drift_scale_<family>                           S, the mean distance, in features
-    drift_sq_<family>_<tau>                        raw mean V^2 of a dimension, in units of phi; at
+    field_scale_<family>                           S, the mean distance, in features
+    field_sq_<family>_<tau>                        raw mean V^2 of a dimension, in units of phi; at
                                                    equilibrium what finite samples leave of it
 
 `DriftLoss(...)(groups, w, statistics=True).statistics` has all of them, for features of any origin.
@@ -36,8 +36,8 @@ class Rows(NamedTuple):
 
     positive_mass: Tensor  # [T, R]
     negative_mass: Tensor
-    positive_neighbours: Tensor
-    negative_neighbours: Tensor
+    positive_neighbors: Tensor
+    negative_neighbors: Tensor
     moment: Tensor  # sum of affinity times distance
 
 
@@ -59,7 +59,7 @@ class DriftStatistics:
         rows = kernel_rows(distance, affinity, group.positives)
         if group.exist is not None:
             exist = group.exist[:, group.generated].expand(distance.shape[:-1])
-            rows = Rows(*(each[:, exist.flatten()] for each in rows))
+            rows = Rows(*(values[:, exist.flatten()] for values in rows))
         self.rows.append(rows)
 
     def add_group(
@@ -74,16 +74,16 @@ class DriftStatistics:
 
     def result(self) -> dict[str, Tensor]:
         """The figures by name, [] each."""
-        found: dict[str, Tensor] = {}
+        figures: dict[str, Tensor] = {}
         rows = Rows(*(torch.cat(parts, 1) for parts in zip(*self.rows, strict=True)))
         for index, tau in enumerate(self.temperatures):
-            found |= _summary(f"{tau:g}", Rows(*(each[index] for each in rows)))
+            figures |= _summary(f"{tau:g}", Rows(*(values[index] for values in rows)))
         for family, groups in self.families.items():
             scale, *squares = torch.stack(groups).mean(0)
-            found[f"drift_scale_{family}"] = scale
+            figures[f"field_scale_{family}"] = scale
             for tau, square in zip(self.temperatures, squares, strict=True):
-                found[f"drift_sq_{family}_{tau:g}"] = square
-        return found
+                figures[f"field_sq_{family}_{tau:g}"] = square
+        return figures
 
 
 def kernel_rows(
@@ -91,7 +91,7 @@ def kernel_rows(
     affinity: Tensor,  # [..., T, N, M] negatives first
     positives: int,  # P: the last columns
 ) -> Rows:
-    """Masses, effective neighbours and the distances at which a kernel acts, row by row."""
+    """Masses, effective neighbors and the distances at which a kernel acts, row by row."""
     split = affinity.shape[-1] - positives
     negative, positive = affinity[..., :split], affinity[..., split:]
     figures = (
@@ -101,7 +101,7 @@ def kernel_rows(
         effective_number(negative),
         (affinity * distance.unsqueeze(-3)).sum(-1),
     )
-    return Rows(*(each.movedim(-2, 0).flatten(1) for each in figures))
+    return Rows(*(values.movedim(-2, 0).flatten(1) for values in figures))
 
 
 def effective_number(
@@ -109,25 +109,25 @@ def effective_number(
 ) -> Tensor:
     """(sum w)^2 / sum w^2: n for equal weights, 1 for a single one, 0 for none; [...]."""
     tiny = torch.finfo(weights.dtype).tiny
-    shares = weights / weights.sum(-1, keepdim=True).clamp(min=tiny)
-    squares = shares.square().sum(-1)
+    fractions = weights / weights.sum(-1, keepdim=True).clamp(min=tiny)
+    squares = fractions.square().sum(-1)
     return torch.where(squares > 0, 1 / squares.clamp(min=tiny), 0)
 
 
 def _summary(tau: str, rows: Rows) -> dict[str, Tensor]:
     """Of rows at one temperature, [R] each."""
     positive, negative = rows.positive_mass.mean(), rows.negative_mass.mean()
-    found = {
-        f"drift_mass_positive_{tau}": positive,
-        f"drift_mass_negative_{tau}": negative,
-        f"drift_mass_ratio_{tau}": positive / negative,
-        f"drift_distance_{tau}": rows.moment.mean() / (positive + negative),
+    figures = {
+        f"kernel_mass_positive_{tau}": positive,
+        f"kernel_mass_negative_{tau}": negative,
+        f"kernel_mass_ratio_{tau}": positive / negative,
+        f"kernel_distance_{tau}": rows.moment.mean() / (positive + negative),
     }
-    sides = {"positive": rows.positive_neighbours, "negative": rows.negative_neighbours}
-    for side, neighbours in sides.items():
+    sides = {"positive": rows.positive_neighbors, "negative": rows.negative_neighbors}
+    for side, neighbors in sides.items():
         # By rank: torch.quantile refuses more than 16 million values.
-        ranked = neighbours.sort().values
+        ranked = neighbors.sort().values
         for percent in PERCENTILES:
             rank = round(percent / 100 * (len(ranked) - 1))
-            found[f"drift_neighbours_{side}_{tau}_p{percent}"] = ranked[rank]
-    return found
+            figures[f"kernel_neighbors_{side}_{tau}_p{percent}"] = ranked[rank]
+    return figures

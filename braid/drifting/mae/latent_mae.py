@@ -1,7 +1,7 @@
 """A masked autoencoder of video latents whose features the drift is computed in.
 
 The latent MAE of Deng et al. 2026 (arXiv 2602.04770, A.3: a ResNet with GroupNorm, a U-Net decoder
-and masked inputs set to zero) carried from images to clips. Convolutions are factorised into space
+and masked inputs set to zero) carried from images to clips. Convolutions are factorized into space
 and time, (2+1)D as in Tran et al. 2018: a basic block is a 1x3x3 and a 3x1x1 convolution. From the
 second stage on a stage halves height and width, from the third on the frames too, rounding up, so
 that sizes such as 21x60x104 pass; the decoder goes back to the size of each skip. A `planar` one
@@ -53,10 +53,10 @@ class LatentMae(nn.Module):
             _stage(widths[max(stage - 1, 0)], widths[stage], count, _stride(stage, planar), planar)
             for stage, count in enumerate(blocks)
         )
-        self.norms = nn.ModuleList(_norm(each) for each in widths)
+        self.norms = nn.ModuleList(_norm(channels) for channels in widths)
         self.ups = nn.ModuleList(
-            _Up(below, each, planar)
-            for each, below in zip(widths[-2::-1], widths[:0:-1], strict=True)
+            _Up(below, here, planar)
+            for here, below in zip(widths[-2::-1], widths[:0:-1], strict=True)
         )
         self.out = _Conv(width, channels, (1, 1, 1))
         nn.init.zeros_(self.out.weight)  # the first prediction is the mean of the latents
@@ -74,7 +74,7 @@ class LatentMae(nn.Module):
         """Maps [B, D, T', H', W'] by name, from fine to coarse.
 
         `stem`, then for each stage `stage<i>_block<j>` after every second block but the last, and
-        `stage<i>`, its normalised output.
+        `stage<i>`, its normalized output.
         """
         clips = clips.contiguous(memory_format=torch.channels_last_3d)
         maps = {"stem": (inside := self.stem(clips))}
@@ -150,14 +150,14 @@ class _Conv(nn.Linear):
 
 
 def _over_space(clips: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Convolve every frame: [B, C, T, H, W] seen as [B T, C, H, W]."""
+    """Convolve every frame: [B, C, T, H, W] as [B T, C, H, W]."""
     frames = clips.transpose(1, 2)
     convolved = F.conv2d(frames.flatten(0, 1), weight, None, stride, weight.shape[-1] // 2)
     return convolved.unflatten(0, frames.shape[:2]).transpose(1, 2)
 
 
 def _over_time(clips: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Convolve along time: [B, C, T, H, W] seen as [B, C, T, H W]."""
+    """Convolve along time: [B, C, T, H, W] as [B, C, T, H W]."""
     padding = (weight.shape[2] // 2, 0)
     convolved = F.conv2d(clips.flatten(3), weight, None, (stride, 1), padding)
     return convolved.unflatten(3, clips.shape[3:])

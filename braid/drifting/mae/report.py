@@ -1,22 +1,71 @@
-"""What a latent MAE rebuilds of clips it has not seen, beside predictors that learnt nothing."""
+"""What a latent MAE rebuilds of clips it was not trained on, beside predictors that learnt nothing.
+
+    zero            the mean of normalized latents
+    mean            of a channel's visible cells
+    average         of training images, where one is given
+    interpolation   of frames linear between visible ones, of patches of images the mean around them
+
+Each is scored on the same hidden cells, mode by mode.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from braid.common.rng import generator
-from braid.drifting.interpolation.interpolation import interpolate
+from braid.drifting.interpolation.interpolation import linear
 from braid.drifting.mae.latent_mae import LatentMae
 from braid.drifting.mae.objective import MODES, Masking, hide, masked_error
 
 COLLAPSED_RANK = 0.05  # of the pooled dimensions; fewer in use are a collapse
-TRIVIAL = ("zero", "mean", "average", "interpolation")
+MODEL = "mae"  # the model's own name among the predictors
 CHUNK = 64  # clips at a time
 WINDOW = 5  # pixels a side of what a hidden pixel of an image is guessed from
+
+
+@dataclass(frozen=True)
+class MaeReport:
+    """Figures of a latent MAE on held-out clips."""
+
+    errors: dict[str, dict[str, float]]  # masked error by mode and, within it, predictor
+    rank: float  # RankMe (Garrido et al. 2023) of the pooled last stage
+    rank_fraction: float  # of its dimensions
+    parameters: int
+    head_accuracy: float | None  # on whole clips; None: there is no head
+    head_chance: float | None  # the fraction of the largest class
+
+    def trivial(self, mode: str) -> tuple[float, str]:
+        """The lowest error of a trivial predictor, and which one that is."""
+        return min((error, name) for name, error in self.errors[mode].items() if name != MODEL)
+
+    def metrics(self) -> dict[str, Any]:
+        """The headline: the model's errors, patch mode's best trivial one, rank and head."""
+        errors = {mode: predictors[MODEL] for mode, predictors in self.errors.items()}
+        head = {} if self.head_accuracy is None else {"accuracy": {"head": self.head_accuracy}}
+        trivial = self.trivial("patch")[0]
+        return {"mse": {**errors, "trivial": trivial}, "rank": self.rank, **head}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each predictor, and one for naming the largest class."""
+        names = dict.fromkeys(name for errors in self.errors.values() for name in errors)
+        rows: dict[str, dict[str, Any]] = {name: {"method": name} for name in names}
+        for mode, errors in self.errors.items():
+            for name, error in errors.items():
+                rows[name][f"mse_{mode}"] = error
+        rows[MODEL] |= {
+            "head_accuracy": self.head_accuracy,
+            "rank": self.rank,
+            "rank_fraction": self.rank_fraction,
+            "parameters": self.parameters,
+        }
+        chance = {"method": "largest_class", "head_accuracy": self.head_chance}
+        return [*rows.values(), *([] if self.head_chance is None else [chance])]
 
 
 @torch.no_grad()
@@ -27,64 +76,58 @@ def mae_report(
     clips: Tensor,  # [n], not trained on
     labels: Tensor,  # pseudo-class of every clip, for a model that has a head
     seed: int,  # of the masks
-    modes: Sequence[str] = MODES,  # that are judged
+    modes: Sequence[str] = MODES,  # that are evaluated
     average: Tensor | None = None,  # [C, T, H, W], a trivial prediction too
-) -> dict[str, float]:
-    """Masked errors, use of the feature space and accuracy of the head.
-
-    For each mode `val_mse_<mode>`, and beside it what trivial predictors score: `_zero`, `_mean`
-    (of a channel's visible cells), `_average` where one is given, and `_interpolation`: of frames
-    linear between visible ones, of patches of images the mean of the visible pixels around.
-    `rank` is RankMe (Garrido et al. 2023) of the pooled last stage and `rank_share` that of its
-    dimensions. `head_accuracy` is on whole clips, `head_chance` the share of the largest class.
-    """
-    figures: dict[str, list[Tensor]] = {}
-    pooled = []
+) -> MaeReport:
+    """Masked errors, use of the feature space and accuracy of the head."""
+    errors: dict[str, dict[str, list[Tensor]]] = {mode: {} for mode in modes}
+    pooled, correct = [], []
     device = next(mae.parameters()).device
     for number, chosen in enumerate(clips.split(CHUNK)):
         values = latents(chosen).to(device)
         for mode in modes:
             draw = generator(seed, "latent_mae", mode, number)
-            judge = Masking(mode, masking.patch_ratio, masking.tube_ratio)
-            hidden = judge(values.shape, draw).to(device)
-            for name, error in _errors(mae, values, hidden, mode, average).items():
-                figures.setdefault(f"val_mse_{name}", []).append(error)
+            hidden = masking(values.shape, draw, mode).to(device)
+            for name, predicted in _predictions(mae, values, hidden, mode, average).items():
+                errors[mode].setdefault(name, []).append(masked_error(predicted, values, hidden))
         maps = mae.encode(values)
         pooled.append(maps[f"stage{len(mae.blocks)}"].mean(dim=(2, 3, 4)))
         if mae.head is not None:
-            right = mae.logits(maps).argmax(dim=1) == labels[chosen].to(device)
-            figures.setdefault("head_accuracy", []).append(right.float())
-    report = {name: float(torch.cat(each).mean()) for name, each in figures.items()}
-    report["rank"] = rank_me(torch.cat(pooled))
-    report["parameters"] = sum(each.numel() for each in mae.parameters())
-    report["rank_share"] = report["rank"] / pooled[0].shape[1]
-    if mae.head is not None:
-        counts = labels[clips].bincount()
-        report["head_chance"] = float(counts.max() / counts.sum())
-    return report
+            correct.append(mae.logits(maps).argmax(dim=1) == labels[chosen].to(device))
+    rank = rank_me(torch.cat(pooled))
+    counts = labels[clips].bincount() if correct else None
+    return MaeReport(
+        {
+            mode: {name: float(torch.cat(parts).mean()) for name, parts in by_name.items()}
+            for mode, by_name in errors.items()
+        },
+        rank,
+        rank / pooled[0].shape[1],
+        sum(weights.numel() for weights in mae.parameters()),
+        float(torch.cat(correct).float().mean()) if correct else None,
+        None if counts is None else float(counts.max() / counts.sum()),
+    )
 
 
-def mae_verdict(report: Mapping[str, float]) -> tuple[str, str]:
+def mae_status(report: MaeReport) -> tuple[str, str]:
     """The status and a line with the figures behind it.
 
     `collapsed`: the pooled features span hardly any dimension; `worse_than_<trivial>`: in some
     mode the error is no lower than a trivial predictor's; `head_at_chance`: the head is no better
     than naming the largest class; otherwise `passed`.
     """
-    if report["rank_share"] < COLLAPSED_RANK:
-        used = f"{report['rank']:.1f} dimensions, {report['rank_share']:.1%} of them"
+    if report.rank_fraction < COLLAPSED_RANK:
+        used = f"{report.rank:.1f} dimensions, {report.rank_fraction:.1%} of them"
         return "collapsed", f"pooled features use {used}, expected {COLLAPSED_RANK:.0%} or more"
     compared = []
-    for mode in (each for each in MODES if f"val_mse_{each}" in report):
-        bounds = {each: report.get(f"val_mse_{mode}_{each}") for each in TRIVIAL}
-        error = report[f"val_mse_{mode}"]
-        bound, trivial = min((bound, each) for each, bound in bounds.items() if bound is not None)
-        compared.append(f"{mode} {error:.3f} ({trivial}: {bound:.3f})")
-        if error >= bound:
+    for mode, errors in report.errors.items():
+        bound, trivial = report.trivial(mode)
+        compared.append(f"{mode} {errors[MODEL]:.3f} ({trivial}: {bound:.3f})")
+        if errors[MODEL] >= bound:
             return f"worse_than_{trivial}", f"masked error {compared[-1]}"
-    chance = report.get("head_chance", 0.0)
-    if report.get("head_accuracy", 1.0) <= chance:
-        return "head_at_chance", f"head accuracy {report['head_accuracy']:.3f}, chance {chance:.3f}"
+    accuracy, chance = report.head_accuracy, report.head_chance
+    if accuracy is not None and chance is not None and accuracy <= chance:
+        return "head_at_chance", f"head accuracy {accuracy:.3f}, chance {chance:.3f}"
     return "passed", f"masked error below every trivial predictor's: {', '.join(compared)}"
 
 
@@ -93,29 +136,28 @@ def rank_me(
 ) -> float:
     """The exponential of the entropy of the singular values: how many dimensions are in use."""
     singular = torch.linalg.svdvals(features.cpu().double())
-    shares = singular / singular.sum().clamp_min(1e-12)
-    return float((-shares * shares.clamp_min(1e-12).log()).sum().exp())
+    fractions = singular / singular.sum().clamp_min(1e-12)
+    return float((-fractions * fractions.clamp_min(1e-12).log()).sum().exp())
 
 
-def _errors(
+def _predictions(
     mae: LatentMae, clips: Tensor, hidden: Tensor, mode: str, average: Tensor | None
 ) -> dict[str, Tensor]:
-    """Masked error of each clip, [B], by predictor."""
+    """What each predictor makes of the clips [B, C, T, H, W] from what is visible."""
     visible = hide(clips, hidden)
-    seen = (~hidden).sum(dim=(2, 3, 4), keepdim=True).clamp_min(1)
+    count = (~hidden).sum(dim=(2, 3, 4), keepdim=True).clamp_min(1)
     predictions = {
-        mode: mae(visible),
-        f"{mode}_zero": torch.zeros_like(clips),
-        f"{mode}_mean": (visible.sum(dim=(2, 3, 4), keepdim=True) / seen).expand_as(clips),
+        MODEL: mae(visible),
+        "zero": torch.zeros_like(clips),
+        "mean": (visible.sum(dim=(2, 3, 4), keepdim=True) / count).expand_as(clips),
     }
     if average is not None:
-        predictions[f"{mode}_average"] = average.to(clips).expand_as(clips)
+        predictions["average"] = average.to(clips).expand_as(clips)
     if mode == "frame":
-        keyframes = ~hidden[:, 0, :, 0, 0]
-        predictions[f"{mode}_interpolation"] = interpolate(clips, keyframes, "linear")
+        predictions["interpolation"] = linear(clips, ~hidden[:, 0, :, 0, 0])
     if mode == "patch" and clips.shape[2] == 1:
-        predictions[f"{mode}_interpolation"] = _around(visible, hidden)
-    return {name: masked_error(each, clips, hidden) for name, each in predictions.items()}
+        predictions["interpolation"] = _around(visible, hidden)
+    return predictions
 
 
 def _around(
@@ -123,6 +165,8 @@ def _around(
     hidden: Tensor,  # [B, 1, 1, H, W]
 ) -> Tensor:
     """The mean of the visible pixels of a window around each pixel; 0 where there is none."""
-    seen = (~hidden).to(visible)
-    total, count = (F.avg_pool2d(each[:, :, 0], WINDOW, 1, WINDOW // 2) for each in (visible, seen))
+    shown = (~hidden).to(visible)
+    total, count = (
+        F.avg_pool2d(values[:, :, 0], WINDOW, 1, WINDOW // 2) for values in (visible, shown)
+    )
     return (total / count.clamp_min(1 / WINDOW**2))[:, :, None]

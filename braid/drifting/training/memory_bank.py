@@ -1,4 +1,4 @@
-"""Queues of samples, one ring a class: what a step compares with beyond its own batch.
+"""Memory banks, a ring of samples a class: what a step compares with beyond its own batch.
 
 They hold latents, not features: at 86 maps a sample's features are hundreds of times its latent.
 As in the official release a draw is without replacement, and with replacement only from a class
@@ -20,7 +20,7 @@ class Drawn(NamedTuple):
     counts: Tensor  # [C] int64: count, or 0 where the class holds none
 
 
-class ClassQueues:
+class MemoryBanks:
     """The newest `capacity` samples of each class, on the CPU unless `device` says otherwise.
 
     Memory is taken as it fills. Counts and indices stay on the CPU, and with them the decisions.
@@ -38,14 +38,16 @@ class ClassQueues:
         device: torch.device | str = "cpu",
     ) -> None:
         if classes < 1 or capacity < 1:
-            raise ValueError(f"queues: expected classes and a capacity, got {classes}, {capacity}")
+            raise ValueError(
+                f"memory banks: expected classes and a capacity, got {classes}, {capacity}"
+            )
         self.capacity = capacity
         self.samples = torch.zeros(classes, capacity, *sample_shape, dtype=dtype, device=device)
         self.pushed = torch.zeros(classes, dtype=torch.int64)  # [K] ever
-        self.fallbacks = 0  # classes drawn from while they held too few, ever
+        self.fallbacks = 0  # draws from a class that had too few, ever
 
     @property
-    def held(self) -> Tensor:
+    def sizes(self) -> Tensor:
         """How many samples each class holds, [K]."""
         return self.pushed.clamp(max=self.capacity)
 
@@ -58,9 +60,13 @@ class ClassQueues:
         classes = classes.cpu()
         if samples.shape != (len(classes), *self.samples.shape[2:]):
             expected = (len(classes), *self.samples.shape[2:])
-            raise ValueError(f"queues: expected samples {expected}, got {tuple(samples.shape)}")
+            raise ValueError(
+                f"memory banks: expected samples {expected}, got {tuple(samples.shape)}"
+            )
         if len(classes) and not 0 <= classes.min() <= classes.max() < len(self.pushed):
-            raise ValueError(f"queues: expected classes below {len(self.pushed)}, got {classes}")
+            raise ValueError(
+                f"memory banks: expected classes below {len(self.pushed)}, got {classes}"
+            )
         order = classes.argsort(stable=True)
         sizes = torch.bincount(classes, minlength=len(self.pushed))
         classes = classes[order]
@@ -83,20 +89,22 @@ class ClassQueues:
             ValueError: `count` is more than a class can hold.
         """
         if count > self.capacity:
-            raise ValueError(f"queues: {count} samples asked for, a class keeps {self.capacity}")
+            raise ValueError(
+                f"memory banks: {count} samples to draw, a class keeps {self.capacity}"
+            )
         classes = classes.cpu()
-        held = self.held[classes][:, None]  # [C, 1]
+        size = self.sizes[classes][:, None]  # [C, 1]
         keys = torch.rand(
             (len(classes), self.capacity), generator=generator, device=generator.device
         ).cpu()
-        unique = keys.masked_fill(torch.arange(self.capacity) >= held, 2).argsort(1)[:, :count]
-        repeated = (keys[:, :count] * held).long().minimum((held - 1).clamp(min=0))
-        index = torch.where(held >= count, unique, repeated)
-        self.fallbacks += int((held < count).sum())
-        return Drawn(self.samples[classes[:, None], index], count * (held[:, 0] > 0))
+        unique = keys.masked_fill(torch.arange(self.capacity) >= size, 2).argsort(1)[:, :count]
+        repeated = (keys[:, :count] * size).long().minimum((size - 1).clamp(min=0))
+        index = torch.where(size >= count, unique, repeated)
+        self.fallbacks += int((size < count).sum())
+        return Drawn(self.samples[classes[:, None], index], count * (size[:, 0] > 0))
 
     def state_dict(self) -> dict[str, Any]:
-        """What is held and what counts; empty slots are left out."""
+        """The samples and what counts; empty slots are left out."""
         return {
             "samples": self.samples[self._filled()].cpu(),
             "pushed": self.pushed.clone(),
@@ -104,25 +112,25 @@ class ClassQueues:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the queues did that gave the state.
+        """Go on as the banks did that gave the state.
 
         Raises:
             ValueError: they were of another size.
         """
         pushed, samples = state["pushed"], state["samples"]
-        held = int(pushed.clamp(max=self.capacity).sum())
-        if pushed.shape != self.pushed.shape or samples.shape != (held, *self.samples.shape[2:]):
-            raise ValueError("queues: the state is of queues of another size")
+        total = int(pushed.clamp(max=self.capacity).sum())
+        if pushed.shape != self.pushed.shape or samples.shape != (total, *self.samples.shape[2:]):
+            raise ValueError("memory banks: the state is of banks of another size")
         self.pushed = pushed.clone()
         self.fallbacks = int(state["fallbacks"])
         self.samples[self._filled()] = samples.to(self.samples)
 
     def _filled(self) -> Tensor:
         """Which slots hold a sample, [K, capacity]."""
-        return torch.arange(self.capacity) < self.held[:, None]
+        return torch.arange(self.capacity) < self.sizes[:, None]
 
 
-class GlobalQueue:
+class MemoryBank:
     """The newest samples of any class: unconditional ones."""
 
     def __init__(
@@ -132,24 +140,24 @@ class GlobalQueue:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._queue = ClassQueues(1, capacity, sample_shape, dtype, device)
+        self._banks = MemoryBanks(1, capacity, sample_shape, dtype, device)
 
     @property
-    def held(self) -> int:
+    def size(self) -> int:
         """How many samples it holds."""
-        return int(self._queue.held)
+        return int(self._banks.sizes)
 
     @property
     def fallbacks(self) -> int:
-        """Draws made while it held too few, ever."""
-        return self._queue.fallbacks
+        """Draws while it had too few, ever."""
+        return self._banks.fallbacks
 
     def push(
         self,
         samples: Tensor,  # [B, ...]
     ) -> None:
         """Add samples; when it is full the oldest go."""
-        self._queue.push(torch.zeros(len(samples), dtype=torch.int64), samples)
+        self._banks.push(torch.zeros(len(samples), dtype=torch.int64), samples)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """`count` samples, [count, ...].
@@ -157,14 +165,16 @@ class GlobalQueue:
         Raises:
             ValueError: nothing was pushed yet, or `count` is more than it can hold.
         """
-        if not self.held:
-            raise ValueError("queues: nothing was pushed yet to draw unconditional samples from")
-        return self._queue.draw(torch.zeros(1, dtype=torch.int64), count, generator).samples[0]
+        if not self.size:
+            raise ValueError(
+                "memory banks: nothing was pushed yet to draw unconditional samples from"
+            )
+        return self._banks.draw(torch.zeros(1, dtype=torch.int64), count, generator).samples[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """See `ClassQueues`."""
-        return self._queue.state_dict()
+        """See `MemoryBanks`."""
+        return self._banks.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `ClassQueues`."""
-        self._queue.load_state_dict(state)
+        """See `MemoryBanks`."""
+        self._banks.load_state_dict(state)

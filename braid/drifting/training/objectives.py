@@ -5,8 +5,8 @@ refined clip with the clip that it was made from. `PairedObjective` is the usual
 blurs what it cannot know; it trains the network that multi-step sampling needs.
 
 A step draws classes, then clips of each; corrupts them to a random level; refines them in one step.
-Positives and unconditional negatives come from queues of real latents that each step refreshes with
-its own clips, so a class is compared with more of its clips than a step could encode anew.
+Positives and unconditional negatives come from memory banks of real latents that each step
+refreshes with its own clips, so a class is compared with more clips than a step could encode anew.
 """
 
 from __future__ import annotations
@@ -19,12 +19,243 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from braid.drifting.config import DriftBatchesConfig
 from braid.drifting.loss.drift import DriftLoss, Samples
-from braid.drifting.training.memory_bank import ClassQueues, GlobalQueue
+from braid.drifting.training.memory_bank import Drawn, MemoryBank, MemoryBanks
 from braid.drifting.video.corruption import Corrupted, ForwardProcess
 from braid.training.trainer import Stateful
 
-# ---- Classifier-free guidance of a drift: it is drawn in training, and only a condition afterwards
+Features = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, T, H, W] to groups of [B, L, D]
+Branch = tuple[float, Features]  # weight of its loss, and what the drift is computed in
+Latents = Callable[[Tensor], Tensor]  # clips by position [B] in the training split
+
+
+@dataclass(frozen=True)
+class Refined:
+    """One step's clips."""
+
+    classes: Tensor  # [C]
+    truth: Tensor  # [C, N, ...]
+    corrupted: Corrupted  # of C N clips
+    clips: Tensor  # [C, N, ...] refined
+    repeated: int  # clips drawn twice because their class is too small
+
+
+class Refinement(nn.Module):
+    """What both objectives share: draw clips, corrupt them, refine them."""
+
+    def __init__(
+        self,
+        refiner: nn.Module,  # called as `Refiner` is
+        corruption: ForwardProcess,
+        latents: Latents,
+        labels: Tensor,  # [n] of the training clips
+        batches: DriftBatchesConfig,
+        anchors: Latents | None = None,  # phase-1 outputs for the same clips
+        level_of: Literal["clip", "class"] = "clip",  # what a step draws a level for
+    ) -> None:
+        super().__init__()
+        self.level_of = level_of
+        self.refiner = refiner
+        self.corruption = corruption
+        self.latents = latents
+        self.anchors = anchors
+        self.sampler = ClassSampler(labels)
+        self.batches = batches
+        self.diagnostics: dict[str, float | Tensor] = {}
+
+    def stateful(self) -> dict[str, Stateful]:
+        """What a resumed training must find as it was."""
+        return {}
+
+    def card(self) -> dict[str, str]:
+        """What an experiment card says of the objective beside its params."""
+        return {"sampling": "class-balanced, without replacement inside a class"}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the refiner is."""
+        return next(self.refiner.parameters()).device
+
+    @property
+    def clips_per_step(self) -> int:
+        """How many clips one batch has."""
+        return self.batches.classes * self.batches.generated
+
+    def load(self, source: Latents, members: Tensor) -> Tensor:
+        """Clips [..., C, T, H, W] at positions [...]."""
+        return source(members.flatten()).to(self.device).unflatten(0, members.shape)
+
+    def refine(self, alpha: Tensor, generator: torch.Generator) -> Refined:
+        """Draw one step's clips and refine them under guidance alpha [C]."""
+        classes, members = self.batches.classes, self.batches.generated
+        batch = self.sampler.draw(classes, members, generator)
+        truth = self.load(self.latents, batch.members)
+        alike = members if self.level_of == "class" else 1
+        count, end = classes * members // alike, self.corruption.levels + 1
+        level = torch.randint(1, end, (count,), generator=generator)
+        level = level.repeat_interleave(alike).to(self.device)
+        ids = batch.members.flatten()
+        anchors = {"anchors": self.load(self.anchors, ids)} if self.anchors else {}
+        corrupted = self.corruption(truth.flatten(0, 1), level, ids, generator, **anchors)
+        refined = self.refiner(
+            corrupted.latents,
+            corrupted.mask,
+            corrupted.confidence,
+            batch.classes.to(self.device).repeat_interleave(members),
+            level,
+            alpha.repeat_interleave(members),
+        )
+        return Refined(
+            batch.classes,
+            truth,
+            corrupted,
+            refined.unflatten(0, (classes, members)),
+            batch.repeated,
+        )
+
+
+class PairedObjective(Refinement):
+    """Mean squared error of the missing frames against the clip that they were taken from."""
+
+    def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The loss of one step."""
+        no_guidance = torch.ones(self.batches.classes, device=self.device)
+        refined = self.refine(no_guidance, _on_cpu(generator))
+        error = (refined.clips - refined.truth).flatten(0, 1).square().mean(dim=(1, 3, 4))
+        missing = ~refined.corrupted.mask
+        self.diagnostics = {"repeated_clips": float(refined.repeated)}
+        return {"paired": (error * missing).sum() / missing.sum().clamp(min=1)}
+
+
+class DriftObjective(Refinement):
+    """The drifting loss in the encoder's feature space and on the latents themselves."""
+
+    def __init__(
+        self,
+        *base: Any,  # of `Refinement`
+        branches: Mapping[str, Branch],  # by name; those of weight 0 are not run
+        loss: DriftLoss,
+        log_every: int,  # statistics are computed on logging steps only
+        **more: Any,
+    ) -> None:
+        super().__init__(*base, **more)
+        self.branches = {name: branch for name, branch in branches.items() if branch[0] > 0}
+        self.loss = loss
+        self.log_every = log_every
+        sample = self.latents(torch.zeros(1, dtype=torch.long))[0]
+        classes = len(self.sampler.sizes)
+        self.banks = {
+            "real": MemoryBanks(classes, self.batches.bank, tuple(sample.shape)),
+            "generated": MemoryBanks(classes, self.batches.bank, tuple(sample.shape)),
+        }
+        self.unconditional = MemoryBank(self.batches.bank_unconditional, tuple(sample.shape))
+
+    def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The loss terms of one step."""
+        config, cpu = self.batches, _on_cpu(generator)
+        alpha = draw_alpha(config.classes, config.alpha_max, config.alpha_power, cpu)
+        alpha = alpha.to(self.device)
+        refined = self.refine(alpha, cpu)
+        self._refresh(refined, cpu)
+        positives = self.banks["real"].draw(refined.classes, config.positives, cpu).samples
+        negatives = self.banks["generated"].draw(refined.classes, config.negatives, cpu)
+        unconditional = self.unconditional.draw(config.unconditional, cpu)
+        if config.negatives:
+            self.banks["generated"].push(*_rows(refined.classes, refined.clips.detach()))
+
+        banked = negatives.counts.to(self.device)
+        weight = unconditional_weight(alpha, config.generated, config.unconditional, banked)
+        terms, self.diagnostics = {}, self._fallbacks(refined)
+        for name, (branch_weight, features) in self.branches.items():
+            groups = self._groups(features, refined.clips, positives, negatives, unconditional)
+            result = self.loss(groups, weight, statistics=step % self.log_every == 0)
+            terms[name] = branch_weight * result.loss
+            self.diagnostics |= {f"{name}_{key}": value for key, value in result.statistics.items()}
+        return terms
+
+    def card(self) -> dict[str, str]:
+        """Where positives and negatives come from, and how many vectors phi has in each branch."""
+        sample = self.load(self.latents, torch.zeros(1, dtype=torch.long))
+        phi = []
+        for name, (_, features) in self.branches.items():
+            groups = features(sample)
+            count = sum(vectors.shape[1] for vectors in groups.values())
+            phi.append(f"{name}: {count} vectors in {len(groups)} groups")
+        return {
+            **super().card(),
+            "positives": "memory banks of real latents by class, without replacement",
+            "negatives": "this step's clips, then banked ones, then weighted unconditional ones",
+            "encoder": "frozen" if "encoder" in self.branches else "none",
+            "phi": "; ".join(phi),
+        }
+
+    def _groups(
+        self,
+        features: Features,
+        generated: Tensor,  # [C, N, ...] clips
+        positives: Tensor,  # [C, P, ...]
+        negatives: Drawn,  # [C, Q, ...]
+        unconditional: Tensor,  # [U, ...]
+    ) -> dict[str, Samples]:
+        """What the loss compares in one branch; only generated clips get a gradient."""
+        groups = self._encode(features, generated)
+        counts = negatives.counts.to(self.device) if self.batches.negatives else None
+        with torch.no_grad():
+            real = self._encode(features, positives)
+            other = self._encode(features, unconditional[None])
+            banked = {} if counts is None else self._encode(features, negatives.samples)
+        return {
+            name: Samples(
+                vectors, real[name], banked.get(name), other[name][0], negative_count=counts
+            )
+            for name, vectors in groups.items()
+        }
+
+    def _encode(self, features: Features, clips: Tensor) -> dict[str, Tensor]:
+        """Groups [C, N, L, D] of clips [C, N, ...]."""
+        groups = features(clips.to(self.device).flatten(0, 1))
+        return {name: vectors.unflatten(0, clips.shape[:2]) for name, vectors in groups.items()}
+
+    def _refresh(self, refined: Refined, generator: torch.Generator) -> None:
+        """Push this step's real clips; fill the bank of a class that is met for the first time."""
+        self.banks["real"].push(*_rows(refined.classes, refined.truth))
+        self.unconditional.push(refined.truth.flatten(0, 1))
+        short = self.banks["real"].sizes[refined.classes] < self.batches.positives
+        for label in refined.classes[short][:, None]:
+            count = min(int(self.sampler.sizes[label]), self.batches.positives)
+            members = self.sampler.members(label, count, generator).members
+            self.banks["real"].push(*_rows(label, self.load(self.latents, members)))
+
+    def _fallbacks(self, refined: Refined) -> dict[str, float | Tensor]:
+        """How often a class had too few clips, so far; and in this step's batch."""
+        return {
+            "repeated_clips": float(refined.repeated),
+            "short_banks": float(self.banks["real"].fallbacks),
+        }
+
+    def stateful(self) -> dict[str, Stateful]:
+        """The memory banks."""
+        return {**self.banks, "unconditional": self.unconditional}
+
+
+def compile_deterministic(refiner: nn.Module) -> None:
+    """Compile a refiner in place; the compiler's kernels are deterministic too."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    refiner.compile()
+
+
+def _on_cpu(generator: torch.Generator) -> torch.Generator:
+    """The same stream wherever the step's generator is: clips are drawn and kept on the CPU."""
+    return torch.Generator().manual_seed(generator.initial_seed())
+
+
+def _rows(classes: Tensor, clips: Tensor) -> tuple[Tensor, Tensor]:
+    """Classes [C] and clips [C, N, ...] as rows [C N]."""
+    return classes.repeat_interleave(clips.shape[1]), clips.flatten(0, 1)
+
+
+# ---- Classifier-free guidance: drawn in training, a condition of the refiner afterwards ---------
 # Guidance alpha >= 1 mixes real samples of any class into the negatives (arXiv 2602.04770, section
 # 3.5 and A.7): q~ = (1 - gamma) q + gamma p_unconditional with alpha = 1 / (1 - gamma). At
 # equilibrium q = alpha p_class - (alpha - 1) p_unconditional; alpha = 1 is no guidance.
@@ -51,54 +282,54 @@ def draw_alpha(
     # alpha^(1 - power) is uniform; in logarithms, for that says nothing at power 1.
     exponent = (1 - power) * math.log(alpha_max)
     if abs(exponent) < 1e-6:
-        share = uniform
+        place = uniform
     else:
-        share = torch.log1p(uniform * math.expm1(exponent)) / exponent
-    return (share * math.log(alpha_max)).exp().clamp(1, alpha_max)
+        place = torch.log1p(uniform * math.expm1(exponent)) / exponent
+    return (place * math.log(alpha_max)).exp().clamp(1, alpha_max)
 
 
 def unconditional_weight(
     alpha: Tensor,  # [C]
     generated: int | Tensor,  # N: samples of a class; or [C]
     unconditional: int,  # U
-    queued: int | Tensor = 0,  # Q: further negatives of the class; or [C]
+    banked: int | Tensor = 0,  # Q: further negatives of the class; or [C]
 ) -> Tensor:
     """The weight w of each unconditional negative: (alpha - 1)(N - 1 + Q) / U, [C].
 
-    It gives those negatives the share gamma of the whole, a sample being no negative of itself.
+    It gives those negatives the fraction gamma of the whole, a sample being no negative of itself.
 
     Raises:
         ValueError: no unconditional samples.
     """
     if unconditional < 1:
         raise ValueError(f"guidance: expected unconditional samples, got {unconditional}")
-    return (alpha - 1) * (generated - 1 + queued) / unconditional
+    return (alpha - 1) * (generated - 1 + banked) / unconditional
 
 
-# ---- Class-balanced batches: a step draws classes, then clips of each --------------------------
+# ---- Class-balanced batches: a step draws classes, then clips of each ---------------------------
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Which clips a step looks at."""
+    """The clips of a step."""
 
     classes: Tensor  # [C]
     members: Tensor  # [C, N] indices into the training clips
     repeated: int  # how many of them stand there more than once: their class is too small
 
 
-class ClassBatches:
-    """Draws `classes` classes and `members` clips of each, both without replacement.
+class ClassSampler:
+    """Draws classes and clips of each, both without replacement.
 
     A class with fewer clips repeats them as evenly as it can; a step that wants more classes than
     there are repeats classes.
     """
 
-    def __init__(self, labels: Tensor) -> None:
+    def __init__(
+        self,
+        labels: Tensor,  # [n] the class of each training clip
+    ) -> None:
         """Sort clips by class.
-
-        Args:
-            labels: the class of each training clip, [n].
 
         Raises:
             ValueError: there are no clips.
@@ -130,227 +361,3 @@ class ClassBatches:
 def _cycled(size: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` of `size` things: all different, or as evenly repeated as can be."""
     return torch.randperm(size, generator=generator)[torch.arange(count) % size]
-
-
-Features = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, T, H, W] to groups of [B, L, D]
-Latents = Callable[[Tensor], Tensor]  # clips by position [B] in the training split
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draws:
-    """How much a step draws."""
-
-    classes: int
-    generated: int  # clips a class
-    positives: int  # real clips a class
-    negatives: int  # queued generated clips a class
-    unconditional: int  # real clips of any class
-    queue: int  # clips kept a class
-    queue_unconditional: int
-    alpha_max: float
-    alpha_power: float
-
-
-@dataclass(frozen=True)
-class Refined:
-    """One step's clips."""
-
-    classes: Tensor  # [C]
-    truth: Tensor  # [C, N, ...]
-    corrupted: Corrupted  # of C N clips
-    clips: Tensor  # [C, N, ...] refined
-    repeated: int  # clips drawn twice because their class is too small
-
-
-class Refinement(nn.Module):
-    """What both objectives share: draw clips, corrupt them, refine them."""
-
-    def __init__(
-        self,
-        refiner: nn.Module,  # called as `Refiner` is
-        corruption: ForwardProcess,
-        latents: Latents,
-        labels: Tensor,  # [n] of the training clips
-        draws: Draws,
-        anchors: Latents | None = None,  # phase-1 outputs for the same clips
-        level_of: Literal["clip", "class"] = "clip",  # what a step draws a level for
-    ) -> None:
-        super().__init__()
-        self.level_of = level_of
-        self.refiner = refiner
-        self.corruption = corruption
-        self.latents = latents
-        self.anchors = anchors
-        self.batches = ClassBatches(labels)
-        self.draws = draws
-        self.diagnostics: dict[str, float | Tensor] = {}
-
-    def stateful(self) -> dict[str, Stateful]:
-        """What a resumed training must find as it was."""
-        return {}
-
-    def card(self) -> dict[str, str]:
-        """What an experiment card says of the objective beside its params."""
-        return {"sampling": "class-balanced, without replacement inside a class"}
-
-    @property
-    def device(self) -> torch.device:
-        """Where the refiner is."""
-        return next(self.refiner.parameters()).device
-
-    def load(self, source: Latents, members: Tensor) -> Tensor:
-        """Clips [..., C, T, H, W] at positions [...]."""
-        return source(members.flatten()).to(self.device).unflatten(0, members.shape)
-
-    def refine(self, alpha: Tensor, generator: torch.Generator) -> Refined:
-        """Draw one step's clips and refine them under guidance alpha [C]."""
-        classes, members = self.draws.classes, self.draws.generated
-        batch = self.batches.draw(classes, members, generator)
-        truth = self.load(self.latents, batch.members)
-        alike = members if self.level_of == "class" else 1
-        count, end = classes * members // alike, self.corruption.levels + 1
-        level = torch.randint(1, end, (count,), generator=generator)
-        level = level.repeat_interleave(alike).to(self.device)
-        ids = batch.members.flatten()
-        anchors = {"anchors": self.load(self.anchors, ids)} if self.anchors else {}
-        corrupted = self.corruption(truth.flatten(0, 1), level, ids, generator, **anchors)
-        refined = self.refiner(
-            corrupted.latents,
-            corrupted.mask,
-            corrupted.confidence,
-            batch.classes.to(self.device).repeat_interleave(members),
-            level,
-            alpha.repeat_interleave(members),
-        )
-        return Refined(
-            batch.classes,
-            truth,
-            corrupted,
-            refined.unflatten(0, (classes, members)),
-            batch.repeated,
-        )
-
-
-class PairedObjective(Refinement):
-    """Mean squared error of the missing frames against the clip that they were taken from."""
-
-    def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The loss of one step."""
-        no_guidance = torch.ones(self.draws.classes, device=self.device)
-        refined = self.refine(no_guidance, _on_cpu(generator))
-        error = (refined.clips - refined.truth).flatten(0, 1).square().mean(dim=(1, 3, 4))
-        missing = ~refined.corrupted.mask
-        self.diagnostics = {"repeated_clips": float(refined.repeated)}
-        return {"paired": (error * missing).sum() / missing.sum().clamp(min=1)}
-
-
-class DriftObjective(Refinement):
-    """The drifting loss in the encoder's feature space and on the latents themselves."""
-
-    def __init__(
-        self,
-        *base: Any,  # of `Refinement`
-        branches: Mapping[str, tuple[float, Features]],  # weight and features of each, by name
-        loss: DriftLoss,
-        log_every: int,  # statistics are computed on logging steps only
-        **more: Any,
-    ) -> None:
-        super().__init__(*base, **more)
-        self.branches = {name: each for name, each in branches.items() if each[0] > 0}
-        self.loss = loss
-        self.log_every = log_every
-        sample = self.latents(torch.zeros(1, dtype=torch.long))[0]
-        classes = len(self.batches.sizes)
-        self.queues = {
-            "real": ClassQueues(classes, self.draws.queue, tuple(sample.shape)),
-            "made": ClassQueues(classes, self.draws.queue, tuple(sample.shape)),
-        }
-        self.unconditional = GlobalQueue(self.draws.queue_unconditional, tuple(sample.shape))
-
-    def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The loss terms of one step."""
-        draws, cpu = self.draws, _on_cpu(generator)
-        alpha = draw_alpha(draws.classes, draws.alpha_max, draws.alpha_power, cpu).to(self.device)
-        refined = self.refine(alpha, cpu)
-        self._refresh(refined, cpu)
-        positives = self.queues["real"].draw(refined.classes, draws.positives, cpu)
-        negatives = self.queues["made"].draw(refined.classes, draws.negatives, cpu)
-        unconditional = self.unconditional.draw(draws.unconditional, cpu)
-        if draws.negatives:
-            self.queues["made"].push(*_rows(refined.classes, refined.clips.detach()))
-
-        weight = unconditional_weight(
-            alpha, draws.generated, draws.unconditional, negatives.counts.to(self.device)
-        )
-        logged = step % self.log_every == 0
-        terms, self.diagnostics = {}, self._fallbacks(refined)
-        for name, (share, features) in self.branches.items():
-            made = self._encode(features, refined.clips)
-            with torch.no_grad():
-                real = self._encode(features, positives.samples)
-                other = self._encode(features, unconditional[None])
-                queued = self._encode(features, negatives.samples) if draws.negatives else {}
-            groups = {
-                group: Samples(
-                    vectors,
-                    real[group],
-                    queued.get(group),
-                    other[group][0],
-                    negative_count=negatives.counts.to(self.device) if queued else None,
-                )
-                for group, vectors in made.items()
-            }
-            result = self.loss(groups, weight, statistics=logged)
-            terms[name] = share * result.loss
-            self.diagnostics |= {f"{name}_{key}": value for key, value in result.statistics.items()}
-        return terms
-
-    def card(self) -> dict[str, str]:
-        """Where positives and negatives come from, and how many vectors phi has in each branch."""
-        sample = self.load(self.latents, torch.zeros(1, dtype=torch.long))
-        groups = {name: features(sample) for name, (_, features) in self.branches.items()}
-        counts = {name: sum(v.shape[1] for v in each.values()) for name, each in groups.items()}
-        phi = [f"{name}: {counts[name]} vectors in {len(groups[name])} groups" for name in groups]
-        return {
-            **super().card(),
-            "positives": "queues of real latents by class, without replacement",
-            "negatives": "this step's clips, then queued ones, then weighted unconditional ones",
-            "encoder": "frozen" if "encoder" in self.branches else "none",
-            "phi": "; ".join(phi),
-        }
-
-    def _encode(self, features: Features, clips: Tensor) -> dict[str, Tensor]:
-        """Groups [C, N, L, D] of clips [C, N, ...]."""
-        groups = features(clips.to(self.device).flatten(0, 1))
-        return {name: each.unflatten(0, clips.shape[:2]) for name, each in groups.items()}
-
-    def _refresh(self, refined: Refined, generator: torch.Generator) -> None:
-        """Push this step's real clips; fill the queue of a class that is met for the first time."""
-        self.queues["real"].push(*_rows(refined.classes, refined.truth))
-        self.unconditional.push(refined.truth.flatten(0, 1))
-        short = self.queues["real"].held[refined.classes] < self.draws.positives
-        for each in refined.classes[short].tolist():
-            wanted = min(int(self.batches.sizes[each]), self.draws.positives)
-            members = self.batches.members(torch.tensor([each]), wanted, generator).members
-            self.queues["real"].push(*_rows(torch.tensor([each]), self.load(self.latents, members)))
-
-    def _fallbacks(self, refined: Refined) -> dict[str, float | Tensor]:
-        """How often a class had too few clips, so far; and in this step's batch."""
-        return {
-            "repeated_clips": float(refined.repeated),
-            "short_queues": float(self.queues["real"].fallbacks),
-        }
-
-    def stateful(self) -> dict[str, Stateful]:
-        """The queues."""
-        return {**self.queues, "unconditional": self.unconditional}
-
-
-def _on_cpu(generator: torch.Generator) -> torch.Generator:
-    """The same stream wherever the step's generator is: clips are drawn and kept on the CPU."""
-    return torch.Generator().manual_seed(generator.initial_seed())
-
-
-def _rows(classes: Tensor, clips: Tensor) -> tuple[Tensor, Tensor]:
-    """Classes [C] and clips [C, N, ...] as rows [C N]."""
-    return classes.repeat_interleave(clips.shape[1]), clips.flatten(0, 1)

@@ -1,49 +1,54 @@
 """Which checkpoint of a refiner to keep: the best on the validation split.
 
-The drifting loss cannot tell: it is normalised and does not fall. Nor is the Frechet distance
-monotone in time, so a look at validation clips every so often decides, on averaged weights, in a
-feature space that the loss does not know.
+The drifting loss cannot tell: it is normalized and does not fall. Nor is the Frechet distance
+monotone in time, so validation clips are scored every so often, with averaged weights, in a feature
+space that the loss does not know.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from braid.common.rng import generator
+from braid.drifting.config import RefinerTrainingConfig
 from braid.drifting.interpolation.keyframes import nested_masks
+from braid.drifting.training.clips import ClipSplit
 from braid.drifting.training.objectives import Refinement
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.sampling import refine
 from braid.metrics.distances import frechet_distance
 from braid.metrics.spaces import RandomConvolutions
 from braid.training.ema import Ema
+from braid.training.trainer import Run
 
 
 class BestOnValidation:
-    """A hook of the step loop that scores validation clips and keeps the best weights."""
+    """A hook of the step loop that scores validation clips and keeps the best weights.
+
+    Drifting is scored by the Frechet distance, paired training by the error of missing frames.
+    """
 
     def __init__(
         self,
-        truth: Tensor,  # [n, C, T, H, W] validation clips
-        classes: Tensor,  # [n]
+        split: ClipSplit,  # validation clips
         corruption: Corruption,
-        generator: torch.Generator,  # of the corruption's noise
-        *,
-        every: int,  # steps
-        score: Literal["frechet", "mse_missing"],  # the figure that decides
-        device: torch.device,
+        config: RefinerTrainingConfig,
+        run: Run,
     ) -> None:
-        self.truth, self.classes, self.level = truth, classes, corruption.levels
+        truth = split.latents(torch.arange(len(split)))
+        self.truth, self.classes, self.level = truth, split.classes, corruption.levels
         mask = nested_masks(len(truth), truth.shape[2], corruption.counts, None)[-1]
-        self.corrupted = corruption.impute(truth, mask, torch.arange(len(truth)), generator)
-        self.every, self.decisive = every, f"val_{score}"
-        self.space = RandomConvolutions(truth.shape[1]).to(device)
+        draw = generator(run.seed, "validation")  # of the corruption's noise
+        self.corrupted = corruption.impute(truth, mask, torch.arange(len(truth)), draw)
+        self.every = min(config.validate_every, config.steps)
+        self.score = "mse_missing" if config.objective == "paired" else "frechet"
+        self.space = RandomConvolutions(truth.shape[1]).to(run.device)
         self.real = self.space.points(truth)
         self.interpolated = self.figures(self.corrupted.latents)
-        self.score: float | None = None
-        self.step = 0
+        self.best: dict[str, float] = {}  # its step and figures
         self.weights: dict[str, Tensor] = {}
 
     def __call__(self, done: int, objective: nn.Module, ema: Ema | None) -> dict[str, float] | None:
@@ -51,50 +56,57 @@ class BestOnValidation:
         if done % self.every or not isinstance(objective, Refinement):
             return None
         if ema is None:
-            return self.judge(done, objective)
+            return self.evaluate(done, objective)
         with ema.applied(objective):
-            return self.judge(done, objective)
+            return self.evaluate(done, objective)
 
-    def judge(self, done: int, objective: Refinement) -> dict[str, float]:
+    def evaluate(self, done: int, objective: Refinement) -> dict[str, float]:
         """Score the weights as they are; keep them if they are the best so far."""
         refined = refine(objective.refiner, self.corrupted, self.classes, self.level, alpha=1.0)
         figures = self.figures(refined)
-        score = figures[self.decisive]
-        if self.score is None or score < self.score:
-            self.score, self.step = score, done
+        if not self.best or figures[self.score] < self.best[self.score]:
+            self.best = {"step": done, **figures}
             state = objective.refiner.state_dict()
-            self.weights = {name: each.detach().cpu().clone() for name, each in state.items()}
-        return figures
+            self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
+        return {f"val_{name}": value for name, value in figures.items()}
 
     def figures(self, clips: Tensor) -> dict[str, float]:
-        """What is looked at, for refined or for interpolated clips [n, C, T, H, W]."""
+        """Of refined or of interpolated clips [n, C, T, H, W]: `frechet` and `mse_missing`."""
         error = (clips - self.truth).square().mean(dim=(1, 3, 4))
         return {
-            "val_frechet": frechet_distance(self.real, self.space.points(clips)),
-            "val_mse_missing": float(error[~self.corrupted.mask].mean()),
+            "frechet": frechet_distance(self.real, self.space.points(clips)),
+            "mse_missing": float(error[~self.corrupted.mask].mean()),
         }
 
-    def report(self) -> dict[str, float | int | None]:
-        """The step and the score of the best, and interpolation's figures beside them."""
-        plain = {f"{name}_interpolated": value for name, value in self.interpolated.items()}
-        return {"best_step": self.step, self.decisive: self.score, **plain}
+    def metrics(self) -> dict[str, Any]:
+        """The best step, and its score beside interpolation's."""
+        name = {"frechet": "frechet", "mse_missing": "mse"}[self.score]
+        scores = {"refined": self.best[self.score], "interpolated": self.interpolated[self.score]}
+        return {"best_step": self.best["step"], name: scores}
 
-    def verdict(self) -> tuple[bool, str]:
-        """Whether the best is worth keeping, and why: it must beat plain interpolation."""
-        plain, name = self.interpolated[self.decisive], self.decisive.removeprefix("val_")
-        if self.score is None:
-            return False, f"no look at the validation split in fewer than {self.every} steps"
-        better = self.score < plain
-        relation = "below" if better else "not below"
-        return better, (
-            f"validation {name} {self.score:.4g} at step {self.step} is {relation} "
+    def rows(self, objective: Refinement) -> list[dict[str, Any]]:
+        """All figures of the best and of interpolation, a row each."""
+        size = sum(weights.numel() for weights in objective.refiner.parameters())
+        counts = {"parameters": size, "classes": len(objective.sampler.occupied)}
+        return [
+            {"method": "refined", **self.best, **counts},
+            {"method": "interpolated", "step": None, **self.interpolated},
+        ]
+
+    def status(self) -> tuple[str, str]:
+        """`passed` if the best beats plain interpolation, and a line with the figures behind it."""
+        refined, plain = self.best[self.score], self.interpolated[self.score]
+        passed = refined < plain
+        relation = "below" if passed else "not below"
+        return "passed" if passed else "no_better_than_interpolation", (
+            f"validation {self.score} {refined:.4g} at step {self.best['step']} is {relation} "
             f"interpolation's {plain:.4g}"
         )
 
     def state_dict(self) -> dict[str, Any]:
         """The best so far."""
-        return {"score": self.score, "step": self.step, "weights": self.weights}
+        return {"best": self.best, "weights": self.weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the best so far."""
-        self.score, self.step, self.weights = state["score"], state["step"], state["weights"]
+        self.best, self.weights = state["best"], state["weights"]

@@ -29,56 +29,9 @@ from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn import functional as F
 
-# ---- Features without an encoder: the latents themselves (the vanilla branch) ------------------
-# tokens  2 x 2 patches of each frame                              T h w vectors of 4 C
-# pairs   the patches of one place in two frames that follow each other: what the tokens' single
-#         distributions leave out is how a patch moves on             (T - 1) h w vectors of 8 C
-# clip    the flattened clip, the release's key `global`           one vector of C T H W
-
-TOKEN = 2  # latent pixels a side
-
-
-def vanilla(families: Sequence[str]) -> Callable[[Tensor], dict[str, Tensor]]:
-    """Clips [B, C, T, H, W] to one group [B, L, D] for each family.
-
-    Raises:
-        ValueError: no or an unknown family.
-    """
-    if not families or not set(families) <= set(_FAMILIES):
-        raise ValueError(f"vanilla is {list(families)}, expected some of {', '.join(_FAMILIES)}")
-
-    def features(clips: Tensor) -> dict[str, Tensor]:
-        return {name: _FAMILIES[name](clips) for name in families}
-
-    return features
-
-
-def _tokens(clips: Tensor) -> Tensor:
-    return _patches(clips).flatten(1, 2)
-
-
-def _pairs(clips: Tensor) -> Tensor:
-    patches = _patches(clips)
-    return torch.cat([patches[:, :-1], patches[:, 1:]], dim=-1).flatten(1, 2)
-
-
-def _whole(clips: Tensor) -> Tensor:
-    return clips.flatten(1)[:, None]
-
-
-def _patches(clips: Tensor) -> Tensor:
-    """[B, T, h w, 4 C] of [B, C, T, H, W], zero-padded to whole patches."""
-    height, width = clips.shape[-2:]
-    padded = functional.pad(clips, (0, -width % TOKEN, 0, -height % TOKEN))
-    cut = padded.unflatten(-1, (-1, TOKEN)).unflatten(-3, (-1, TOKEN))  # [B, C, T, h, 2, w, 2]
-    return cut.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3)
-
-
-_FAMILIES = {"tokens": _tokens, "pairs": _pairs, "clip": _whole}
-
+from braid.drifting.video.refiner import patchify
 
 EPSILON = 1e-6  # below every square root
 FAMILIES = ("location", "clip", "frame", "patch2", "patch4", "motion", "rms")
@@ -121,7 +74,7 @@ class ClipFeatures(nn.Module):
         if locations < 1:
             raise ValueError(f"locations is {locations}, expected 1 or more")
         self.mae, self.locations = mae.freeze(), locations
-        self.families = [each for each in FAMILIES if each in families]
+        self.families = [family for family in FAMILIES if family in families]
 
     def forward(
         self,
@@ -132,12 +85,12 @@ class ClipFeatures(nn.Module):
         if "rms" in self.families:
             mean_square = clips.float().square().mean(dim=(2, 3, 4))
             groups["input/rms"] = (mean_square + EPSILON).sqrt()[:, None]
-        families = [_OF_MAP[each] for each in self.families if each in _OF_MAP]
-        for place, values in self.mae.encode(clips).items() if families else ():
-            each = _Map(values.float())
-            for family in families:
-                for name, vectors in family(each):
-                    groups[f"{place}/{name}"] = spread(vectors, self.locations)
+        of_maps = [_OF_MAP[name] for name in self.families if name in _OF_MAP]
+        for layer, values in self.mae.encode(clips).items() if of_maps else ():
+            shared = _Map(values.float())
+            for family in of_maps:
+                for name, vectors in family(shared):
+                    groups[f"{layer}/{name}"] = spread(vectors, self.locations)
         return groups
 
     @torch.no_grad()
@@ -184,40 +137,41 @@ class _Map:
         return _moments(self.values)
 
 
-def _location(place: _Map) -> Groups:
-    yield "location", _vectors(place.values)
+def _location(layer: _Map) -> Groups:
+    yield "location", _vectors(layer.values)
 
 
-def _clip(place: _Map) -> Groups:
-    if place.many_frames or place.many_places:
-        mean, square = (each.mean(dim=2, keepdim=True) for each in place.frames)
+def _clip(layer: _Map) -> Groups:
+    if layer.many_frames or layer.many_places:
+        mean, square = (moment.mean(dim=2, keepdim=True) for moment in layer.frames)
         yield "clip_mean", _vectors(mean)
         yield "clip_std", _vectors(_std(mean, square))
 
 
-def _frame(place: _Map) -> Groups:
-    if place.many_frames and place.many_places:
-        mean, square = place.frames
+def _frame(layer: _Map) -> Groups:
+    if layer.many_frames and layer.many_places:
+        mean, square = layer.frames
         yield "frame_mean", _vectors(mean)
         yield "frame_std", _vectors(_std(mean, square))
 
 
-def _patch(place: _Map, side: int) -> Groups:
-    if max(place.values.shape[3:]) <= side:
+def _patch(layer: _Map, side: int) -> Groups:
+    if max(layer.values.shape[3:]) <= side:
         return
-    frames = place.values.transpose(1, 2)
+    frames = layer.values.transpose(1, 2)
     mean, square = (
-        F.avg_pool2d(each.flatten(0, 1), side, ceil_mode=True) for each in (frames, frames.square())
+        F.avg_pool2d(power.flatten(0, 1), side, ceil_mode=True)
+        for power in (frames, frames.square())
     )
     for name, pooled in (("mean", mean), ("std", _std(mean, square))):
         yield f"patch{side}_{name}", _vectors(pooled.unflatten(0, frames.shape[:2]).transpose(1, 2))
 
 
-def _motion(place: _Map) -> Groups:
-    if place.many_frames:
-        mean, square = _moments(place.values.diff(dim=2))
+def _motion(layer: _Map) -> Groups:
+    if layer.many_frames:
+        mean, square = _moments(layer.values.diff(dim=2))
         yield "motion_mean", _vectors(mean)
-        if place.many_places:
+        if layer.many_places:
             yield "motion_std", _vectors(_std(mean, square))
 
 
@@ -225,8 +179,8 @@ _OF_MAP: dict[str, Callable[[_Map], Groups]] = {
     "location": _location,
     "clip": _clip,
     "frame": _frame,
-    "patch2": lambda place: _patch(place, 2),
-    "patch4": lambda place: _patch(place, 4),
+    "patch2": lambda layer: _patch(layer, 2),
+    "patch4": lambda layer: _patch(layer, 4),
     "motion": _motion,
 }
 
@@ -248,3 +202,48 @@ def _vectors(
 ) -> Tensor:
     """One vector for each place, [B, N, D]."""
     return values.flatten(2).transpose(1, 2)
+
+
+# ---- Features without an encoder: the latents themselves (the vanilla branch) -------------------
+# tokens  2 x 2 patches of each frame                              T h w vectors of 4 C
+# pairs   the patches of one place in two frames that follow each other: what the tokens' single
+#         distributions leave out is how a patch moves on             (T - 1) h w vectors of 8 C
+# clip    the flattened clip, the release's key `global`           one vector of C T H W
+
+TOKEN = 2  # latent pixels a side
+
+
+def vanilla(families: Sequence[str]) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Clips [B, C, T, H, W] to one group [B, L, D] for each family.
+
+    Raises:
+        ValueError: no or an unknown family.
+    """
+    if not families or not set(families) <= set(_FAMILIES):
+        raise ValueError(f"vanilla is {list(families)}, expected some of {', '.join(_FAMILIES)}")
+
+    def features(clips: Tensor) -> dict[str, Tensor]:
+        return {name: _FAMILIES[name](clips) for name in families}
+
+    return features
+
+
+def _tokens(clips: Tensor) -> Tensor:
+    return _patches(clips).flatten(1, 2)
+
+
+def _pairs(clips: Tensor) -> Tensor:
+    patches = _patches(clips)
+    return torch.cat([patches[:, :-1], patches[:, 1:]], dim=-1).flatten(1, 2)
+
+
+def _whole(clips: Tensor) -> Tensor:
+    return clips.flatten(1)[:, None]
+
+
+def _patches(clips: Tensor) -> Tensor:
+    """[B, T, h w, 4 C] of [B, C, T, H, W], zero-padded to whole patches."""
+    return patchify(clips, TOKEN).flatten(2, 3)
+
+
+_FAMILIES = {"tokens": _tokens, "pairs": _pairs, "clip": _whole}

@@ -8,13 +8,16 @@ adaLN-Zero), and the output layer starts at zero, so an untrained refiner return
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from braid.common.io import load_model, save_model
+from braid.drifting.config import RefinerConfig
 
 FREQUENCIES = 16  # of the encodings of alpha
 
@@ -24,47 +27,27 @@ class Refiner(nn.Module):
 
     def __init__(
         self,
-        channels: int,
-        classes: int,
-        levels: int,
-        *,
-        patch: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        clamp: bool,
+        channels: int,  # of a latent
+        classes: int,  # pseudo-classes
+        levels: int,  # of corruption, level 0 included
+        config: RefinerConfig,
     ) -> None:
-        """Make a refiner.
-
-        Args:
-            channels: of a latent.
-            classes: pseudo-classes.
-            levels: how many corruption levels there are, level 0 included.
-            patch: latent pixels per side of a token.
-            clamp: whether given keyframes are returned bit for bit.
+        """Fresh weights.
 
         Raises:
             ValueError: heads do not divide dim.
         """
         super().__init__()
+        dim, heads, patch = config.dim, config.heads, config.patch
         if dim % heads:
-            raise ValueError(f"refiner.dim is {dim}, expected a multiple of refiner.heads {heads}")
-        self.patch, self.clamp = patch, clamp
-        self.config = {
-            "channels": channels,
-            "classes": classes,
-            "levels": levels,
-            "patch": patch,
-            "dim": dim,
-            "depth": depth,
-            "heads": heads,
-            "clamp": clamp,
-        }
+            raise ValueError(f"drift.refiner.dim is {dim}, expected a multiple of heads: {heads}")
+        self.shape = {"channels": channels, "classes": classes, "levels": levels}
+        self.config = config
         self.embed = nn.Linear(channels * patch**2 + 1, dim)
         self.class_table = nn.Embedding(classes, dim)
         self.level_table = nn.Embedding(levels, dim)
         self.alpha = nn.Sequential(nn.Linear(2 * FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.blocks = nn.ModuleList(_Block(dim, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(_Block(dim, heads) for _ in range(config.depth))
         self.modulate = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, channels * patch**2)
         for layer in (self.modulate, self.out):
@@ -79,9 +62,10 @@ class Refiner(nn.Module):
         classes: Tensor,  # [B]
         level: Tensor,  # [B]
         alpha: Tensor,  # [B] guidance, 1: none
+        clamp: bool | None = None,  # keep given keyframes bit for bit; None: as configured
     ) -> Tensor:
         """The refined clips, [B, C, T, H, W]."""
-        tokens, size = _patches(clips, self.patch)  # [B, T, h, w, C p p]
+        tokens = patchify(clips, self.config.patch)  # [B, T, h, w, C p p]
         given = confidence[:, :, None, None, None].expand(*tokens.shape[:-1], 1)
         x = self.embed(torch.cat([tokens, given], dim=-1))
         x = x + _positions(x)
@@ -91,9 +75,9 @@ class Refiner(nn.Module):
         for block in self.blocks:
             x = block(x, condition)
         shift, scale = self.modulate(condition)[:, None, None, None].chunk(2, dim=-1)
-        x = self.out(normalised(x) * (1 + scale) + shift)
-        refined = clips + _unpatched(x, self.patch, size)
-        if self.clamp:
+        x = self.out(normalized(x) * (1 + scale) + shift)
+        refined = clips + _unpatchify(x, self.config.patch, clips.shape[-2:])
+        if self.config.clamp if clamp is None else clamp:
             refined = torch.where(mask[:, None, :, None, None], clips, refined)
         return refined
 
@@ -115,20 +99,20 @@ class _Block(nn.Module):
         batch, frames, height, width, dim = x.shape
         modulation = self.modulate(condition)[:, None, None, None].chunk(9, dim=-1)
         shift, scale, gate = modulation[:3]
-        rows = (normalised(x) * (1 + scale) + shift).reshape(batch * frames, -1, dim)
+        rows = (normalized(x) * (1 + scale) + shift).reshape(batch * frames, -1, dim)
         x = x + gate * self.space(rows).reshape(x.shape)
         shift, scale, gate = modulation[3:6]
-        columns = (normalised(x) * (1 + scale) + shift).permute(0, 2, 3, 1, 4)
+        columns = (normalized(x) * (1 + scale) + shift).permute(0, 2, 3, 1, 4)
         mixed = self.time(columns.reshape(-1, frames, dim))
         mixed = mixed.reshape(batch, height, width, frames, dim).permute(0, 3, 1, 2, 4)
         x = x + gate * mixed
         shift, scale, gate = modulation[6:]
-        mixed = self.mix(normalised(x) * (1 + scale) + shift)
+        mixed = self.mix(normalized(x) * (1 + scale) + shift)
         return x + gate * mixed
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with normalised queries and keys."""
+    """Multi-head self-attention with normalized queries and keys."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -141,7 +125,7 @@ class Attention(nn.Module):
         """Mix sequences [B, L, D]."""
         batch, length, dim = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        queries, keys = (functional.normalize(each, dim=-1) for each in qkv[:2])
+        queries, keys = (functional.normalize(vectors, dim=-1) for vectors in qkv[:2])
         mixed = functional.scaled_dot_product_attention(
             queries * self.scale, keys, qkv[2], scale=1.0
         )
@@ -157,20 +141,23 @@ def guidance_waves(
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def normalised(x: Tensor) -> Tensor:
+def normalized(x: Tensor) -> Tensor:
     """Layer norm without weights: modulation brings them."""
     return functional.layer_norm(x, x.shape[-1:])
 
 
-def _patches(clips: Tensor, patch: int) -> tuple[Tensor, tuple[int, int]]:
-    """Cut [B, C, T, H, W], zero-padded to whole patches, into tokens [B, T, h, w, C p p]."""
+def patchify(
+    clips: Tensor,  # [B, C, T, H, W]
+    patch: int,  # latent pixels a side
+) -> Tensor:
+    """Patches of each frame, zero-padded to whole ones, [B, T, h, w, C p p]."""
     height, width = clips.shape[-2:]
     padded = functional.pad(clips, (0, -width % patch, 0, -height % patch))
     cut = padded.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))  # [B, C, T, h, p, w, p]
-    return cut.permute(0, 2, 3, 5, 1, 4, 6).flatten(4), (height, width)
+    return cut.permute(0, 2, 3, 5, 1, 4, 6).flatten(4)
 
 
-def _unpatched(tokens: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
+def _unpatchify(tokens: Tensor, patch: int, size: Sequence[int]) -> Tensor:
     """Put tokens [B, T, h, w, C p p] back together to [B, C, T, H, W]."""
     cut = tokens.unflatten(-1, (-1, patch, patch)).permute(0, 4, 1, 2, 5, 3, 6)
     padded = cut.flatten(5, 6).flatten(3, 4)
@@ -180,21 +167,21 @@ def _unpatched(tokens: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
 def _positions(x: Tensor) -> Tensor:
     """Sine and cosine of each token's time and place, [T, h, w, D], for clips of any size."""
     _, *extents, dim = x.shape
-    share = dim // 6  # frequencies an axis
-    frequencies = torch.logspace(0, -2, share, device=x.device)
+    count = dim // 6  # frequencies an axis
+    frequencies = torch.logspace(0, -2, count, device=x.device)
     encodings = []
     for axis, extent in enumerate(extents):
         angles = torch.arange(extent, device=x.device)[:, None] * frequencies
-        view = [1, 1, 1, 2 * share]
+        view = [1, 1, 1, 2 * count]
         view[axis] = extent
         encodings.append(torch.cat([angles.sin(), angles.cos()], -1).view(view))
-    joint = torch.cat([each.expand(*extents, -1) for each in encodings], dim=-1)
+    joint = torch.cat([encoding.expand(*extents, -1) for encoding in encodings], dim=-1)
     return functional.pad(joint, (0, dim - joint.shape[-1])).to(x.dtype)
 
 
 def save_refiner(folder: Path, refiner: Refiner) -> None:
-    """Write the refiner."""
-    save_model(folder, refiner, refiner.config)
+    """Write `model.safetensors` and `config.json`."""
+    save_model(folder, refiner, {**refiner.shape, **refiner.config.model_dump()})
 
 
 def load_refiner(folder: Path) -> Refiner:
@@ -203,4 +190,8 @@ def load_refiner(folder: Path) -> Refiner:
     Raises:
         ValueError: a file is missing or broken; the message names the folder.
     """
-    return load_model(folder, Refiner, "refiner")[1].eval()
+
+    def build(channels: int, classes: int, levels: int, **config: Any) -> Refiner:
+        return Refiner(channels, classes, levels, RefinerConfig(**config))
+
+    return load_model(folder, build, "refiner")[1].eval()

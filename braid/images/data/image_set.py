@@ -1,8 +1,8 @@
 """Random access to a set of images, by the manifest and index that `prepare_images` made.
 
-Images lie either in safetensors shards beside the manifest (digits, fake images, latents) or in the
-user's folder, where they are read, cropped and resized each time. Any images in any order can be
-asked for, so a training has exact epochs and nothing to restore when it resumes.
+Images lie either in safetensors shards beside the manifest (digits, noise, latents) or in the
+user's folder, where they are read, cropped and resized each time. Any images can be read in any
+order, so a training has exact epochs and nothing to restore when it resumes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
@@ -24,35 +24,202 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from braid.common.splits import SPLITS
+from braid.data.splits import SPLITS
 
-# ---- Which images there are: their names, labels and splits ------------------------------------
+MANIFEST, INDEX = "manifest.json", "index.npz"
+_AGAIN = "run `dvc repro -f prepare_images` again"
 
-NO_LABEL = -1
-
-
-class Fault(NamedTuple):
-    """An image that cannot be read, and why."""
-
-    name: str
-    reason: str
+Indices = NDArray[np.int64] | Sequence[int] | Tensor
 
 
 @dataclass(frozen=True)
-class Listing:
-    """n images."""
+class Index:
+    """What is known of n images."""
 
-    names: Sequence[str]  # [n], unique
-    labels: Sequence[int]  # [n], NO_LABEL: none
-    label_names: Sequence[str]
-    splits: Sequence[str]  # [n], of `braid.common.splits`
-    faults: Sequence[Fault] = ()  # further images, not among the n
+    names: NDArray[np.str_]  # [n], relative to the root where there is one
+    labels: NDArray[np.int64]  # [n], -1: none
+    conditions: NDArray[np.int64]  # [n], what a refiner is conditioned on
+    splits: NDArray[np.uint8]  # [n], of SPLITS
 
 
-# ---- Image files to squares of pixels: decoded, cropped and resized, none of them trusted ------
+class _Source(Protocol):
+    dtype: torch.dtype
+
+    def read(self, images: NDArray[np.int64], uniforms: Tensor | None) -> Tensor:
+        """Images [B, C, H, W] as they are stored; uniforms [B, 4] place a random crop."""
+
+
+class ImageSet:
+    """Images of one shape; made by `open_image_set`."""
+
+    def __init__(
+        self, manifest: dict[str, Any], index: Index, source: _Source, cache_bytes: int
+    ) -> None:
+        self.shape: tuple[int, int, int] = tuple(manifest["shape"])
+        self.input_space: str = manifest["input_space"]
+        self.label_names: list[str] = manifest["label_names"]
+        self.class_names: list[str] = manifest["class_names"]
+        self.names: list[str] = index.names.tolist()
+        self.labels = torch.from_numpy(index.labels)
+        self.conditions = torch.from_numpy(index.conditions)
+        self._splits = index.splits
+        self._crops = manifest["crop"] == "random_resized" and manifest["root"] is not None
+        self._source = source
+        size = source.dtype.itemsize * int(np.prod(self.shape))
+        capacity = min(len(self), cache_bytes // size)
+        self._cache = torch.empty(capacity, *self.shape, dtype=source.dtype)
+        self._slots = np.full(len(self), -1)
+        self._cached = 0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def classes(self) -> int:
+        """The number of conditions."""
+        return len(self.class_names)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of images in each split."""
+        return {split: len(self.indices(split)) for split in SPLITS}
+
+    def subset(self, split: str, at_most: int | None = None) -> tuple[Tensor, Tensor]:
+        """Images [n, C, H, W] of a split, as `indices` chooses them, and their conditions [n]."""
+        chosen = self.indices(split, at_most)
+        return self.images(chosen), self.conditions[chosen]
+
+    def indices(self, split: str, at_most: int | None = None) -> NDArray[np.int64]:
+        """The images of ``train``, ``val`` or ``test``, ascending.
+
+        If those are too many: some, evenly spread, for a folder's images are in order of class.
+        """
+        members = np.flatnonzero(self._splits == SPLITS.index(split))
+        count = len(members) if at_most is None else min(at_most, len(members))
+        return members[np.linspace(0, len(members) - 1, count).astype(int)]
+
+    def images(self, indices: Indices, generator: torch.Generator | None = None) -> Tensor:
+        """Images in the order of the indices, [B, C, H, W] float32: pixels in [-1, 1], or latents.
+
+        Args:
+            indices: [B], with repetitions or without.
+            generator: of random crops, on the CPU, for a folder whose `crop` is random: train
+                images get crops of their own, all others the central square.
+
+        Raises:
+            ValueError: an image cannot be read any more; the message names it.
+        """
+        rows = np.asarray(indices, np.int64)
+        if generator is None or not self._crops:
+            return _values(self._cached_or_read(rows))
+        uniforms = torch.rand(len(rows), 4, generator=generator)
+        cropped = self._splits[rows] == SPLITS.index("train")
+        batch = torch.empty(len(rows), *self.shape, dtype=self._source.dtype)
+        batch[cropped] = self._source.read(rows[cropped], uniforms[cropped])
+        batch[~cropped] = self._cached_or_read(rows[~cropped])
+        return _values(batch)
+
+    def clips(self, indices: Indices, generator: torch.Generator | None = None) -> Tensor:
+        """The same as clips of one frame, [B, C, 1, H, W]."""
+        return self.images(indices, generator)[:, :, None]
+
+    def mean(self, split: str, at_most: int = 1024) -> Tensor:
+        """The mean image of a split, [C, H, W]; of every k-th one where there are too many."""
+        members = self.indices(split)
+        return self.images(members[:: -(-len(members) // at_most)]).mean(dim=0)
+
+    def _cached_or_read(self, rows: NDArray[np.int64]) -> Tensor:
+        """Images as they are stored, each read once while the cache has room."""
+        batch = torch.empty(len(rows), *self.shape, dtype=self._source.dtype)
+        slots = self._slots[rows]
+        cached, absent = np.flatnonzero(slots >= 0), np.flatnonzero(slots < 0)
+        batch[cached] = self._cache[slots[cached]]
+        if len(absent):
+            batch[absent] = self._source.read(rows[absent], None)
+            self._cache_new(rows[absent], batch[absent])
+        return batch
+
+    def _cache_new(self, images: NDArray[np.int64], values: Tensor) -> None:
+        _, rows = np.unique(images, return_index=True)
+        rows = rows[: len(self._cache) - self._cached]
+        slots = self._cached + np.arange(len(rows))
+        self._cache[slots] = values[rows]
+        self._slots[images[rows]] = slots
+        self._cached += len(rows)
+
+
+def _values(stored: Tensor) -> Tensor:
+    """Bytes to [-1, 1]; half floats are what they are."""
+    return stored / 127.5 - 1 if stored.dtype == torch.uint8 else stored.float()
+
+
+def open_image_set(folder: Path, *, cache_mib: int = 0) -> ImageSet:
+    """Open the images that a manifest lists.
+
+    Args:
+        folder: where `prepare_images` wrote.
+        cache_mib: RAM of this process that keeps images once read, as they are stored.
+
+    Raises:
+        ValueError: the folder lacks its manifest or index, or either is damaged.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        with np.load(folder / INDEX, allow_pickle=False) as arrays:
+            index = Index(**arrays)
+    except (OSError, EOFError, BadZipFile, ValueError, TypeError) as error:
+        raise ValueError(f"{folder}: no set of images ({error}); {_AGAIN}") from None
+    source: _Source
+    if manifest["root"] is None:
+        source = ShardImages(folder, manifest["shards"])
+    else:
+        root = Path(manifest["root"])
+        source = FileImages(root, index.names.tolist(), size=manifest["shape"][-1])
+    return ImageSet(manifest, index, source, cache_mib * 2**20)
+
+
+# ---- Images in shards beside the manifest -------------------------------------------------------
+
+
+def shard_name(number: int) -> str:
+    """The name of a shard of the folder."""
+    return f"images-{number:05d}.safetensors"
+
+
+class ShardImages:
+    """Half-float images in shards of the folder, each with a tensor ``images``."""
+
+    dtype = torch.float16
+
+    def __init__(self, folder: Path, counts: Sequence[int]) -> None:
+        self._paths = [folder / shard_name(number) for number in range(len(counts))]
+        self._starts = np.cumsum([0, *counts])
+        self._open: dict[int, Any] = {}
+
+    def read(self, images: NDArray[np.int64], uniforms: Tensor | None) -> Tensor:
+        """Rows of the shards; no crop is left to place."""
+        shards = np.searchsorted(self._starts, images, side="right") - 1
+        rows: list[Tensor] = [torch.empty(0)] * len(images)
+        for shard, members in groupby(np.argsort(images), key=shards.__getitem__):
+            stored = self._slice(int(shard))
+            for member in members:
+                row = int(images[member] - self._starts[shard])
+                rows[member] = stored[row : row + 1]
+        return torch.cat(rows)
+
+    def _slice(self, shard: int) -> Any:
+        if shard not in self._open:
+            try:
+                self._open[shard] = safe_open(self._paths[shard], "pt")
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"{self._paths[shard]}: {error}; {_AGAIN}") from None
+        return self._open[shard].get_slice("images")
+
+
+# ---- Images in the files of a folder: decoded, cropped and resized, none of them trusted --------
 # The random crop is that of Inception (Szegedy et al. 2015) without its rejection loop: an area of
 # 8 to 100 % and an aspect ratio of 3/4 to 4/3, each side then cut to the image's own. A crop is so
-# a function of four uniform numbers, and a batch that is asked for again keeps its bytes.
+# a function of four uniform numbers, and a batch that is read again keeps its bytes.
 
 AREA = (0.08, 1.0)  # of the image
 RATIO = (3 / 4, 4 / 3)  # width to height
@@ -91,8 +258,7 @@ class FileImages:
         try:
             return square(open_picture(inside(self._root, name)), self._size, uniforms)
         except ValueError as error:
-            again = "run `dvc repro -f prepare_images` again"
-            raise ValueError(f"{self._root / name}: {error}; {again}") from None
+            raise ValueError(f"{self._root / name}: {error}; {_AGAIN}") from None
 
 
 def inside(root: Path, name: str) -> Path:
@@ -147,177 +313,9 @@ def central_box(width: int, height: int) -> Box:
 def random_box(width: int, height: int, uniforms: Sequence[float]) -> Box:
     """A box whose area, aspect ratio, left and top come from four uniform numbers in [0, 1)."""
     area = width * height * (AREA[0] + (AREA[1] - AREA[0]) * uniforms[0])
-    low, high = (math.log(each) for each in RATIO)
+    low, high = (math.log(limit) for limit in RATIO)
     ratio = math.exp(low + (high - low) * uniforms[1])
     across = min(math.sqrt(area * ratio), width)
     down = min(math.sqrt(area / ratio), height)
     left, top = (width - across) * uniforms[2], (height - down) * uniforms[3]
     return left, top, left + across, top + down
-
-
-MANIFEST, INDEX = "manifest.json", "index.npz"
-_AGAIN = "run `dvc repro -f prepare_images` again"
-
-Indices = NDArray[np.int64] | Sequence[int] | Tensor
-
-
-@dataclass(frozen=True)
-class Index:
-    """What is known of n images."""
-
-    names: NDArray[np.str_]  # [n], relative to the root where there is one
-    labels: NDArray[np.int64]  # [n], -1: none
-    conditions: NDArray[np.int64]  # [n], what a refiner is conditioned on
-    splits: NDArray[np.uint8]  # [n], of SPLITS
-
-
-class _Source(Protocol):
-    dtype: torch.dtype
-
-    def read(self, images: NDArray[np.int64], uniforms: Tensor | None) -> Tensor:
-        """Images [B, C, H, W] as they are stored; uniforms [B, 4] place a random crop."""
-
-
-class ImageSet:
-    """Images of one shape; made by `open_image_set`."""
-
-    def __init__(
-        self, manifest: dict[str, Any], index: Index, source: _Source, cache_bytes: int
-    ) -> None:
-        self.shape: tuple[int, int, int] = tuple(manifest["shape"])
-        self.input_space: str = manifest["input_space"]
-        self.label_names: list[str] = manifest["label_names"]
-        self.class_names: list[str] = manifest["class_names"]
-        self.names: list[str] = index.names.tolist()
-        self.labels = torch.from_numpy(index.labels)
-        self.conditions = torch.from_numpy(index.conditions)
-        self._splits = index.splits
-        self._crops = manifest["crop"] == "random_resized" and manifest["root"] is not None
-        self._source = source
-        size = source.dtype.itemsize * int(np.prod(self.shape))
-        kept = min(len(self), cache_bytes // size)
-        self._cache = torch.empty(kept, *self.shape, dtype=source.dtype)
-        self._slots = np.full(len(self), -1)
-        self._cached = 0
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @property
-    def classes(self) -> int:
-        """The number of conditions."""
-        return len(self.class_names)
-
-    def indices(self, split: str, at_most: int | None = None) -> NDArray[np.int64]:
-        """The images of ``train``, ``val`` or ``test``, ascending.
-
-        If those are too many: some, evenly spread, for a folder's images are in order of class.
-        """
-        found = np.flatnonzero(self._splits == SPLITS.index(split))
-        count = len(found) if at_most is None else min(at_most, len(found))
-        return found[np.linspace(0, len(found) - 1, count).astype(int)]
-
-    def images(self, indices: Indices, generator: torch.Generator | None = None) -> Tensor:
-        """Images in the order asked for, [B, C, H, W] float32: pixels in [-1, 1], or latents.
-
-        Args:
-            indices: [B] which; one may be asked for more than once.
-            generator: where images of a folder are to be cropped at random, it says how: train
-                images get crops of their own, all others their central one. On the CPU.
-
-        Raises:
-            ValueError: an image cannot be read any more; the message names it.
-        """
-        wanted = np.asarray(indices, np.int64)
-        if generator is None or not self._crops:
-            return _values(self._kept(wanted))
-        uniforms = torch.rand(len(wanted), 4, generator=generator)
-        drawn = self._splits[wanted] == SPLITS.index("train")
-        batch = torch.empty(len(wanted), *self.shape, dtype=self._source.dtype)
-        batch[drawn] = self._source.read(wanted[drawn], uniforms[drawn])
-        batch[~drawn] = self._kept(wanted[~drawn])
-        return _values(batch)
-
-    def _kept(self, wanted: NDArray[np.int64]) -> Tensor:
-        """Images as they are stored, each read once while the cache has room."""
-        batch = torch.empty(len(wanted), *self.shape, dtype=self._source.dtype)
-        slots = self._slots[wanted]
-        cached, absent = np.flatnonzero(slots >= 0), np.flatnonzero(slots < 0)
-        batch[cached] = self._cache[slots[cached]]
-        if len(absent):
-            batch[absent] = self._source.read(wanted[absent], None)
-            self._keep(wanted[absent], batch[absent])
-        return batch
-
-    def _keep(self, images: NDArray[np.int64], values: Tensor) -> None:
-        _, rows = np.unique(images, return_index=True)
-        rows = rows[: len(self._cache) - self._cached]
-        slots = self._cached + np.arange(len(rows))
-        self._cache[slots] = values[rows]
-        self._slots[images[rows]] = slots
-        self._cached += len(rows)
-
-
-def _values(stored: Tensor) -> Tensor:
-    """Bytes to [-1, 1]; half floats are what they are."""
-    return stored / 127.5 - 1 if stored.dtype == torch.uint8 else stored.float()
-
-
-def shard_name(number: int) -> str:
-    """The name of a shard of the folder."""
-    return f"images-{number:05d}.safetensors"
-
-
-class ShardImages:
-    """Half-float images in shards of the folder, each with a tensor ``images``."""
-
-    dtype = torch.float16
-
-    def __init__(self, folder: Path, counts: Sequence[int]) -> None:
-        self._paths = [folder / shard_name(number) for number in range(len(counts))]
-        self._starts = np.cumsum([0, *counts])
-        self._open: dict[int, Any] = {}
-
-    def read(self, images: NDArray[np.int64], uniforms: Tensor | None) -> Tensor:
-        """Rows of the shards; no crop is left to place."""
-        shards = np.searchsorted(self._starts, images, side="right") - 1
-        rows: list[Tensor] = [torch.empty(0)] * len(images)
-        for shard, members in groupby(np.argsort(images), key=shards.__getitem__):
-            stored = self._slice(int(shard))
-            for member in members:
-                row = int(images[member] - self._starts[shard])
-                rows[member] = stored[row : row + 1]
-        return torch.cat(rows)
-
-    def _slice(self, shard: int) -> Any:
-        if shard not in self._open:
-            try:
-                self._open[shard] = safe_open(self._paths[shard], "pt")
-            except (OSError, SafetensorError) as error:
-                raise ValueError(f"{self._paths[shard]}: {error}; {_AGAIN}") from None
-        return self._open[shard].get_slice("images")
-
-
-def open_image_set(folder: Path, *, cache_mib: int = 0) -> ImageSet:
-    """Open the images that a manifest lists.
-
-    Args:
-        folder: where `prepare_images` wrote.
-        cache_mib: RAM of this process in which images are kept once read, as they are stored.
-
-    Raises:
-        ValueError: the folder lacks its manifest or index, or either is damaged.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        with np.load(folder / INDEX, allow_pickle=False) as arrays:
-            index = Index(**arrays)
-    except (OSError, EOFError, BadZipFile, ValueError, TypeError) as error:
-        raise ValueError(f"{folder}: no set of images ({error}); {_AGAIN}") from None
-    source: _Source
-    if manifest["root"] is None:
-        source = ShardImages(folder, manifest["shards"])
-    else:
-        root = Path(manifest["root"])
-        source = FileImages(root, index.names.tolist(), size=manifest["shape"][-1])
-    return ImageSet(manifest, index, source, cache_mib * 2**20)

@@ -3,7 +3,7 @@
 diffusers' AutoencoderKL takes pixels in [-1, 1] to a distribution of latents an eighth as large.
 Kept is its mean, shifted and scaled by the model's own constants to about unit variance. Without
 the model, latents are shown by their first three channels; every decoder has a name, so that a
-picture can say which one made it.
+picture can say which one drew it.
 """
 
 from __future__ import annotations
@@ -41,19 +41,21 @@ class SdVae:
         self,
         pixels: Tensor,  # [B, 3, H, W] in [-1, 1], on the model's device
     ) -> Tensor:
-        """Normalised latents, [B, C, H / 8, W / 8] float32."""
+        """Normalized latents, [B, C, H / 8, W / 8] float32."""
         mean = self._model.encode(pixels).latent_dist.mode().float()
         return (mean - self._shift) * self._scale
 
     @torch.no_grad()
     def decode(
         self,
-        latents: Tensor,  # [B, C, h, w], normalised
+        latents: Tensor,  # [B, C, h, w], normalized
     ) -> Tensor:
         """Pixels, [B, 3, 8 h, 8 w], about in [-1, 1]."""
         model = self._model.to(latents.device)
         raw = latents / self._scale + self._shift
-        return torch.cat([model.decode(each).sample for each in raw.split(1)])  # for memory's sake
+        return torch.cat(
+            [model.decode(latent).sample for latent in raw.split(1)]
+        )  # for memory's sake
 
 
 def load_sd_vae(folder: Path) -> SdVae:
@@ -101,7 +103,7 @@ class Decoder:
         return (self._pixels(images).float() / 2 + 0.5).clamp(0, 1)
 
 
-def decoder(input_space: str, sd_vae: str | None = None) -> Decoder:
+def decoder(input_space: str, sd_vae: Path | None = None) -> Decoder:
     """How images of a set become pictures.
 
     Args:
@@ -115,4 +117,4 @@ def decoder(input_space: str, sd_vae: str | None = None) -> Decoder:
         return Decoder("pixels", lambda images: images)
     if sd_vae is None:
         return Decoder("three latent channels, not the VAE", lambda images: images[:, :3] / 2)
-    return Decoder("SD-VAE", load_sd_vae(Path(sd_vae)).decode)
+    return Decoder("SD-VAE", load_sd_vae(sd_vae).decode)

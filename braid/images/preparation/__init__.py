@@ -1,1 +1,1 @@
-"""Indexing a folder of images, and the built-in ones."""
+"""Making a set of images: from the built-in digits, noise, or a folder."""

@@ -1,4 +1,4 @@
-"""Known patches stay, others are interpolated, and an image of which nothing is known is noise."""
+"""Given patches stay, others are interpolated, and an image of which none is given is noise."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from braid.common.rng import generator
-from braid.drifting.image.corruption import METHODS, KeypatchCorruption, patchify, per_pixel
+from braid.drifting.image.corruption import KeypatchCorruption, patchify, per_pixel
 from braid.drifting.interpolation.harmonic import Laplacian
+from tests.drifting.image.configs import keypatch_config
 
 SIZE, PATCH, COUNT = (6, 8), 2, 16
 IDS = 100 + torch.arange(COUNT)
 LEVEL = torch.arange(COUNT) % 4
-KNOWN = [6, 3, 0]
-every_method = pytest.mark.parametrize("interpolator", METHODS)
+GIVEN = [6, 3, 0]
+every_method = pytest.mark.parametrize("interpolator", ["inverse_distance", "harmonic"])
 
 
 def images(seed: int = 0, count: int = COUNT) -> Tensor:
@@ -24,15 +25,17 @@ def images(seed: int = 0, count: int = COUNT) -> Tensor:
 
 
 def make(**params: Any) -> KeypatchCorruption:
-    return KeypatchCorruption(SIZE, PATCH, **({"known": KNOWN} | params))
+    return KeypatchCorruption(
+        SIZE, PATCH, keypatch_config(**({"given": GIVEN, "noise": 0.0} | params))
+    )
 
 
 def corrupted(seed: int = 7, **params: Any) -> Tensor:
     return make(**params)(images(), LEVEL, IDS, generator(seed)).latents
 
 
-def masks(share: float = 0.4) -> Tensor:
-    mask = torch.rand(COUNT, 3, 4, generator=generator(1)) < share
+def masks(fraction: float = 0.4) -> Tensor:
+    mask = torch.rand(COUNT, 3, 4, generator=generator(1)) < fraction
     mask[:, 0, 0] = True
     return mask
 
@@ -50,48 +53,48 @@ def test_the_batch_split_does_not_change_the_bytes(interpolator: str, size: int)
 
 
 @every_method
-def test_known_patches_keep_their_bits_and_unknown_ones_are_not_read(interpolator: str) -> None:
+def test_given_patches_keep_their_bits_and_missing_ones_are_not_read(interpolator: str) -> None:
     corruption = make(interpolator=interpolator, noise=0.3)
     mask = masks()
     mask[3] = False
     kept = per_pixel(mask, PATCH).expand_as(images())
     given = torch.where(kept, images(), torch.nan)
-    found = corruption.impute(given, mask, IDS, generator(7))
-    assert torch.equal(found.latents[kept], images()[kept])
-    assert found.latents.isfinite().all()
-    assert torch.equal(found.mask, mask)
-    assert torch.equal(found.confidence, mask.float())
+    imputed = corruption.impute(given, mask, IDS, generator(7))
+    assert torch.equal(imputed.latents[kept], images()[kept])
+    assert imputed.latents.isfinite().all()
+    assert torch.equal(imputed.mask, mask)
+    assert torch.equal(imputed.confidence, mask.float())
 
 
 def test_each_image_is_at_its_own_level_and_level_0_is_the_image() -> None:
-    found = make(noise=0.5)(images(), LEVEL, IDS, generator(7))
-    assert found.mask.sum((1, 2)).tolist() == [[12, *KNOWN][s] for s in LEVEL.tolist()]
-    assert torch.equal(found.latents[LEVEL == 0], images()[LEVEL == 0])
+    noisy = make(noise=0.5)(images(), LEVEL, IDS, generator(7))
+    assert noisy.mask.sum((1, 2)).tolist() == [[12, *GIVEN][s] for s in LEVEL.tolist()]
+    assert torch.equal(noisy.latents[LEVEL == 0], images()[LEVEL == 0])
 
 
 @every_method
-def test_an_image_of_which_nothing_is_known_is_white_noise(interpolator: str) -> None:
+def test_an_image_of_which_nothing_is_given_is_white_noise(interpolator: str) -> None:
     ids, level = torch.arange(500), torch.full((500,), 3)
     corruption = make(interpolator=interpolator, noise=0.3)
     draw = generator(7)
-    found = corruption(images(0, 500) + 5, level, ids, draw).latents
-    assert torch.equal(found, corruption(images(1, 500), level, ids, draw).latents)
-    assert found.mean().abs() < 0.02
-    covariance = torch.cov(found.flatten(1).T)
+    noise = corruption(images(0, 500) + 5, level, ids, draw).latents
+    assert torch.equal(noise, corruption(images(1, 500), level, ids, draw).latents)
+    assert noise.mean().abs() < 0.02
+    covariance = torch.cov(noise.flatten(1).T)
     assert (covariance - torch.eye(96)).abs().max() < 0.3
-    assert not torch.equal(found[:10], corruption(images(0, 10), level[:10], ids[10:20], draw)[0])
+    assert not torch.equal(noise[:10], corruption(images(0, 10), level[:10], ids[10:20], draw)[0])
 
 
 def test_noise_is_added_to_interpolated_patches() -> None:
     corruption, mask = make(noise=0.3), masks()
     plain = corruption.interpolate(images(), mask)
     added = corruption.impute(images(), mask, IDS, generator(7)).latents - plain
-    unknown = ~per_pixel(mask, PATCH).expand_as(images())
-    assert float(added[unknown].std()) == pytest.approx(0.3, rel=0.1)
+    missing = ~per_pixel(mask, PATCH).expand_as(images())
+    assert float(added[missing].std()) == pytest.approx(0.3, rel=0.1)
     assert torch.equal(make(noise=0.0).impute(images(), mask, IDS, generator(7)).latents, plain)
 
 
-def test_where_nothing_is_known_interpolation_is_zero() -> None:
+def test_where_nothing_is_given_interpolation_is_zero() -> None:
     mask = torch.zeros(COUNT, 3, 4, dtype=torch.bool)
     assert make().interpolate(images(), mask).count_nonzero() == 0
 
@@ -107,16 +110,16 @@ def test_constants_come_back(interpolator: str, sigma_feature: float) -> None:
 @every_method
 def test_the_maximum_principle(interpolator: str) -> None:
     corruption, mask = make(interpolator=interpolator), masks()
-    found = patchify(corruption.interpolate(images(), mask), PATCH)
-    known = mask[:, None].expand_as(found)
-    low = found.masked_fill(~known, torch.inf).amin((2, 3), keepdim=True)
-    high = found.masked_fill(~known, -torch.inf).amax((2, 3), keepdim=True)
-    assert (found >= low - 1e-5).all()
-    assert (found <= high + 1e-5).all()
+    filled = patchify(corruption.interpolate(images(), mask), PATCH)
+    given = mask[:, None].expand_as(filled)
+    low = filled.masked_fill(~given, torch.inf).amin((2, 3), keepdim=True)
+    high = filled.masked_fill(~given, -torch.inf).amax((2, 3), keepdim=True)
+    assert (filled >= low - 1e-5).all()
+    assert (filled <= high + 1e-5).all()
 
 
 def test_the_system_on_the_patch_grid_is_symmetric_and_positive() -> None:
-    graph = Laplacian(patchify(images(0, 1), PATCH), sigma_feature=1.0, sigma_space=0.5)
+    graph = Laplacian(patchify(images(0, 1), PATCH), keypatch_config())
     matrix = graph(torch.eye(12).view(1, 12, 3, 4)).reshape(12, 12)
     assert torch.equal(matrix, matrix.T)
     assert torch.linalg.eigvalsh(matrix.double()).min() > -1e-6
@@ -124,7 +127,7 @@ def test_the_system_on_the_patch_grid_is_symmetric_and_positive() -> None:
 
 
 @every_method
-def test_gradients_of_known_pixels_match_finite_differences(interpolator: str) -> None:
+def test_gradients_of_given_pixels_match_finite_differences(interpolator: str) -> None:
     corruption = make(interpolator=interpolator)
     values, mask = images(0, 1).double(), masks()[:1]
     assert torch.autograd.gradcheck(
@@ -132,18 +135,18 @@ def test_gradients_of_known_pixels_match_finite_differences(interpolator: str) -
     )
 
 
-def test_a_patch_is_the_mean_of_known_ones_by_distance() -> None:
+def test_a_patch_is_the_mean_of_given_ones_by_distance() -> None:
     mask = torch.zeros(COUNT, 3, 4, dtype=torch.bool)
     mask[:, 0, 0] = mask[:, 2, 3] = True
-    found = patchify(make().interpolate(images(), mask), PATCH)
-    first, last, middle = found[..., 0, 0], found[..., 2, 3], found[..., 1, 1]
+    filled = patchify(make().interpolate(images(), mask), PATCH)
+    first, last, middle = filled[..., 0, 0], filled[..., 2, 3], filled[..., 1, 1]
     torch.testing.assert_close(middle, (first / 2 + last / 5) / (1 / 2 + 1 / 5))
 
 
 @pytest.mark.parametrize(
     ("base", "change"),
     [
-        ({}, {"known": [5, 3, 0]}),
+        ({}, {"given": [5, 3, 0]}),
         ({}, {"interpolator": "harmonic"}),
         ({"interpolator": "harmonic"}, {"sigma_feature": 0.3}),
         ({"interpolator": "harmonic"}, {"sigma_space": 0.9}),
@@ -161,9 +164,9 @@ def test_the_seed_counts() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"image_corruption\.interpolator is 'cubic', expected"):
+    with pytest.raises(ValueError, match=r"interpolator\s+Input should be 'inverse_distance' or"):
         make(interpolator="cubic")
-    with pytest.raises(ValueError, match=r"image_corruption\.known is \[12, 3\]"):
-        make(known=[12, 3])
+    with pytest.raises(ValueError, match=r"image_drift\.corruption\.given is \[12, 3\]"):
+        make(given=[12, 3])
     with pytest.raises(ValueError, match=r"expected images \[B, C, 6, 8\]"):
         make()(images()[..., :4], LEVEL, IDS, generator(0))

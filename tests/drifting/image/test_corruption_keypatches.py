@@ -1,4 +1,4 @@
-"""Patches put back give the image; what a level knows every finer level knows."""
+"""Patches put back give the image; what is given at a level is given at every finer one."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ def test_a_mask_of_patches_covers_their_pixels() -> None:
     assert torch.equal(pixels, mask[:, None].float().expand(-1, 9, -1, -1))
 
 
-def test_each_level_knows_its_number_of_patches() -> None:
+def test_each_level_has_its_number_of_patches() -> None:
     assert masks().sum((2, 3)).unique(dim=1)[:, 0].tolist() == COUNTS
     assert masks().shape == (4, 300, 2, 3)
 
 
-def test_what_a_level_knows_every_finer_one_knows() -> None:
+def test_what_is_given_at_a_level_is_given_at_every_finer_one() -> None:
     assert (masks()[1:] <= masks()[:-1]).all()
 
 
 def test_each_image_has_its_own_patches_and_all_are_as_likely() -> None:
-    found = masks()[2].flatten(1).float()
-    assert len(found.unique(dim=0)) == 6
-    assert (found.mean(0) - 1 / 6).abs().max() < 0.07
+    single = masks()[2].flatten(1).float()
+    assert len(single.unique(dim=0)) == 6
+    assert (single.mean(0) - 1 / 6).abs().max() < 0.07
 
 
 def test_masks_depend_on_seed_and_id_alone() -> None:
@@ -67,14 +67,14 @@ def test_counts_begin_with_all_patches() -> None:
     assert level_counts([8, 4, 0], 16) == [16, 8, 4, 0]
 
 
-@pytest.mark.parametrize("known", [[], [16, 4], [4, 8], [4, 4], [4, -1]])
-def test_counts_that_do_not_descend_are_named(known: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"image_corruption\.known is .* below 16"):
-        level_counts(known, 16)
+@pytest.mark.parametrize("given", [[], [16, 4], [4, 8], [4, 4], [4, -1]])
+def test_counts_that_do_not_descend_are_named(given: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"image_drift\.corruption\.given is .* below 16"):
+        level_counts(given, 16)
 
 
 def test_patches_that_do_not_tile_the_image_are_named() -> None:
-    with pytest.raises(ValueError, match=r"image_refiner\.patch is 3, expected a divisor.* 8 x 6"):
+    with pytest.raises(ValueError, match=r"image_drift\.refiner\.patch is 3, .* a divisor.* 8 x 6"):
         patch_grid((8, 6), 3)
-    with pytest.raises(ValueError, match=r"image_refiner\.patch is 4"):
+    with pytest.raises(ValueError, match=r"image_drift\.refiner\.patch is 4"):
         patchify(torch.zeros(1, 1, 8, 6), 4)

@@ -1,8 +1,7 @@
-"""The refiner of images: what it depends on, what it keeps, and that drifting trains it."""
+"""The refiner of images: what it depends on, what it keeps, which images it refuses."""
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,16 @@ import torch
 from torch import Tensor
 
 from braid.common.rng import generator
-from braid.drifting.image.corruption import KeypatchCorruption
-from braid.drifting.image.probe import ImageProbe, variance_ratio
 from braid.drifting.image.refiner import ImageRefiner, load_image_refiner, save_image_refiner
-from braid.drifting.loss.drift import DriftLoss
-from braid.drifting.training.objectives import Draws, DriftObjective
-from braid.drifting.video.features import vanilla
-from braid.metrics.spaces import PcaSpace
-from braid.training.ema import Ema
-from braid.training.optimizers import adamw
-from braid.training.trainer import LoopSettings, TrainResult, train
+from tests.drifting.image.configs import refiner_config
 
 SMALL = {"patch": 2, "dim": 8, "depth": 1, "heads": 2, "style": 16, "spread": 1.0}
-DRAWS = {"classes": 2, "generated": 16, "positives": 24, "negatives": 4, "unconditional": 4}
 
 
 def make(trained: bool = True, keep_anchors_fixed: bool = False, **changes: Any) -> ImageRefiner:
     torch.manual_seed(0)
-    shape = {**SMALL, **changes}
-    refiner = ImageRefiner((2, 4, 6), 5, 3, **shape, keep_anchors_fixed=keep_anchors_fixed)
+    config = refiner_config(**{**SMALL, **changes}, keep_anchors_fixed=keep_anchors_fixed)
+    refiner = ImageRefiner((2, 4, 6), 5, 3, config)
     if trained:
         for parameter in refiner.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
@@ -60,23 +50,27 @@ def test_every_pixel_reaches_every_patch_and_no_other_image() -> None:
         assert slope[0].count_nonzero() == 0
 
 
-def test_known_patches_are_kept_bit_for_bit_only_when_asked_for() -> None:
+def test_given_patches_are_kept_bit_for_bit_only_where_configured() -> None:
     given = inputs()
     kept, free = make(keep_anchors_fixed=True)(*given), make()(*given)
     pixels = given[1].repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None].expand_as(kept)
     assert torch.equal(kept[pixels], given[0][pixels])
     assert torch.equal(kept[~pixels], free[~pixels])
     assert (free[pixels] != given[0][pixels]).all()
+    assert torch.equal(make()(*given, clamp=True), kept)
+    assert torch.equal(make(keep_anchors_fixed=True)(*given, clamp=False), free)
 
 
 def test_spread_widens_the_differences_between_untrained_images() -> None:
-    given = [each[1:].expand(64, *each.shape[1:]) for each in inputs()]
+    given = [part[1:].expand(64, *part.shape[1:]) for part in inputs()]
     given[0] = torch.randn(64, 2, 4, 6, generator=generator(3))
-    usual, wide = (make(trained=False, spread=each)(*given).std(0).mean() for each in (1.0, 4.0))
+    usual, wide = (
+        make(trained=False, spread=spread)(*given).std(0).mean() for spread in (1.0, 4.0)
+    )
     assert wide > 2 * usual
 
 
-def test_noise_is_not_left_in_an_image_of_which_nothing_is_known() -> None:
+def test_noise_is_not_left_in_an_image_of_which_nothing_is_given() -> None:
     given, refiner = inputs(), make()
     torch.nn.init.zeros_(refiner.squeeze.weight)
     refined = refiner(*given)
@@ -95,146 +89,15 @@ def test_a_stored_refiner_computes_the_same(tmp_path: Path) -> None:
         load_image_refiner(tmp_path / "refiner")
 
 
+def test_a_refiner_of_other_images_is_refused() -> None:
+    make().require((2, 4, 6), 5, 3)
+    for other in (((2, 6, 4), 5, 3), ((2, 4, 6), 4, 3), ((2, 4, 6), 5, 2)):
+        with pytest.raises(ValueError, match=r"of images \[2, 4, 6\] of 5 classes at 3 levels"):
+            make().require(*other)
+
+
 def test_impossible_shapes_are_named() -> None:
-    with pytest.raises(ValueError, match=r"image_refiner\.dim is 8, expected a multiple"):
+    with pytest.raises(ValueError, match=r"image_drift\.refiner\.dim is 8, expected a multiple"):
         make(heads=3)
-    with pytest.raises(ValueError, match=r"image_refiner\.patch is 4, expected a divisor"):
+    with pytest.raises(ValueError, match=r"image_drift\.refiner\.patch is 4, expected a divisor"):
         make(patch=4)
-
-
-@cache
-def world() -> tuple[Tensor, Tensor]:
-    """Images [n, 1, 4, 4], bright above in class 0, below in class 1; each tilts its own way."""
-    labels = torch.arange(200) % 2
-    rows = torch.linspace(1, -1, 4)[:, None] * (1 - 2 * labels)[:, None, None]
-    tilt = torch.randn(200, 1, 1, generator=generator(2)) * torch.linspace(-1, 1, 4)
-    return (0.6 * (rows + tilt))[:, None], labels
-
-
-def corruption() -> KeypatchCorruption:
-    return KeypatchCorruption((4, 4), 2, known=[1, 0], noise=0.3)
-
-
-def toy_objective(attraction: float = 1.0) -> DriftObjective:
-    images, labels = world()
-    torch.manual_seed(0)
-    shape = SMALL | {"dim": 16, "style": 32, "spread": 4.0}
-    return DriftObjective(
-        ImageRefiner((1, 4, 4), 2, 3, **shape, keep_anchors_fixed=False),
-        corruption(),
-        lambda positions: images[positions],
-        labels,
-        Draws(**DRAWS, queue=32, queue_unconditional=32, alpha_max=2.0, alpha_power=1.0),
-        branches={"vanilla": (1.0, vanilla(["clip"]))},
-        loss=DriftLoss(attraction=attraction),
-        log_every=50,
-        level_of="class",
-    )
-
-
-def toy_probe(every: int = 100) -> ImageProbe:
-    images, labels = world()
-    settings = {"neighbours": 5, "every": every}
-    space = PcaSpace(images, 4)
-    return ImageProbe(images, labels, corruption(), generator(5), space, **settings)
-
-
-def run(
-    objective: DriftObjective, steps: int, checkpoint: Path | None = None, **hooks: Any
-) -> TrainResult:
-    return train(
-        objective,
-        adamw(objective, lr=5e-3),
-        lambda step: 1.0,
-        LoopSettings(steps=steps, checkpoint_every=4, ema_decay=0.9, clip_norm=2.0),
-        seed=0,
-        device=torch.device("cpu"),
-        checkpoint=checkpoint,
-        stateful=objective.stateful(),
-        hooks=hooks,
-    )
-
-
-def test_drifting_makes_images_of_each_class_from_noise_and_completes_others() -> None:
-    objective, probe = toy_objective(), toy_probe(every=60)
-    before = probe.look(objective.refiner)
-    rows = run(objective, 120, validation=probe).probes["validation"]
-    assert [row["step"] for row in rows] == [60, 120]
-    after = rows[-1]
-    assert after["frechet_0"] < 0.3 * before["frechet_0"]
-    assert after["frechet_1"] < 0.4 * probe.plain["frechet_1"]
-    assert after["variance_ratio_0"] > 0.2
-
-
-@pytest.mark.parametrize(("attraction", "name"), [(1.5, "collapsed"), (1 / 1.5, "scattered")])
-def test_attraction_and_repulsion_must_balance(attraction: float, name: str) -> None:
-    objective, probe = toy_objective(attraction), toy_probe()
-    run(objective, 120)
-    figures = probe.look(objective.refiner)
-    assert not 0.2 < figures["variance_ratio_0"] < 3
-    assert probe.verdict(figures) == (False, _containing(name))
-
-
-def test_a_step_draws_one_level_a_class() -> None:
-    objective = toy_objective()
-    levels = set()
-    for step in range(6):
-        known = objective.refine(torch.ones(2), generator(0, "step", step)).corrupted.mask
-        by_class = known.sum((1, 2)).unflatten(0, (2, -1))
-        assert (by_class == by_class[:, :1]).all()
-        levels.add(tuple(by_class[:, 0].tolist()))
-    assert {each for pair in levels for each in pair} == {0, 1}
-    assert any(first != second for first, second in levels)
-
-
-def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    def killed(done: int, module: Any, ema: Any) -> None:
-        if done == 6:
-            raise KeyboardInterrupt
-
-    unbroken, broken, resumed = toy_objective(), toy_objective(), toy_objective()
-    run(unbroken, 8)
-    with pytest.raises(KeyboardInterrupt):
-        run(broken, 8, tmp_path / "state.pt", kill=killed)
-    run(resumed, 8, tmp_path / "state.pt")
-    for name, weights in unbroken.state_dict().items():
-        assert torch.equal(weights, resumed.state_dict()[name]), name
-
-
-def test_the_probe_looks_at_averaged_weights_when_it_is_due() -> None:
-    objective, probe = toy_objective(), toy_probe(every=2)
-    ema = Ema(objective, 0.9)
-    own = probe(2, objective, None)
-    torch.nn.init.zeros_(objective.refiner.out.weight)
-    assert probe(2, objective, ema) == own != probe(2, objective, None)
-    assert probe(3, objective, ema) is None
-
-
-def test_variance_within_classes() -> None:
-    images, labels = world()
-    assert variance_ratio(images, images, labels) == pytest.approx(1)
-    assert variance_ratio(0.5 * images + 3, images, labels) == pytest.approx(0.25)
-    one_each = images[:2][labels]
-    assert variance_ratio(one_each, images, labels) == pytest.approx(0, abs=1e-6)
-
-
-def test_the_verdict_names_what_is_wrong() -> None:
-    probe = toy_probe()
-    start = probe.plain["frechet_0"]
-    good = {"frechet_0": 0.5 * start, "variance_ratio_0": 0.9, "recall_0": 0.5}
-    keep, reason = probe.verdict(good)
-    assert keep
-    assert "0 patches known is below the start's" in reason
-    assert probe.verdict(good | {"frechet_0": 2 * start}) == (False, _containing("not below"))
-    assert probe.verdict(good | {"variance_ratio_0": 0.1}) == (False, _containing("collapsed"))
-    assert probe.verdict(good | {"recall_0": 0.01}) == (False, _containing("collapsed"))
-    assert probe.verdict(good | {"variance_ratio_0": 2.0}) == (False, _containing("scattered"))
-
-
-class _containing(str):  # noqa: N801
-    """A string that equals whatever contains it."""
-
-    __hash__ = str.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return str(self) in str(other)

@@ -1,13 +1,13 @@
+from typing import get_args
+
 import pytest
 import torch
 
 from braid.common.rng import generator
+from braid.drifting.config import Interpolator
 from braid.drifting.interpolation.interpolation import METHODS, interpolate
+from tests.drifting import configs
 
-SETTINGS = {
-    "harmonic": {"sigma_feature": 1.0, "sigma_space": 0.5, "lambda_reg": 1e-3},
-    "sinkhorn": {"temperature": 0.05, "dustbin": -2.0, "reach": 2.0},
-}
 SHAPES = [(3, 4, 9, 8, 8), (2, 3, 21, 5, 7), (2, 2, 3, 1, 1), (2, 5, 6, 1, 4)]
 every_method = pytest.mark.parametrize("method", METHODS)
 not_harmonic = pytest.mark.parametrize("method", [m for m in METHODS if m != "harmonic"])
@@ -30,7 +30,7 @@ def masks(shape, seed=1):
 
 
 def run(latents, mask, method):
-    return interpolate(latents, mask, method, **SETTINGS.get(method, {}))
+    return interpolate(latents, mask, configs.corruption(interpolator=method))
 
 
 @every_method
@@ -133,19 +133,23 @@ def test_inverse_distance_frame_by_frame():
 def test_harmonic_of_a_single_cell_is_the_line():
     latents, mask = clips((4, 3, 9, 1, 1)), masks((4, 3, 9))
     settings = {"sigma_feature": 1e6, "sigma_space": 1.0, "lambda_reg": 0.0}
-    result = interpolate(latents, mask, "harmonic", **settings)
+    config = configs.corruption(interpolator="harmonic", **settings)
+    result = interpolate(latents, mask, config)
     torch.testing.assert_close(result, run(latents, mask, "linear"), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
-    ("latents", "mask", "method", "message"),
+    ("latents", "mask", "message"),
     [
-        (clips(SHAPES[0]), masks(SHAPES[0]), "spline", "corruption.interpolator is 'spline'"),
-        (clips(SHAPES[0]), masks(SHAPES[0])[:, :5], "linear", r"a mask \[B, T\]"),
-        (clips(SHAPES[0])[0], masks(SHAPES[0]), "linear", r"latents \[B, C, T, H, W\]"),
-        (clips(SHAPES[0]), masks(SHAPES[0]) & False, "linear", "at least one keyframe"),
+        (clips(SHAPES[0]), masks(SHAPES[0])[:, :5], r"a mask \[B, T\]"),
+        (clips(SHAPES[0])[0], masks(SHAPES[0]), r"latents \[B, C, T, H, W\]"),
+        (clips(SHAPES[0]), masks(SHAPES[0]) & False, "at least one keyframe"),
     ],
 )
-def test_bad_input_is_refused(latents, mask, method, message):
+def test_bad_input_is_refused(latents, mask, message):
     with pytest.raises(ValueError, match=message):
-        interpolate(latents, mask, method)
+        run(latents, mask, "linear")
+
+
+def test_every_interpolator_that_params_may_name_is_there():
+    assert tuple(METHODS) == get_args(Interpolator)

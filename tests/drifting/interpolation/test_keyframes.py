@@ -4,14 +4,14 @@ import torch
 
 from braid.common.rng import generator
 from braid.drifting.interpolation.keyframes import (
-    SCHEDULES,
     even_ranks,
     frames_at,
     level_counts,
     masks_of,
-    neighbours,
+    neighbors,
     nested_masks,
 )
+from tests.drifting import configs
 
 
 @pytest.mark.parametrize(
@@ -23,40 +23,46 @@ from braid.drifting.interpolation.keyframes import (
     ],
 )
 def test_schedules(schedule, expected):
-    assert level_counts(21, 3, 3, schedule) == expected
+    assert level_counts(21, configs.corruption(levels=3, schedule=schedule)) == expected
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["doubling", "linear", "geometric"])
 def test_levels_differ_wherever_they_can(schedule):
     for frames in range(3, 15):
         for minimum in range(2, frames):
             for levels in range(1, frames - minimum + 1):
-                counts = level_counts(frames, minimum, levels, schedule)
+                changes = {"min_keyframes": minimum, "levels": levels, "schedule": schedule}
+                counts = level_counts(frames, configs.corruption(**changes))
                 assert len(counts) == levels + 1
                 assert (counts[0], counts[-1]) == (frames, minimum)
                 assert (np.diff(counts) < 0).all()
 
 
 @pytest.mark.parametrize(
-    ("key", "arguments"),
+    ("key", "changes"),
     [
-        ("corruption.levels", (9, 3, 7, "linear")),
-        ("corruption.levels", (9, 9, 1, "linear")),
-        ("corruption.levels", (9, 3, 0, "linear")),
-        ("corruption.min_keyframes", (9, 10, 1, "linear")),
-        ("corruption.min_keyframes", (9, 1, 1, "linear")),
-        ("corruption.schedule", (9, 3, 2, "halving")),
+        ("corruption.levels", {"levels": 7}),
+        ("corruption.levels", {"levels": 1, "min_keyframes": 9}),
+        ("corruption.min_keyframes", {"min_keyframes": 10}),
     ],
 )
-def test_an_impossible_schedule_is_refused(key, arguments):
+def test_a_schedule_that_a_clip_is_too_short_for_is_refused(key, changes):
     with pytest.raises(ValueError, match=key):
-        level_counts(*arguments)
+        level_counts(9, configs.corruption(**{"schedule": "linear", **changes}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("levels", 0), ("min_keyframes", 1), ("schedule", "halving")]
+)
+def test_an_impossible_schedule_is_refused(key, value):
+    with pytest.raises(ValueError, match=key):
+        configs.corruption(**{key: value})
 
 
 @pytest.mark.parametrize("draw", [None, 0])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["doubling", "linear", "geometric"])
 def test_masks_are_nested_and_keep_both_ends(draw, schedule):
-    counts = level_counts(21, 3, 4, schedule)
+    counts = level_counts(21, configs.corruption(levels=4, schedule=schedule))
     draw = None if draw is None else generator(draw)
     masks = nested_masks(6, 21, counts, draw)
     assert masks.shape == (5, 6, 21)
@@ -94,8 +100,8 @@ def test_even_placement_is_the_same_in_every_clip():
 def test_random_placement_is_each_clips_own_and_uniform():
     masks = nested_masks(4000, 7, [7, 4], generator(0))[1]
     assert torch.equal(masks, nested_masks(4000, 7, [7, 4], generator(0))[1])
-    share = masks.float().mean(0)
-    torch.testing.assert_close(share[1:-1], torch.full((5,), 2 / 5), atol=0.03, rtol=0)
+    fraction = masks.float().mean(0)
+    torch.testing.assert_close(fraction[1:-1], torch.full((5,), 2 / 5), atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("counts", [[9, 3, 6], [10, 3], [9, 1], [3, 6, 9]])
@@ -107,7 +113,7 @@ def test_counts_that_do_not_descend_are_refused(counts):
 
 
 def by_search(mask):
-    """Neighbouring keyframes of one clip, frame by frame."""
+    """Neighboring keyframes of one clip, frame by frame."""
     keys = [t for t, kept in enumerate(mask) if kept]
     for t in range(len(mask)):
         left = max((k for k in keys if k <= t), default=keys[0])
@@ -115,22 +121,22 @@ def by_search(mask):
         yield left, right, (t - left) / (right - left) if left < t < right else 0.0
 
 
-def test_neighbours_by_search():
+def test_neighbors_by_search():
     mask = torch.rand(40, 11, generator=generator(1)) < 0.4
     mask[:, 5] |= ~mask.any(1)
-    found = neighbours(mask)
+    actual = neighbors(mask)
     for clip in range(40):
         left, right, fraction = zip(*by_search(mask[clip].tolist()), strict=True)
-        assert found.left[clip].tolist() == list(left)
-        assert found.right[clip].tolist() == list(right)
-        assert found.fraction[clip].tolist() == pytest.approx(fraction)
+        assert actual.left[clip].tolist() == list(left)
+        assert actual.right[clip].tolist() == list(right)
+        assert actual.fraction[clip].tolist() == pytest.approx(fraction)
 
 
 def test_a_clip_without_keyframes_is_refused():
     mask = torch.ones(3, 5, dtype=torch.bool)
     mask[1] = False
     with pytest.raises(ValueError, match="at least one keyframe"):
-        neighbours(mask)
+        neighbors(mask)
 
 
 def test_frames_are_taken_clip_by_clip():

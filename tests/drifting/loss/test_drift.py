@@ -4,15 +4,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from braid.drifting.loss import reference
 from braid.drifting.loss.drift import DriftLoss, Samples
-from braid.drifting.loss.reference import compute_v, drift_loss
+from braid.drifting.loss.reference import compute_v
 from braid.drifting.loss.samples import lay_out
-from tests.drifting.drift_example import TAUS, WEIGHT, differentiate, example, moved, normal
+from tests.drifting import configs
+from tests.drifting.drift_example import (
+    TAUS,
+    WEIGHT,
+    differentiate,
+    drift_loss,
+    example,
+    moved,
+    normal,
+)
 
 
 def by_reference(samples: Samples, **switches: object) -> tuple[Tensor, ...]:
     leaf = samples.generated.detach().clone().requires_grad_()
-    loss = drift_loss(replace(samples, generated=leaf), WEIGHT, TAUS, **switches)
+    loss = reference.drift_loss(replace(samples, generated=leaf), WEIGHT, configs.loss(**switches))
     return loss.detach(), *torch.autograd.grad(loss, leaf)
 
 
@@ -30,9 +40,9 @@ def by_reference(samples: Samples, **switches: object) -> tuple[Tensor, ...]:
     ],
 )
 def test_all_classes_at_once_are_the_loops_over_them(switches):
-    found = differentiate(DriftLoss(temperatures=TAUS, **switches), example())
+    actual = differentiate(drift_loss(temperatures=TAUS, **switches), example())
     expected = by_reference(example(), **switches)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
     if switches:
         assert not torch.allclose(expected[1], by_reference(example())[1], rtol=1e-3)
 
@@ -40,82 +50,82 @@ def test_all_classes_at_once_are_the_loops_over_them(switches):
 @pytest.mark.parametrize(
     "missing", [["negatives"], ["unconditional"], ["negatives", "unconditional"]]
 )
-def test_queued_and_unconditional_negatives_may_be_absent(missing):
+def test_banked_and_unconditional_negatives_may_be_absent(missing):
     samples = example(**dict.fromkeys(missing))
-    found = differentiate(DriftLoss(temperatures=TAUS), samples)
-    torch.testing.assert_close(found, by_reference(samples), rtol=1e-9, atol=1e-12)
+    actual = differentiate(drift_loss(temperatures=TAUS), samples)
+    torch.testing.assert_close(actual, by_reference(samples), rtol=1e-9, atol=1e-12)
 
 
 def test_in_single_precision_the_gradient_is_that_of_the_reference_far_from_the_origin():
-    single = moved(example(dims=256, locations=3), lambda each: (each + 30).float())
-    _, found = differentiate(DriftLoss(temperatures=TAUS), single)
+    single = moved(example(dims=256, locations=3), lambda vectors: (vectors + 30).float())
+    _, actual = differentiate(drift_loss(temperatures=TAUS), single)
     _, expected = by_reference(moved(single, Tensor.double))
-    assert found.dtype == torch.float32
-    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert actual.dtype == torch.float32
+    assert (actual - expected).norm() < 1e-5 * expected.norm()
 
 
 def test_in_single_precision_a_sample_is_at_no_distance_from_itself():
     double = Samples(normal(0, 1, 5, 1, 512), normal(1, 1, 2, 1, 512))
     single = Samples(double.generated.float(), double.positives.float())
-    found, expected = (
-        DriftLoss()({"x": each}, WEIGHT[:1], statistics=True).statistics["drift_scale_x"].item()
-        for each in (single, double)
+    actual, expected = (
+        drift_loss()({"x": samples}, WEIGHT[:1], statistics=True).statistics["field_scale_x"].item()
+        for samples in (single, double)
     )
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert actual == pytest.approx(expected, rel=1e-6)
 
 
 def test_many_locations_are_taken_in_parts(monkeypatch):
-    whole = differentiate(DriftLoss(), example(locations=7))
+    whole = differentiate(drift_loss(), example(locations=7))
     monkeypatch.setattr("braid.drifting.loss.samples.CACHED", 2 * 3 * 20 * 16)
-    torch.testing.assert_close(differentiate(DriftLoss(), example(locations=7)), whole)
+    torch.testing.assert_close(differentiate(drift_loss(), example(locations=7)), whole)
 
 
 def test_one_temperature_costs_one_whatever_the_samples_are():
     for seed in (0, 10):
-        loss, _ = differentiate(DriftLoss(temperatures=[0.05]), example(seed))
+        loss, _ = differentiate(drift_loss(temperatures=[0.05]), example(seed))
         torch.testing.assert_close(loss, torch.ones_like(loss))
-    summed, _ = differentiate(DriftLoss(temperatures=[0.05], reduction="sum"), example())
+    summed, _ = differentiate(drift_loss(temperatures=[0.05], reduction="sum"), example())
     torch.testing.assert_close(summed, 4 * torch.ones_like(summed))
 
 
 def test_groups_add_up_and_each_carries_its_gradient():
     groups = {"a": example(0), "b": example(5, locations=1, dims=8)}
-    leaves = {name: each.generated.clone().requires_grad_() for name, each in groups.items()}
-    result = DriftLoss()(
-        {name: replace(each, generated=leaves[name]) for name, each in groups.items()}, WEIGHT
+    leaves = {name: samples.generated.clone().requires_grad_() for name, samples in groups.items()}
+    result = drift_loss()(
+        {name: replace(samples, generated=leaves[name]) for name, samples in groups.items()}, WEIGHT
     )
     torch.testing.assert_close(result.loss, result.per_group["a"] + result.per_group["b"])
-    for name, each in groups.items():
-        loss, gradient = differentiate(DriftLoss(), each)
+    for name, samples in groups.items():
+        loss, gradient = differentiate(drift_loss(), samples)
         torch.testing.assert_close(result.per_group[name].detach(), loss)
-        (found,) = torch.autograd.grad(3 * result.per_group[name], leaves[name])
-        torch.testing.assert_close(found, 3 * gradient)
+        (actual,) = torch.autograd.grad(3 * result.per_group[name], leaves[name])
+        torch.testing.assert_close(actual, 3 * gradient)
 
 
 def test_only_what_is_generated_gets_a_gradient():
     positives = example().positives.requires_grad_()
     leaf = example().generated.requires_grad_()
     samples = example(generated=leaf, positives=positives)
-    DriftLoss()({"group": samples}, WEIGHT.clone().requires_grad_()).loss.backward()
+    drift_loss()({"group": samples}, WEIGHT.clone().requires_grad_()).loss.backward()
     assert leaf.grad is not None
     assert positives.grad is None
 
 
 @pytest.mark.parametrize("attraction", [1.0, 1.5])
 def test_the_drift_follows_translation_rotation_and_scale(attraction):
-    loss = DriftLoss(attraction=attraction)
+    loss = drift_loss(attraction=attraction)
     value, gradient = differentiate(loss, example())
-    shifted = differentiate(loss, moved(example(), lambda each: each + 7))
+    shifted = differentiate(loss, moved(example(), lambda vectors: vectors + 7))
     torch.testing.assert_close(shifted, (value, gradient))
     rotation = torch.linalg.qr(normal(9, 16, 16)).Q
-    turned = differentiate(loss, moved(example(), lambda each: each @ rotation))
+    turned = differentiate(loss, moved(example(), lambda vectors: vectors @ rotation))
     torch.testing.assert_close(turned, (value, gradient @ rotation))
-    scaled = differentiate(loss, moved(example(), lambda each: 50 * each))
+    scaled = differentiate(loss, moved(example(), lambda vectors: 50 * vectors))
     torch.testing.assert_close(scaled, (value, gradient / 50), rtol=1e-5, atol=1e-9)
 
 
 def test_the_order_of_samples_and_classes_is_free():
-    value, gradient = differentiate(DriftLoss(), example())
+    value, gradient = differentiate(drift_loss(), example())
     rows, classes = torch.randperm(5), torch.tensor([2, 0, 1])
     samples = example()
     mixed = replace(
@@ -125,17 +135,19 @@ def test_the_order_of_samples_and_classes_is_free():
         negatives=samples.negatives[classes],
         unconditional=samples.unconditional.flip(0),
     )
-    found = differentiate(DriftLoss(), mixed, WEIGHT[classes])
-    torch.testing.assert_close(found, (value, gradient[classes][:, rows]))
+    actual = differentiate(drift_loss(), mixed, WEIGHT[classes])
+    torch.testing.assert_close(actual, (value, gradient[classes][:, rows]))
 
 
 def test_the_field_is_antisymmetric_in_the_two_distributions():
     x, p, q = normal(0, 6, 64), normal(1, 8, 64), normal(2, 8, 64) + 0.3
 
+    unmasked = configs.loss(self_mask=0.0)
+
     def field(positives: Tensor, negatives: Tensor) -> Tensor:
         columns = torch.cat([negatives, positives])
         weight = torch.ones(16, dtype=torch.float64)
-        return compute_v(torch.cdist(x, columns) / 11, weight, columns, 8, 0.2, self_mask=0)
+        return compute_v(torch.cdist(x, columns) / 11, weight, columns, 8, 0.2, unmasked)
 
     assert field(p, q).abs().max() > 1e-2
     torch.testing.assert_close(field(p, q), -field(q, p), rtol=0, atol=1e-14)
@@ -144,11 +156,11 @@ def test_the_field_is_antisymmetric_in_the_two_distributions():
 def test_without_the_mask_samples_that_are_the_data_stay():
     same = normal(0, 2, 9, 1, 32)
     kwargs = {"temperatures": [0.2], "self_mask": 0.0}
-    sq = DriftLoss(**kwargs)({"x": Samples(same, same)}, WEIGHT[:2], statistics=True).statistics
-    assert sq["drift_sq_x_0.2"] < 1e-28
+    sq = drift_loss(**kwargs)({"x": Samples(same, same)}, WEIGHT[:2], statistics=True).statistics
+    assert sq["field_sq_x_0.2"] < 1e-28
     other = Samples(same, normal(1, 2, 9, 1, 32))
-    sq = DriftLoss(**kwargs)({"x": other}, WEIGHT[:2], statistics=True).statistics
-    assert sq["drift_sq_x_0.2"] > 1e-3
+    sq = drift_loss(**kwargs)({"x": other}, WEIGHT[:2], statistics=True).statistics
+    assert sq["field_sq_x_0.2"] > 1e-3
 
 
 def affinities(loss: DriftLoss, weight: Tensor) -> Tensor:
@@ -158,16 +170,16 @@ def affinities(loss: DriftLoss, weight: Tensor) -> Tensor:
 
 def test_affinities_are_linear_in_the_weight_of_unconditional_samples():
     ones = torch.ones(3, dtype=torch.float64)
-    once, thrice = (affinities(DriftLoss(), factor * ones) for factor in (1, 3))
+    once, thrice = (affinities(drift_loss(), factor * ones) for factor in (1, 3))
     torch.testing.assert_close(thrice[..., :6], 3 * once[..., :6])
     torch.testing.assert_close(thrice[..., 6:], once[..., 6:])
-    once, thrice = (affinities(DriftLoss(weighting="logit"), factor * ones) for factor in (1, 3))
+    once, thrice = (affinities(drift_loss(weighting="logit"), factor * ones) for factor in (1, 3))
     assert not torch.allclose(thrice[..., :6], 3 * once[..., :6], rtol=0.1)
 
 
 def test_without_guidance_unconditional_samples_pull_nothing_but_slow_each_drift():
     zero = torch.zeros(3, dtype=torch.float64)
-    loss = DriftLoss(temperatures=[0.2], floor=0.0)
+    loss = drift_loss(temperatures=[0.2], floor=0.0)
     assert (affinities(loss, zero)[..., :6] == 0).all()
     _, with_them = differentiate(loss, example(), zero)
     _, without = differentiate(loss, example(unconditional=None), zero)
@@ -175,7 +187,7 @@ def test_without_guidance_unconditional_samples_pull_nothing_but_slow_each_drift
         torch.cosine_similarity(with_them, without, dim=-1), torch.ones(3, 5, 4).double()
     )
     assert not torch.allclose(with_them, without, rtol=0.01)
-    logit = DriftLoss(weighting="logit")
+    logit = drift_loss(weighting="logit")
     torch.testing.assert_close(
         differentiate(logit, example(), zero),
         differentiate(logit, example(unconditional=None), zero),
@@ -185,10 +197,10 @@ def test_without_guidance_unconditional_samples_pull_nothing_but_slow_each_drift
 def test_half_precision_comes_in_and_single_precision_is_computed():
     half = moved(example(dims=32), Tensor.bfloat16)
     single = moved(half, Tensor.float)
-    expected = differentiate(DriftLoss(), single)
+    expected = differentiate(drift_loss(), single)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = differentiate(DriftLoss(), single)
-        loss, gradient = differentiate(DriftLoss(), half)
+        inside = differentiate(drift_loss(), single)
+        loss, gradient = differentiate(drift_loss(), half)
     assert torch.equal(inside[1], expected[1])
     assert gradient.dtype == torch.bfloat16
     torch.testing.assert_close(loss, expected[0])
@@ -196,24 +208,25 @@ def test_half_precision_comes_in_and_single_precision_is_computed():
 
 
 def test_the_compiler_takes_it():
-    compiled = torch.compile(DriftLoss(), backend="eager")
+    compiled = torch.compile(drift_loss(), backend="eager")
     torch.testing.assert_close(
-        differentiate(compiled, example()), differentiate(DriftLoss(), example())
+        differentiate(compiled, example()), differentiate(drift_loss(), example())
     )
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("key", "value"),
     [
-        ({"temperatures": []}, "temperatures above 0"),
-        ({"temperatures": [0.1, 0.0]}, "temperatures above 0"),
-        ({"attraction": 0.0}, "attraction > 0"),
-        ({"floor": -1.0}, "floor >= 0"),
-        ({"weighting": "log"}, "affinity or logit"),
-        ({"reduction": "none"}, "mean or sum"),
-        ({"scale_scope": "group"}, "batch or class"),
+        ("temperatures", []),
+        ("temperatures", [0.1, 0.0]),
+        ("attraction", 0.0),
+        ("floor", -1.0),
+        ("self_mask", -1.0),
+        ("weighting", "log"),
+        ("reduction", "none"),
+        ("scale_scope", "group"),
     ],
 )
-def test_impossible_settings_are_named(setting, message):
-    with pytest.raises(ValueError, match=message):
-        DriftLoss(**setting)
+def test_impossible_settings_are_named(key, value):
+    with pytest.raises(ValueError, match=key):
+        configs.loss(**{key: value})

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from braid.drifting.loss.drift import DriftLoss, Samples
+from tests.drifting.drift_example import drift_loss
 
 
 def raw_drift(loss: DriftLoss, x: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
@@ -13,8 +14,8 @@ def raw_drift(loss: DriftLoss, x: Tensor, positives: Tensor) -> tuple[Tensor, Te
     samples = Samples(x[None, :, None], positives[None, :, None])
     result = loss({"x": samples}, torch.zeros(1), statistics=True)
     (gradient,) = torch.autograd.grad(result.loss, x)
-    unit = result.statistics["drift_scale_x"] / math.sqrt(x.shape[1])
-    size = result.statistics[f"drift_sq_x_{loss.temperatures[0]:g}"].sqrt()
+    unit = result.statistics["field_scale_x"] / math.sqrt(x.shape[1])
+    size = result.statistics[f"field_sq_x_{loss.config.temperatures[0]:g}"].sqrt()
     return -gradient / 2 * x.numel() * unit**2 * size, size
 
 
@@ -34,7 +35,7 @@ def flow(tau: float, start: tuple[float, float], attraction: float = 1.0) -> tup
     """Energy distance to the data and place of 128 particles after 150 steps x += V."""
     generator = torch.Generator().manual_seed(0)
     x = torch.tensor(start) + 0.1 * torch.randn(128, 2, generator=generator)
-    loss = DriftLoss(temperatures=[tau], attraction=attraction)
+    loss = drift_loss(temperatures=[tau], attraction=attraction)
     for _ in range(150):
         x = x + raw_drift(loss, x, two_modes(128, generator))[0]
     return energy_distance(x, two_modes(2000, generator)), x
@@ -64,7 +65,7 @@ def test_at_equilibrium_only_the_noise_of_finite_samples_is_left():
     for count in (32, 128, 512):
         generator = torch.Generator().manual_seed(0)
         x, y = torch.randn(2, count, 64, generator=generator)
-        loss = DriftLoss(temperatures=[0.2])
+        loss = drift_loss(temperatures=[0.2])
         sizes[count] = [float(raw_drift(loss, x, y + shift)[1]) for shift in (0.0, 0.5)]
     noise = [sizes[count][0] for count in sizes]
     assert noise[0] / noise[1] == pytest.approx(2, rel=0.2)  # ~ N^-1/2

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from braid.drifting.loss.drift import DriftLoss, Samples
-from tests.drifting.drift_example import WEIGHT, differentiate, example, normal
+from braid.drifting.loss.drift import Samples
+from tests.drifting.drift_example import WEIGHT, differentiate, drift_loss, example, normal
 
 COUNTS = {
     "generated_count": torch.tensor([5, 3, 2]),
@@ -25,23 +25,23 @@ def poisoned(value: float) -> Samples:
 
 @pytest.mark.parametrize("switches", [{}, {"weighting": "logit"}, {"scale_scope": "class"}])
 def test_padding_has_no_effect_whatever_it_holds(switches):
-    loss = DriftLoss(**switches)
+    loss = drift_loss(**switches)
     value, gradient = differentiate(loss, poisoned(float("nan")))
     torch.testing.assert_close((value, gradient), differentiate(loss, poisoned(3.0)))
     padding = torch.arange(5) >= COUNTS["generated_count"][:, None]
     assert (gradient[padding] == 0).all()
     assert (gradient[~padding].abs().sum((-1, -2)) > 0).all()
     both = [
-        loss({"g": poisoned(each)}, WEIGHT, statistics=True).statistics
-        for each in (float("nan"), 3.0)
+        loss({"g": poisoned(value)}, WEIGHT, statistics=True).statistics
+        for value in (float("nan"), 3.0)
     ]
     torch.testing.assert_close(*both)
 
 
 def test_a_ragged_class_is_the_class_without_its_padding():
-    loss = DriftLoss(scale_scope="class")
+    loss = drift_loss(scale_scope="class")
     value, gradient = differentiate(loss, poisoned(float("nan")))
-    share = COUNTS["generated_count"] / COUNTS["generated_count"].sum()
+    fraction = COUNTS["generated_count"] / COUNTS["generated_count"].sum()
     total = torch.zeros_like(value)
     for c in range(3):
         n, p, q = (COUNTS[f"{name}_count"][c] for name in ("generated", "positive", "negative"))
@@ -53,8 +53,8 @@ def test_a_ragged_class_is_the_class_without_its_padding():
             negatives=samples.negatives[c : c + 1, :q],
         )
         single, expected = differentiate(loss, alone, WEIGHT[c : c + 1])
-        torch.testing.assert_close(gradient[c, :n], expected[0] * share[c])
-        total += single * share[c]
+        torch.testing.assert_close(gradient[c, :n], expected[0] * fraction[c])
+        total += single * fraction[c]
     torch.testing.assert_close(value, total)
 
 
@@ -62,17 +62,18 @@ def test_equal_counts_are_shorter_blocks():
     counts = dict.fromkeys(("generated_count", "positive_count"), torch.tensor([4, 4, 4]))
     padded, samples = example(**counts), example()
     short = replace(samples, generated=samples.generated[:, :4], positives=samples.positives[:, :4])
-    value, gradient = differentiate(DriftLoss(), padded)
-    torch.testing.assert_close((value, gradient[:, :4]), differentiate(DriftLoss(), short))
+    value, gradient = differentiate(drift_loss(), padded)
+    torch.testing.assert_close((value, gradient[:, :4]), differentiate(drift_loss(), short))
     figures = [
-        DriftLoss()({"x": each}, WEIGHT, statistics=True).statistics for each in (padded, short)
+        drift_loss()({"x": samples}, WEIGHT, statistics=True).statistics
+        for samples in (padded, short)
     ]
     torch.testing.assert_close(*figures)
 
 
 def test_a_class_without_samples_stays_where_it_is():
     counts = {"positive_count": torch.tensor([7, 0, 7]), "generated_count": torch.tensor([5, 5, 0])}
-    value, gradient = differentiate(DriftLoss(), example(**counts))
+    value, gradient = differentiate(drift_loss(), example(**counts))
     assert value.isfinite()
     assert gradient[0].abs().sum() > 0
     assert (gradient[1:] == 0).all()
@@ -91,6 +92,6 @@ def test_a_class_without_samples_stays_where_it_is():
 )
 def test_samples_that_do_not_fit_are_named(changes):
     with pytest.raises(ValueError, match="group 'layer1/mean': expected samples"):
-        DriftLoss()({"layer1/mean": example(**changes)}, WEIGHT)
+        drift_loss()({"layer1/mean": example(**changes)}, WEIGHT)
     with pytest.raises(ValueError, match="one group"):
-        DriftLoss()({}, WEIGHT)
+        drift_loss()({}, WEIGHT)

@@ -1,5 +1,7 @@
 """The planar masked autoencoder, which images are one-frame clips for, and its trivial rivals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,9 +10,10 @@ from torch.nn import functional as F
 from braid.common.rng import generator as stream
 from braid.drifting.mae.latent_mae import LatentMae, load_latent_mae, save_latent_mae
 from braid.drifting.mae.objective import MaeObjective, Masking, hide
-from braid.drifting.mae.report import mae_report, mae_verdict
+from braid.drifting.mae.report import mae_report, mae_status
+from tests.drifting import configs
 
-MASKING = Masking("patch", 0.5, 0.5)
+MASKING = Masking(configs.masking("patch"))
 
 
 def generator(seed=0):
@@ -24,9 +27,9 @@ def images(*shape, seed=0):
 def planar(**changes):
     torch.manual_seed(0)
     mae = LatentMae(**{"channels": 1, "width": 8, "blocks": (1, 1, 1), "planar": True, **changes})
-    for name, each in mae.named_parameters():  # as after a training
+    for name, weights in mae.named_parameters():  # as after a training
         if name.endswith("norm2.weight") or name == "out.weight":
-            nn.init.normal_(each)
+            nn.init.normal_(weights)
     return mae
 
 
@@ -51,13 +54,11 @@ def test_a_block_is_two_convolutions_over_space():
 def test_every_weight_is_trained_by_images():
     mae = planar(classes=3)
     pictures, labels = images(12, 1, 8, 8), torch.arange(12) % 3
-    settings = {"steps": 10, "batch": 6, "head_weight": 0.5, "head_share": 1.0}
-    objective = MaeObjective(
-        mae, MASKING, pictures.__getitem__, torch.arange(12), labels, **settings
-    )
+    config = configs.mae(steps=10, batch=6, head_fraction=1.0)
+    objective = MaeObjective(mae, MASKING, pictures.__getitem__, torch.arange(12), labels, config)
     sum(objective(9, generator()).values()).backward()
-    for name, each in mae.named_parameters():
-        assert (each.grad != 0).float().mean() > 0.8, name  # a few rest behind a ReLU
+    for name, weights in mae.named_parameters():
+        assert (weights.grad != 0).float().mean() > 0.8, name  # a few rest behind a ReLU
 
 
 def test_a_stored_planar_model_is_planar(tmp_path):
@@ -75,7 +76,7 @@ def report(mae, pictures, **more):
 
 def test_trivial_predictors_of_images_are_what_loops_compute():
     pictures, average = images(3, 2, 6, 4), images(1, 2, 6, 4, seed=1)[0]
-    found = report(planar(channels=2), pictures, average=average)
+    actual = report(planar(channels=2), pictures, average=average)
     hidden = MASKING(pictures.shape, stream(0, "latent_mae", "patch", 0))
     visible = hide(pictures, hidden)
     errors = {"interpolation": [], "average": []}
@@ -83,31 +84,26 @@ def test_trivial_predictors_of_images_are_what_loops_compute():
         around, typical = [], []
         for y, x in hidden[b, 0, 0].nonzero().tolist():
             window = (slice(max(y - 2, 0), y + 3), slice(max(x - 2, 0), x + 3))
-            seen = ~hidden[b, 0, 0][window]
-            guess = visible[b, :, 0][:, *window].sum((1, 2)) / max(int(seen.sum()), 1)
+            visible_there = ~hidden[b, 0, 0][window]
+            guess = visible[b, :, 0][:, *window].sum((1, 2)) / max(int(visible_there.sum()), 1)
             around.append((guess - pictures[b, :, 0, y, x]).square().mean())
             typical.append((average[:, 0, y, x] - pictures[b, :, 0, y, x]).square().mean())
         errors["interpolation"].append(torch.stack(around).mean())
         errors["average"].append(torch.stack(typical).mean())
-    for name, each in errors.items():
-        assert found[f"val_mse_patch_{name}"] == pytest.approx(
-            float(torch.stack(each).mean()), rel=1e-4
-        )
+    for name, parts in errors.items():
+        expected = float(torch.stack(parts).mean())
+        assert actual.errors["patch"][name] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_model_no_better_than_the_average_image_is_told_so():
     pictures = images(1, 1, 8, 8).expand(6, -1, -1, -1, -1)
-    found = report(planar(), pictures, average=pictures[0])
-    assert found["val_mse_patch_average"] == 0
-    assert mae_verdict({**found, "rank_share": 1.0})[0] == "worse_than_average"
-    assert "val_mse_tube" not in found
+    actual = report(planar(), pictures, average=pictures[0])
+    assert actual.errors["patch"]["average"] == 0
+    assert mae_status(replace(actual, rank_fraction=1.0))[0] == "worse_than_average"
 
 
-def test_the_networks_error_is_judged_in_the_modes_asked_for():
-    found = report(planar(), images(6, 1, 8, 8))
-    assert {name for name in found if name.startswith("val_mse")} == {
-        "val_mse_patch",
-        "val_mse_patch_zero",
-        "val_mse_patch_mean",
-        "val_mse_patch_interpolation",
+def test_the_networks_error_is_evaluated_in_the_given_modes():
+    errors = report(planar(), images(6, 1, 8, 8)).errors
+    assert {mode: set(by_name) for mode, by_name in errors.items()} == {
+        "patch": {"mae", "zero", "mean", "interpolation"}
     }

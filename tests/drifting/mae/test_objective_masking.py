@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from braid.drifting.mae.objective import MODES, Masking, hide, masked_error
+from tests.drifting import configs
 
 SHAPE = (64, 16, 9, 8, 7)
 
@@ -13,7 +14,7 @@ def generator(seed=0):
 
 
 def masks(mode, shape=SHAPE, seed=0, patch_ratio=0.5, tube_ratio=0.75):
-    return Masking(mode, patch_ratio, tube_ratio)(shape, generator(seed))
+    return Masking(configs.masking(mode, patch_ratio, tube_ratio))(shape, generator(seed))
 
 
 def cells(hidden):
@@ -38,7 +39,7 @@ def test_patches_are_hidden_each_by_itself():
     hidden = cells(masks("patch", patch_ratio=0.3)).float()
     assert hidden.mean() == pytest.approx(0.3, abs=0.02)
     kept = hidden - hidden.mean()
-    for dim in (1, 2, 3):  # no correlation between neighbours in time and space
+    for dim in (1, 2, 3):  # no correlation between neighbors in time and space
         along = kept.movedim(dim, 0)
         assert (along[1:] * along[:-1]).mean() == pytest.approx(0, abs=0.01)
 
@@ -57,28 +58,28 @@ def test_frames_are_hidden_whole_but_for_both_ends_and_random_others():
     assert torch.equal(hidden, hidden[:, :, :1, :1].expand_as(hidden))
     frames = hidden[:, :, 0, 0]
     assert not frames[:, [0, -1]].any()
-    seen = (~frames[:, 1:-1]).sum(dim=1)
-    counts = seen.bincount(minlength=7)
+    visible = (~frames[:, 1:-1]).sum(dim=1)
+    counts = visible.bincount(minlength=7)
     assert len(counts) == 7  # 0 to 6 of 7 inner frames
     assert (counts - 4096 / 7).abs().max() < 100
-    shares = frames[:, 1:-1].float().mean(0)
-    assert shares.max() - shares.min() < 0.06
+    fractions = frames[:, 1:-1].float().mean(0)
+    assert fractions.max() - fractions.min() < 0.06
 
 
 def test_mixed_masks_are_a_third_of_each_kind():
     hidden = masks("mixed", shape=(3000, 16, 9, 8, 8))[:, 0]
     whole = (hidden == hidden[:, :, :1, :1]).flatten(1).all(dim=1)
     tubes = (hidden == hidden[:, :1]).flatten(1).all(dim=1) & ~whole
-    for share in (whole, tubes, ~whole & ~tubes):
-        assert share.float().mean() == pytest.approx(1 / 3, abs=0.04)
+    for kind in (whole, tubes, ~whole & ~tubes):
+        assert kind.float().mean() == pytest.approx(1 / 3, abs=0.04)
 
 
 def test_hidden_cells_are_zero_and_the_others_untouched():
     values, hidden = torch.randn(SHAPE, generator=generator()), masks("mixed")
-    seen = hide(values, hidden)
+    visible = hide(values, hidden)
     where = hidden.expand_as(values)
-    assert not seen[where].any()
-    assert torch.equal(seen[~where], values[~where])
+    assert not visible[where].any()
+    assert torch.equal(visible[~where], values[~where])
 
 
 def test_the_error_is_the_mean_over_each_clips_hidden_values():
@@ -91,24 +92,25 @@ def test_the_error_is_the_mean_over_each_clips_hidden_values():
         torch.testing.assert_close(error[i], expected)
 
 
-def test_the_error_sees_nothing_of_visible_cells():
+def test_visible_cells_are_no_part_of_the_error():
     values, hidden = torch.randn(SHAPE, generator=generator()), masks("patch")
     predicted = torch.where(hidden, values, 1e6)
     assert not masked_error(predicted, values, hidden).any()
     assert not masked_error(predicted, values, torch.zeros_like(hidden)).any()
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_may_be_chosen_for_a_call(mode):
+    mixed = Masking(configs.masking("mixed", tube_ratio=0.75))
+    assert torch.equal(mixed(SHAPE, generator(), mode), masks(mode))
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("block", 0.5, 0.5), "mask is 'block', expected one of patch, tube, frame, mixed"),
-        (("patch", 0.0, 0.5), "patch_ratio is 0.0"),
-        (("tube", 0.5, 1.0), "tube_ratio is 1.0"),
-    ],
+    ("key", "value"), [("mode", "block"), ("patch_ratio", 0.0), ("tube_ratio", 1.0)]
 )
-def test_impossible_settings_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Masking(*arguments)
+def test_impossible_settings_are_refused(key, value):
+    with pytest.raises(ValueError, match=key):
+        configs.masking(**{key: value})
 
 
 def test_clips_too_small_for_a_mode_are_refused():

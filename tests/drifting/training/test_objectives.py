@@ -8,36 +8,27 @@ import pytest
 import torch
 
 from braid.common.rng import generator
-from braid.drifting.training.objectives import Draws, DriftObjective, PairedObjective
+from braid.drifting.training.objectives import DriftObjective, PairedObjective
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import vanilla
 from braid.metrics.distances import energy_distance
-from braid.training.optimizers import adamw
-from braid.training.trainer import LoopSettings, TrainResult, train
-from tests.drifting.toy_refinement import (
-    DRAWS,
-    toy_clips,
-    toy_corruption,
-    toy_objective,
-    toy_refiner,
-)
+from braid.training.trainer import Run, TrainResult, train
+from tests.drifting import configs
+from tests.drifting.toy_refinement import toy_clips, toy_corruption, toy_objective, toy_refiner
 
 CPU = torch.device("cpu")
 
 
-def run(objective, steps: int, checkpoint: Path | None = None, kill_at: int = -1) -> TrainResult:
+def run(objective, steps: int, scratch: Path | None = None, kill_at: int = -1) -> TrainResult:
     def killed(done, module, ema):
         if done == kill_at:
             raise KeyboardInterrupt
 
     return train(
         objective,
-        adamw(objective, lr=5e-3),
-        lambda step: 1.0,
-        LoopSettings(steps=steps, log_every=10, checkpoint_every=5, clip_norm=2.0),
-        seed=0,
-        device=CPU,
-        checkpoint=checkpoint,
+        configs.optimizer(lr=5e-3, clip_norm=2.0),
+        Run(seed=0, device=CPU, checkpoint_every=5, scratch=scratch),
+        steps=steps,
         stateful=objective.stateful(),
         hooks={"kill": killed},
     )
@@ -59,7 +50,7 @@ def test_the_middle_bends_the_way_its_class_does(kind: str) -> None:
     before, truth = middle(objective)
     run(objective, 80)
     after, _ = middle(objective)
-    points = [each.flatten(1).double().numpy() for each in (truth, before, after)]
+    points = [frames.flatten(1).double().numpy() for frames in (truth, before, after)]
     assert energy_distance(points[0], points[2]) < 0.3 * energy_distance(points[0], points[1])
     _, labels = toy_clips()
     assert after[labels == 0].mean() > 0.5 > -0.5 > after[labels == 1].mean()
@@ -71,33 +62,33 @@ def test_paired_training_overfits_its_clips() -> None:
     assert history[-1]["loss"] < 0.1 * history[0]["loss"]
 
 
-def test_positives_come_from_the_queue_of_the_clip_s_class(monkeypatch) -> None:
-    objective = toy_objective("drift", {"positives": 8})
+def test_positives_come_from_the_bank_of_the_clip_s_class(monkeypatch) -> None:
+    objective = toy_objective("drift", positives=8)
     clips, labels = toy_clips()
-    seen = []
-    monkeypatch.setattr(objective, "loss", _recording(objective.loss, seen))
+    calls = []
+    monkeypatch.setattr(objective, "loss", _recording(objective.loss, calls))
     objective(0, generator(0, "step"))
     tokens = vanilla(["tokens"])(clips)["tokens"]
-    queues = objective.queues["real"]
+    banks = objective.banks["real"]
     for row in range(2):
-        matches = (tokens[:, None] == seen[0]["tokens"].positives[row][None]).all(-1).all(-1)
+        matches = (tokens[:, None] == calls[0]["tokens"].positives[row][None]).all(-1).all(-1)
         classes = labels[matches.any(1)]
         assert len(set(classes.tolist())) == 1
         assert matches.any(0).all()
-    assert queues.held.min() >= 8
+    assert banks.sizes.min() >= 8
 
 
-def test_queued_negatives_are_clips_made_in_earlier_steps(monkeypatch) -> None:
-    objective = toy_objective("drift", {"negatives": 3})
-    seen = []
-    monkeypatch.setattr(objective, "loss", _recording(objective.loss, seen))
+def test_banked_negatives_are_clips_of_earlier_steps(monkeypatch) -> None:
+    objective = toy_objective("drift", negatives=3)
+    calls = []
+    monkeypatch.setattr(objective, "loss", _recording(objective.loss, calls))
     for step in range(2):
         objective(step, generator(0, "step", step))
-    first, second = (each["tokens"] for each in seen)
+    first, second = (groups["tokens"] for groups in calls)
     assert first.negative_count.tolist() == [0, 0]
     assert second.negative_count.tolist() == [3, 3]
-    made = first.generated.flatten(0, 1)
-    matches = (made[:, None] == second.negatives.flatten(0, 1)[None]).all(-1).all(-1)
+    generated = first.generated.flatten(0, 1)
+    matches = (generated[:, None] == second.negatives.flatten(0, 1)[None]).all(-1).all(-1)
     assert matches.any(0).all()
 
 
@@ -111,7 +102,7 @@ def test_a_branch_of_weight_zero_is_not_run_and_weights_scale_their_term() -> No
     base = (objective.refiner, objective.corruption, objective.latents, toy_clips()[1])
     without = DriftObjective(
         *base,
-        objective.draws,
+        objective.batches,
         branches={"vanilla": (1.0, vanilla(["clip"])), "encoder": (0.0, _never)},
         loss=objective.loss,
         log_every=10,
@@ -124,49 +115,58 @@ def test_statistics_are_there_on_logging_steps_only() -> None:
     objective(0, generator(0, "step"))
     logged = set(objective.diagnostics)
     objective(1, generator(0, "step"))
-    assert set(objective.diagnostics) == {"repeated_clips", "short_queues"} < logged
+    assert set(objective.diagnostics) == {"repeated_clips", "short_banks"} < logged
 
 
-def test_short_queues_and_small_classes_are_counted() -> None:
-    objective = toy_objective("drift", {"generated": 24, "positives": 30, "queue": 32})
+def test_every_statistic_of_a_step_is_of_the_kernel_or_of_the_field() -> None:
+    objective = toy_objective("drift")
+    objective(0, generator(0, "step"))
+    counts = {"repeated_clips", "short_banks"}
+    named = [f"vanilla_{part}_" for part in ("kernel", "field")]
+    assert all(name.startswith(tuple(named)) for name in set(objective.diagnostics) - counts)
+
+
+def test_short_banks_and_small_classes_are_counted() -> None:
+    objective = toy_objective("drift", generated=24, positives=30, bank=32)
     objective(0, generator(0, "step"))
     assert objective.diagnostics["repeated_clips"] == 8  # of 20 clips a class
-    assert objective.diagnostics["short_queues"] == 0
-    objective = toy_objective("drift", {"generated": 2, "positives": 30, "queue": 32})
+    assert objective.diagnostics["short_banks"] == 0
+    objective = toy_objective("drift", generated=2, positives=30, bank=32)
     objective(0, generator(0, "step"))
-    assert objective.diagnostics["short_queues"] == 2
+    assert objective.diagnostics["short_banks"] == 2
 
 
 def test_killed_and_resumed_gives_the_same_weights(tmp_path: Path) -> None:
-    unbroken = toy_objective("drift", {"negatives": 2})
+    unbroken = toy_objective("drift", negatives=2)
     run(unbroken, 12)
     with pytest.raises(KeyboardInterrupt):
-        run(toy_objective("drift", {"negatives": 2}), 12, tmp_path / "state.pt", kill_at=8)
-    resumed = toy_objective("drift", {"negatives": 2})
-    run(resumed, 12, tmp_path / "state.pt")
+        run(toy_objective("drift", negatives=2), 12, tmp_path, kill_at=8)
+    resumed = toy_objective("drift", negatives=2)
+    run(resumed, 12, tmp_path)
     for name, weights in unbroken.state_dict().items():
         assert torch.equal(weights, resumed.state_dict()[name]), name
 
 
 def test_phase_one_anchors_stand_in_for_keyframes_where_the_corruption_asks_for_them() -> None:
     clips, labels = toy_clips()
-    for share, replaced in ((0.0, 0), (1.0, 8)):
-        corruption = Corruption(5, levels=1, min_keyframes=3, student_replace_prob=share)
+    for probability, replaced in ((0.0, 0), (1.0, 8)):
+        config = configs.corruption(levels=1, student_replace_prob=probability)
+        corruption = Corruption(5, config)
         objective = PairedObjective(
             toy_refiner(),
             corruption,
             lambda positions: clips[positions],
             labels,
-            Draws(**DRAWS),
+            configs.batches(),
             anchors=lambda positions: torch.full_like(clips[positions], 9.0),
         )
         corrupted = objective.refine(torch.ones(2), generator(0, "step")).corrupted
         assert (corrupted.latents[:, :, 2] == 9).all(1).all(1).all(1).sum() == replaced
 
 
-def _recording(loss, seen):
+def _recording(loss, calls):
     def record(groups, weight, statistics=False):
-        seen.append(groups)
+        calls.append(groups)
         return loss(groups, weight, statistics=statistics)
 
     return record

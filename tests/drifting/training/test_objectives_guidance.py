@@ -16,7 +16,7 @@ def cdf(power: float, alpha_max: float):
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 1.001, 3.0, 5.0])
-def test_draws_have_the_density_asked_for(power):
+def test_draws_have_the_given_density(power):
     alpha = draw(20_000, 4.0, power)
     assert 1 <= alpha.min() < alpha.max() <= 4
     assert stats.kstest(alpha.double().numpy(), cdf(power, 4.0)).pvalue > 0.01
@@ -38,15 +38,15 @@ def test_the_same_generator_gives_the_same_draws():
     assert torch.equal(draw(10, 4.0, 3.0), draw(10, 4.0, 3.0))
 
 
-def test_the_weight_gives_unconditional_samples_their_share_of_the_negatives():
+def test_the_weight_gives_unconditional_samples_their_fraction_of_the_negatives():
     alpha = torch.tensor([1.0, 2.0, 4.0])
     weight = unconditional_weight(alpha, generated=17, unconditional=8)
     torch.testing.assert_close(weight, torch.tensor([0.0, 2.0, 6.0]))
-    queued = unconditional_weight(
-        alpha, generated=torch.tensor([3, 5, 9]), unconditional=4, queued=2
+    banked = unconditional_weight(
+        alpha, generated=torch.tensor([3, 5, 9]), unconditional=4, banked=2
     )
-    share = 4 * queued / (4 * queued + torch.tensor([4, 6, 10]))
-    torch.testing.assert_close(share, 1 - 1 / alpha)
+    fraction = 4 * banked / (4 * banked + torch.tensor([4, 6, 10]))
+    torch.testing.assert_close(fraction, 1 - 1 / alpha)
 
 
 @pytest.mark.parametrize("bad", [(0.5, 1.0), (float("inf"), 1.0), (2.0, float("nan"))])

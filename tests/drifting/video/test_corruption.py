@@ -4,7 +4,8 @@ import torch
 from braid.common.rng import generator
 from braid.drifting.interpolation.interpolation import METHODS, interpolate
 from braid.drifting.interpolation.keyframes import nested_masks
-from braid.drifting.video.corruption import Corruption, interpolation_errors
+from braid.drifting.video.corruption import Corruption
+from tests.drifting import configs
 
 FRAMES, CLIPS = 9, 12
 IDS = 100 + torch.arange(CLIPS)
@@ -19,13 +20,15 @@ def clips(seed=0, count=CLIPS):
 def corrupted(latents=None, level=LEVEL, ids=IDS, seed=7, **params):
     latents = clips() if latents is None else latents
     anchors = clips(1)[: len(latents)] + 10
-    return Corruption(FRAMES, **params)(latents, level, ids, generator(seed), anchors)
+    return Corruption(FRAMES, configs.corruption(**params))(
+        latents, level, ids, generator(seed), anchors
+    )
 
 
 @pytest.mark.parametrize("interpolator", METHODS)
 @pytest.mark.parametrize("size", [1, 5, 6])
 def test_the_batch_split_does_not_change_the_bytes(interpolator, size):
-    corruption = Corruption(FRAMES, interpolator=interpolator, **EVERYTHING)
+    corruption = Corruption(FRAMES, configs.corruption(interpolator=interpolator, **EVERYTHING))
     latents, anchors = clips(), clips(1)
     whole = corruption(latents, LEVEL, IDS, generator(7), anchors)
     draw = generator(7)
@@ -61,15 +64,15 @@ def test_a_clips_coarser_keyframes_are_among_its_finer_ones():
 
 
 def test_without_noise_it_is_interpolation():
-    found = corrupted()
+    actual = corrupted()
     mask = nested_masks(CLIPS, FRAMES, [9, 6, 3], None)[LEVEL, torch.arange(CLIPS)]
-    assert torch.equal(found.mask, mask)
-    assert torch.equal(found.latents, interpolate(clips(), mask, "linear"))
+    assert torch.equal(actual.mask, mask)
+    assert torch.equal(actual.latents, interpolate(clips(), mask, configs.corruption()))
 
 
 def test_level_0_is_the_clip_itself():
-    found = corrupted(level=torch.zeros(CLIPS, dtype=torch.int64))
-    assert torch.equal(found.latents, clips())
+    actual = corrupted(level=torch.zeros(CLIPS, dtype=torch.int64))
+    assert torch.equal(actual.latents, clips())
 
 
 def noise_scale(**params):
@@ -81,38 +84,38 @@ def noise_scale(**params):
 
 def test_gaussian_noise_is_alike_on_all_missing_frames():
     expected = torch.tensor([0.25, 1, 1, 1, 0.25, 1, 1, 1, 0.25]) * 0.3
-    found = noise_scale(noise="gauss", keyframe_noise=0.25)
-    torch.testing.assert_close(found, expected.expand(CLIPS, -1), rtol=0.05, atol=0)
+    actual = noise_scale(noise="gauss", keyframe_noise=0.25)
+    torch.testing.assert_close(actual, expected.expand(CLIPS, -1), rtol=0.05, atol=0)
 
 
 def test_noise_grows_with_the_distance_to_keyframes():
     expected = torch.tensor([0, 0.5, 1, 0.5, 0, 0.5, 1, 0.5, 0]) * 0.3
-    found = noise_scale(noise="dist", keyframe_noise=0.0)
-    torch.testing.assert_close(found, expected.expand(CLIPS, -1), rtol=0.05, atol=0)
+    actual = noise_scale(noise="dist", keyframe_noise=0.0)
+    torch.testing.assert_close(actual, expected.expand(CLIPS, -1), rtol=0.05, atol=0)
 
 
 def test_frames_without_noise_keep_their_bits():
     latents = torch.full(clips().shape, -0.0)
-    found = corrupted(latents, noise="gauss", keyframe_noise=0.0)
-    kept = found.mask[:, None, :, None, None].expand(latents.shape)
-    bits, expected = (each[kept].view(torch.int32) for each in (found.latents, latents))
+    actual = corrupted(latents, noise="gauss", keyframe_noise=0.0)
+    kept = actual.mask[:, None, :, None, None].expand(latents.shape)
+    bits, expected = (values[kept].view(torch.int32) for values in (actual.latents, latents))
     assert torch.equal(bits, expected)
-    assert (found.latents[~kept] != 0).all()
+    assert (actual.latents[~kept] != 0).all()
 
 
 def test_anchors_take_the_place_of_keyframes_before_interpolation():
-    found = corrupted(student_replace_prob=0.5)
-    replaced = found.confidence == 0.5
-    assert 0.3 < float(replaced[:, 1:-1].sum() / found.mask[:, 1:-1].sum()) < 0.7
+    actual = corrupted(student_replace_prob=0.5)
+    replaced = actual.confidence == 0.5
+    assert 0.3 < float(replaced[:, 1:-1].sum() / actual.mask[:, 1:-1].sum()) < 0.7
     assert not replaced[:, [0, -1]].any()
-    assert (replaced <= found.mask).all()
+    assert (replaced <= actual.mask).all()
     source = torch.where(replaced[:, None, :, None, None], clips(1) + 10, clips())
-    assert torch.equal(found.latents, interpolate(source, found.mask, "linear"))
+    assert torch.equal(actual.latents, interpolate(source, actual.mask, configs.corruption()))
 
 
 def test_all_interior_keyframes_can_be_replaced():
-    found = corrupted(student_replace_prob=1.0)
-    assert torch.equal(found.confidence[:, 1:-1] == 0.5, found.mask[:, 1:-1])
+    actual = corrupted(student_replace_prob=1.0)
+    assert torch.equal(actual.confidence[:, 1:-1] == 0.5, actual.mask[:, 1:-1])
 
 
 def test_confidence_of_every_kind_of_frame():
@@ -126,31 +129,32 @@ def test_confidence_of_every_kind_of_frame():
 @pytest.mark.parametrize("noise", ["none", "gauss", "dist"])
 @pytest.mark.parametrize("interpolator", METHODS)
 def test_imputation_keeps_what_is_given_bit_for_bit(noise, interpolator):
-    corruption = Corruption(FRAMES, noise=noise, sigma=0.5, interpolator=interpolator)
+    config = configs.corruption(noise=noise, sigma=0.5, interpolator=interpolator)
+    corruption = Corruption(FRAMES, config)
     mask = torch.rand(CLIPS, FRAMES, generator=generator(3)) < 0.4
     mask[:, 2] = True
     kept = mask[:, None, :, None, None].expand(clips().shape)
     storyboard = torch.where(kept, clips(), torch.nan)
-    found = corruption.impute(storyboard, mask, IDS, generator(7))
-    assert torch.equal(found.latents[kept], clips()[kept])
-    assert found.latents.isfinite().all()
-    assert torch.equal(found.mask, mask)
-    assert torch.equal(found.confidence > 0, mask)
-    plain = interpolate(clips(), mask, interpolator, **corruption.settings)
-    assert torch.equal(found.latents, plain) == (noise == "none")
+    actual = corruption.impute(storyboard, mask, IDS, generator(7))
+    assert torch.equal(actual.latents[kept], clips()[kept])
+    assert actual.latents.isfinite().all()
+    assert torch.equal(actual.mask, mask)
+    assert torch.equal(actual.confidence > 0, mask)
+    plain = interpolate(clips(), mask, config)
+    assert torch.equal(actual.latents, plain) == (noise == "none")
 
 
 def test_noise_beyond_the_last_given_frame_is_full():
     mask = torch.zeros(CLIPS, FRAMES, dtype=torch.bool)
     mask[:, :4] = True
     flat = torch.zeros(CLIPS, 4, FRAMES, 60, 50)
-    corruption = Corruption(FRAMES, noise="dist", sigma=0.3)
+    corruption = Corruption(FRAMES, configs.corruption(noise="dist", sigma=0.3))
     scale = corruption.impute(flat, mask, IDS, generator(7)).latents.std((1, 3, 4))
     torch.testing.assert_close(scale[:, 4:], torch.full((CLIPS, 5), 0.3), rtol=0.05, atol=0)
 
 
 def test_imputation_as_in_training():
-    corruption = Corruption(FRAMES, noise="dist", keyframe_noise=0.0, sigma=0.5)
+    corruption = Corruption(FRAMES, configs.corruption(noise="dist", keyframe_noise=0.0, sigma=0.5))
     trained = corruption(clips(), LEVEL, IDS, generator(7))
     imputed = corruption.impute(clips(), trained.mask, IDS, generator(7))
     assert all(torch.equal(*pair) for pair in zip(trained, imputed, strict=True))
@@ -182,42 +186,26 @@ def test_every_param_counts(base, change):
     assert not torch.equal(corrupted(**base).latents, corrupted(**{**base, **change}).latents)
 
 
+@pytest.mark.parametrize("params", [{"levels": 7}, {"min_keyframes": 10}])
+def test_params_that_clips_are_too_short_for_are_refused_early(params):
+    with pytest.raises(ValueError, match=f"drift.corruption.{next(iter(params))}"):
+        Corruption(FRAMES, configs.corruption(**params))
+
+
 @pytest.mark.parametrize(
-    ("params", "message"),
-    [
-        ({"levels": 7}, "corruption.levels"),
-        ({"min_keyframes": 10}, "corruption.min_keyframes"),
-        ({"schedule": "halving"}, "corruption.schedule"),
-        ({"placement": "odd"}, "corruption.placement is 'odd', expected one of even, random"),
-        ({"interpolator": "spline"}, "corruption.interpolator is 'spline'"),
-        ({"noise": "pink"}, "corruption.noise is 'pink', expected one of none, gauss, dist"),
-    ],
+    ("key", "value"),
+    [("schedule", "halving"), ("placement", "odd"), ("interpolator", "spline"), ("noise", "pink")],
 )
-def test_impossible_params_are_refused_early(params, message):
-    with pytest.raises(ValueError, match=message):
-        Corruption(FRAMES, **params)
+def test_impossible_params_are_named(key, value):
+    with pytest.raises(ValueError, match=key):
+        configs.corruption(**{key: value})
 
 
 def test_bad_clips_are_refused():
-    corruption = Corruption(FRAMES, student_replace_prob=0.1, noise="gauss")
+    corruption = Corruption(FRAMES, configs.corruption(student_replace_prob=0.1, noise="gauss"))
     with pytest.raises(ValueError, match=r"student_replace_prob is positive.*no anchors"):
         corruption(clips(), LEVEL, IDS, generator(0))
     with pytest.raises(ValueError, match=r"expected latents \[B, C, 9, H, W\]"):
         corruption(clips()[:, :, :5], LEVEL, IDS, generator(0), clips())
     with pytest.raises(ValueError, match="expected ids and a generator"):
         corruption.impute(clips(), torch.ones(CLIPS, FRAMES, dtype=torch.bool))
-
-
-def test_errors_of_an_interpolator_by_level():
-    settings = Corruption(FRAMES, interpolator="harmonic").settings
-    rows = interpolation_errors(clips(), [9, 6, 3], "harmonic", settings)
-    assert [(r["level"], r["keyframes"], r["interpolator"]) for r in rows] == [
-        (1, 6, "harmonic"),
-        (2, 3, "harmonic"),
-    ]
-    mask = nested_masks(CLIPS, FRAMES, [9, 6, 3], None)[2]
-    error = (interpolate(clips(), mask, "harmonic", **settings) - clips()).square()
-    missing = [0, 4, 8]
-    assert rows[1]["mse_all"] == pytest.approx(float(error.mean()))
-    assert rows[1]["mse_missing"] == pytest.approx(float(error.sum()) / (error.numel() * 6 / 9))
-    assert error[:, :, missing].max() == 0

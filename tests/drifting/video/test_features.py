@@ -36,15 +36,15 @@ def groups(values, families=FAMILIES, locations=10_000):
 
 def test_every_group_is_what_a_loop_computes():
     values = clips(2, 5, 4, 6, 5)
-    found = groups(values)
+    actual = groups(values)
     std = lambda x, dims: (x.var(dim=dims, correction=0) + 1e-6).sqrt()  # noqa: E731
-    assert torch.equal(found["map/location"], values.permute(0, 2, 3, 4, 1).reshape(2, 120, 5))
-    torch.testing.assert_close(found["map/clip_mean"][:, 0], values.mean((2, 3, 4)))
-    torch.testing.assert_close(found["map/clip_std"][:, 0], std(values, (2, 3, 4)))
+    assert torch.equal(actual["map/location"], values.permute(0, 2, 3, 4, 1).reshape(2, 120, 5))
+    torch.testing.assert_close(actual["map/clip_mean"][:, 0], values.mean((2, 3, 4)))
+    torch.testing.assert_close(actual["map/clip_std"][:, 0], std(values, (2, 3, 4)))
     steps = values[:, :, 1:] - values[:, :, :-1]
     for name, x in (("frame", values), ("motion", steps)):
-        torch.testing.assert_close(found[f"map/{name}_mean"], x.mean((3, 4)).mT)
-        torch.testing.assert_close(found[f"map/{name}_std"], std(x, (3, 4)).mT)
+        torch.testing.assert_close(actual[f"map/{name}_mean"], x.mean((3, 4)).mT)
+        torch.testing.assert_close(actual[f"map/{name}_std"], std(x, (3, 4)).mT)
     for side in (2, 4):
         windows = [
             values[:, :, t, i : i + side, j : j + side]
@@ -52,13 +52,13 @@ def test_every_group_is_what_a_loop_computes():
             for i in range(0, 6, side)
             for j in range(0, 5, side)  # those at the far edge are narrower
         ]
-        mean = torch.stack([each.mean((2, 3)) for each in windows], dim=1)
-        deviation = torch.stack([std(each, (2, 3)) for each in windows], dim=1)
-        torch.testing.assert_close(found[f"map/patch{side}_mean"], mean)
-        torch.testing.assert_close(found[f"map/patch{side}_std"], deviation, rtol=1e-4, atol=1e-4)
+        mean = torch.stack([window.mean((2, 3)) for window in windows], dim=1)
+        deviation = torch.stack([std(window, (2, 3)) for window in windows], dim=1)
+        torch.testing.assert_close(actual[f"map/patch{side}_mean"], mean)
+        torch.testing.assert_close(actual[f"map/patch{side}_std"], deviation, rtol=1e-4, atol=1e-4)
     rms = (values.square().mean((2, 3, 4)) + 1e-6).sqrt()
-    torch.testing.assert_close(found["input/rms"][:, 0], rms)
-    assert len(found) == 12
+    torch.testing.assert_close(actual["input/rms"][:, 0], rms)
+    assert len(actual) == 12
 
 
 def test_means_do_not_care_where_and_frames_do_not_care_where_within():
@@ -77,9 +77,9 @@ def test_means_do_not_care_where_and_frames_do_not_care_where_within():
 
 
 def test_a_static_clip_does_not_move():
-    found = groups(clips(2, 5, 1, 4, 4).expand(-1, -1, 6, -1, -1))
-    assert not found["map/motion_mean"].any()
-    torch.testing.assert_close(found["map/motion_std"], torch.full((2, 5, 5), 1e-3))
+    actual = groups(clips(2, 5, 1, 4, 4).expand(-1, -1, 6, -1, -1))
+    assert not actual["map/motion_mean"].any()
+    torch.testing.assert_close(actual["map/motion_std"], torch.full((2, 5, 5), 1e-3))
 
 
 def test_motion_forth_and_back_is_not_the_same_as_none():
@@ -101,10 +101,12 @@ def test_motion_forth_and_back_is_not_the_same_as_none():
     ],
 )
 def test_what_a_small_map_would_repeat_is_left_out(size, missing):
-    found = groups(clips(2, 5, *size))
-    families = {name.split("/")[1].split("_")[0] for name in found}
+    actual = groups(clips(2, 5, *size))
+    families = {name.split("/")[1].split("_")[0] for name in actual}
     assert families == set(FAMILIES) - missing
-    constant = [name for name, each in found.items() if name.endswith("std") and each.std() == 0]
+    constant = [
+        name for name, vectors in actual.items() if name.endswith("std") and vectors.std() == 0
+    ]
     assert not constant
 
 
@@ -135,7 +137,7 @@ def test_families_can_be_chosen_and_come_in_one_order():
     ("families", "locations", "message"),
     [
         ((), 4, r"features are \[\], expected some of location, clip"),
-        (("location", "colour"), 4, "'colour'"),
+        (("location", "color"), 4, "'color'"),
         (("location",), 0, "locations is 0, expected 1 or more"),
     ],
 )
@@ -151,16 +153,16 @@ def mae_features(**choice):
 
 def test_gradients_reach_the_clips_and_leave_the_encoder_alone():
     features, values = mae_features(), clips(2, 3, 3, 6, 6).requires_grad_()
-    sum(each.square().sum() for each in features(values).values()).backward()
+    sum(vectors.square().sum() for vectors in features(values).values()).backward()
     assert values.grad.abs().min() > 0
-    assert all(each.grad is None for each in features.parameters())
+    assert all(weights.grad is None for weights in features.parameters())
     assert not features.mae.training
 
 
 def test_sizes_count_what_forward_gives():
     features = mae_features(locations=12)
-    sizes, found = features.sizes((3, 3, 6, 6)), features(clips(2, 3, 3, 6, 6))
-    assert sizes == {name: tuple(each.shape[1:]) for name, each in found.items()}
+    sizes, actual = features.sizes((3, 3, 6, 6)), features(clips(2, 3, 3, 6, 6))
+    assert sizes == {name: tuple(vectors.shape[1:]) for name, vectors in actual.items()}
     assert {name.split("/")[0] for name in sizes} == {
         "input",
         "stem",
@@ -173,5 +175,5 @@ def test_sizes_count_what_forward_gives():
 
 def test_statistics_are_in_single_precision_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
-        found = mae_features()(clips(2, 3, 3, 6, 6))
-    assert {each.dtype for each in found.values()} == {torch.float32}
+        actual = mae_features()(clips(2, 3, 3, 6, 6))
+    assert {vectors.dtype for vectors in actual.values()} == {torch.float32}

@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from braid.drifting.video.refiner import Refiner, load_refiner, save_refiner
-
-SMALL = {"patch": 2, "dim": 24, "depth": 2, "heads": 4}
+from tests.drifting import configs
 
 
 def make(clamp: bool = False, trained: bool = True) -> Refiner:
     torch.manual_seed(0)
-    refiner = Refiner(3, 5, 3, **SMALL, clamp=clamp)
+    refiner = Refiner(3, 5, 3, configs.refiner(depth=2, heads=4, clamp=clamp))
     if trained:
         for parameter in refiner.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
@@ -49,6 +48,9 @@ def test_clamped_keyframes_are_kept_bit_for_bit_and_others_are_not() -> None:
     assert torch.equal(kept[:, :, [0, -1]], given[0][:, :, [0, -1]])
     assert not torch.equal(free[:, :, [0, -1]], given[0][:, :, [0, -1]])
     assert torch.equal(kept[:, :, 1:-1], free[:, :, 1:-1])
+    for configured in (True, False):  # an argument goes before what is configured
+        assert torch.equal(make(clamp=configured)(*given, clamp=True), kept)
+        assert torch.equal(make(clamp=configured)(*given, clamp=False), free)
 
 
 @pytest.mark.parametrize("which", [2, 3, 4, 5])
@@ -68,9 +70,9 @@ def test_time_and_space_are_told_apart() -> None:
     assert refined[..., ::2, ::2].std(dim=(-1, -2)).min() > 1e-4
 
 
-def test_clips_of_a_batch_do_not_see_one_another() -> None:
+def test_clips_of_a_batch_are_independent() -> None:
     given = inputs()
-    alone = make()(*[each[:1] for each in given])
+    alone = make()(*[values[:1] for values in given])
     torch.testing.assert_close(make()(*given)[:1], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -85,4 +87,4 @@ def test_a_stored_refiner_computes_the_same(tmp_path: Path) -> None:
 
 def test_heads_that_do_not_divide_the_width_are_named() -> None:
     with pytest.raises(ValueError, match=r"refiner\.dim is 24"):
-        Refiner(3, 5, 3, patch=2, dim=24, depth=1, heads=5, clamp=False)
+        Refiner(3, 5, 3, configs.refiner(heads=5))

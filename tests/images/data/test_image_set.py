@@ -7,15 +7,18 @@ import pytest
 import torch
 
 from braid.images.data import image_set as module
-from braid.images.data.image_set import ImageSet, Listing, open_image_set
-from braid.images.preparation.preparation import (
-    figures,
+from braid.images.data.image_set import ImageSet, open_image_set
+from braid.images.preparation.indexing import (
+    Listing,
+    counts,
+    properties,
     require_conditions,
+    scan_folder,
     set_conditions,
-    survey_folder,
     write_linked,
     write_stored,
 )
+from tests.images.configs import folder_config
 from tests.images.picture_folder import CLASSES, write_folder
 
 VALUES = torch.randn(25, 2, 3, 4, generator=torch.Generator().manual_seed(0)).half().float()
@@ -36,19 +39,18 @@ def stored(tmp_path: Path) -> Path:
 def linked(tmp_path: Path) -> Path:
     folder, root = tmp_path / "data", write_folder(tmp_path / "images")
     folder.mkdir()
-    shares = {"val_share": 0.2, "test_share": 0.2}
-    listing = survey_folder(root, outside=tmp_path / "repo", **shares)
-    write_linked(folder, listing, root=root, size=6, crop="random_resized")
+    config = folder_config(root, size=6, crop="random_resized")
+    write_linked(folder, scan_folder(config, outside=tmp_path / "repo"), config)
     return folder
 
 
 @pytest.mark.parametrize("cache_mib", [0, 1])
-def test_images_come_in_the_order_asked_for(stored: Path, cache_mib: int) -> None:
+def test_images_come_in_the_order_of_the_indices(stored: Path, cache_mib: int) -> None:
     images = open_image_set(stored, cache_mib=cache_mib)
-    for wanted in ([3, 24, 3, 0, 11], np.array([9, 10]), torch.arange(25).flip(0), []):
-        found = images.images(wanted)
-        assert found.dtype == torch.float32
-        assert torch.equal(found, VALUES[torch.as_tensor(wanted, dtype=torch.long)])
+    for indices in ([3, 24, 3, 0, 11], np.array([9, 10]), torch.arange(25).flip(0), []):
+        batch = images.images(indices)
+        assert batch.dtype == torch.float32
+        assert torch.equal(batch, VALUES[torch.as_tensor(indices, dtype=torch.long)])
 
 
 def test_what_a_set_says_of_itself(stored: Path) -> None:
@@ -62,34 +64,33 @@ def test_what_a_set_says_of_itself(stored: Path) -> None:
     assert images.indices("val", 3).tolist() == [1, 11, 21]
     assert images.indices("val", 9).tolist() == [1, 6, 11, 16, 21]
     assert sum(len(images.indices(split)) for split in ("train", "val", "test")) == 25
-    report = figures(images, 3)
-    assert report == {
-        **{"images": 25, "train": 15, "val": 5, "test": 5, "classes": 4, "faults": 3},
-        **{"channels": 2, "height": 3, "width": 4},
+    assert counts(images, 3) == {"train": 15, "val": 5, "test": 5, "classes": 4, "faults": 3}
+    assert properties(images) == {
+        **{"images": 25, "channels": 2, "height": 3, "width": 4},
         "smallest_class": min(np.bincount(images.labels[images.indices("train")])),
     }
 
 
 def test_conditions_can_be_replaced(stored: Path) -> None:
-    found = np.arange(25) % 2
-    set_conditions(stored, found, ["one", "two"])
+    halves = np.arange(25) % 2
+    set_conditions(stored, halves, ["one", "two"])
     images = open_image_set(stored)
-    assert images.conditions.tolist() == found.tolist()
+    assert images.conditions.tolist() == halves.tolist()
     assert (images.classes, images.class_names) == (2, ["one", "two"])
     assert images.labels.tolist() == LISTING.labels
     assert images.label_names == list("abcd")
 
 
 class Reads:
-    """Counts what a source is asked for."""
+    """Counts what is read of a source."""
 
     def __init__(self, images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.asked: list[int] = []
+        self.indices: list[int] = []
         read = images._source.read
 
-        def counted(wanted: np.ndarray, uniforms: torch.Tensor | None) -> torch.Tensor:
-            self.asked.extend(wanted.tolist())
-            return read(wanted, uniforms)
+        def counted(indices: np.ndarray, uniforms: torch.Tensor | None) -> torch.Tensor:
+            self.indices.extend(indices.tolist())
+            return read(indices, uniforms)
 
         monkeypatch.setattr(images._source, "read", counted)
 
@@ -99,15 +100,15 @@ def test_images_are_read_once_while_the_cache_has_room(
 ) -> None:
     images = open_image_set(stored, cache_mib=1)
     reads = Reads(images, monkeypatch)
-    for wanted in ([1, 2, 1], [2, 3], [1, 2, 3]):
-        assert torch.equal(images.images(wanted), VALUES[wanted])
-    assert sorted(set(reads.asked)) == [1, 2, 3]
-    assert reads.asked.count(2) == reads.asked.count(3) == 1
+    for indices in ([1, 2, 1], [2, 3], [1, 2, 3]):
+        assert torch.equal(images.images(indices), VALUES[indices])
+    assert sorted(set(reads.indices)) == [1, 2, 3]
+    assert reads.indices.count(2) == reads.indices.count(3) == 1
     bare = open_image_set(stored)
     reads = Reads(bare, monkeypatch)
     bare.images([1])
     bare.images([1])
-    assert reads.asked == [1, 1]
+    assert reads.indices == [1, 1]
 
 
 def test_a_full_cache_keeps_what_it_has(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,10 +117,10 @@ def test_a_full_cache_keeps_what_it_has(stored: Path, monkeypatch: pytest.Monkey
     reads = Reads(images, monkeypatch)
     for _ in range(2):
         assert torch.equal(images.images([5, 6, 7]), VALUES[[5, 6, 7]])
-    assert reads.asked == [5, 6, 7, 7]
+    assert reads.indices == [5, 6, 7, 7]
 
 
-def test_an_image_asked_for_twice_is_kept_once(
+def test_an_image_that_is_read_twice_is_cached_once(
     stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = open_image_set(stored, cache_mib=1)
@@ -127,16 +128,16 @@ def test_an_image_asked_for_twice_is_kept_once(
     assert torch.equal(images.images([6, 5, 6]), VALUES[[6, 5, 6]])
     reads = Reads(images, monkeypatch)
     assert torch.equal(images.images([5, 6]), VALUES[[5, 6]])
-    assert reads.asked == []
+    assert reads.indices == []
 
 
 def test_pixels_of_files_lie_in_minus_one_to_one(linked: Path) -> None:
     images = open_image_set(linked, cache_mib=1)
-    found = images.images(range(len(images)))
-    assert found.shape == (60, 3, 6, 6)
-    assert -1 <= found.min() < -0.7
-    assert 0.7 < found.max() <= 1
-    assert torch.equal(found, images.images(range(60)))
+    pixels = images.images(range(len(images)))
+    assert pixels.shape == (60, 3, 6, 6)
+    assert -1 <= pixels.min() < -0.7
+    assert 0.7 < pixels.max() <= 1
+    assert torch.equal(pixels, images.images(range(60)))
     assert images.class_names == list(CLASSES)
 
 
@@ -185,7 +186,7 @@ def test_a_class_needs_a_train_image(tmp_path: Path) -> None:
 def test_an_empty_split(tmp_path: Path) -> None:
     listing = Listing(list("wx"), [0, 0], ["a"], ["train", "test"])
     with pytest.raises(
-        ValueError, match=r"images\.val_share and .* leave a split empty: .*'val': 0"
+        ValueError, match=r"images\.val_fraction and .* leave a split empty: .*'val': 0"
     ):
         write_stored(tmp_path, listing, [VALUES[:2]], input_space="pixel")
 

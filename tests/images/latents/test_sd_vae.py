@@ -30,9 +30,9 @@ def test_latents_are_shifted_and_scaled_means(tmp_path: Path, loads: list[Any]) 
     assert not model.weight.requires_grad
 
 
-def test_pictures_of_latents_are_un_normalised(tmp_path: Path, loads: list[Any]) -> None:
+def test_pictures_of_latents_are_un_normalized(tmp_path: Path, loads: list[Any]) -> None:
     flat = avg_pool2d(PIXELS, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
-    show = decoder("latent", str(tmp_path))
+    show = decoder("latent", tmp_path)
     pictures = show(load_sd_vae(tmp_path).encode(flat))
     assert show.name == "SD-VAE"
     torch.testing.assert_close(pictures, flat / 2 + 0.5)
@@ -76,7 +76,7 @@ def test_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_diffusers_own_model(tmp_path: Path) -> None:
     mend_torchvision()
-    made = pytest.importorskip("diffusers").AutoencoderKL(
+    model = pytest.importorskip("diffusers").AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -84,11 +84,11 @@ def test_diffusers_own_model(tmp_path: Path) -> None:
         latent_channels=4,
         norm_num_groups=4,
     )
-    made.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
     vae = load_sd_vae(tmp_path)
     latents = vae.encode(PIXELS)
     assert latents.shape == (3, 4, 2, 3)
-    expected = made.eval().encode(PIXELS).latent_dist.mean.detach() * 0.18215
+    expected = model.eval().encode(PIXELS).latent_dist.mean.detach() * 0.18215
     torch.testing.assert_close(latents, expected)
     shown = vae.decode(latents)
-    torch.testing.assert_close(shown, made.decode(expected / 0.18215).sample.detach())
+    torch.testing.assert_close(shown, model.decode(expected / 0.18215).sample.detach())

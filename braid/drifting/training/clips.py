@@ -1,0 +1,123 @@
+"""The training of a refiner of clips: its data, its objective by the params, its curves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from braid.drifting.config import (
+    DriftBatchesConfig,
+    DriftFeaturesConfig,
+    DriftLossConfig,
+    RefinerTrainingConfig,
+)
+from braid.drifting.loss.drift import DriftLoss
+from braid.drifting.mae.latent_mae import load_latent_mae
+from braid.drifting.training.objectives import (
+    Branch,
+    DriftObjective,
+    PairedObjective,
+    Refinement,
+    compile_deterministic,
+)
+from braid.drifting.video.corruption import Corruption
+from braid.drifting.video.features import ClipFeatures, vanilla
+from braid.drifting.video.refiner import Refiner
+from braid.training.trainer import Row, Run, TrainResult
+
+
+class Clips(Protocol):
+    """A data set of clips."""
+
+    def indices(self, split: str) -> NDArray[np.int64]:
+        """The clips of a split."""
+
+    def latents(self, indices: Tensor) -> Tensor:
+        """Their latents, [B, C, T, H, W]."""
+
+    def anchors(self, indices: Tensor) -> Tensor:
+        """A phase-1 model's latents for the same clips."""
+
+
+@dataclass(frozen=True)
+class ClipSplit:
+    """The clips of one split and their pseudo-classes, by their positions in it."""
+
+    clips: Clips
+    indices: Tensor  # [n]
+    classes: Tensor  # [n]
+
+    @classmethod
+    def of(cls, clips: Clips, labels: Tensor, split: str) -> ClipSplit:
+        """A split of clips that have these labels, [N] in the order of all clips."""
+        indices = torch.from_numpy(clips.indices(split))
+        return cls(clips, indices, labels[indices])
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def latents(self, positions: Tensor) -> Tensor:
+        """Latents [B, C, T, H, W] of clips [B]."""
+        return self.clips.latents(self.indices[positions])
+
+    def anchors(self, positions: Tensor) -> Tensor:
+        """A phase-1 model's latents for the same clips."""
+        return self.clips.anchors(self.indices[positions])
+
+
+def clip_objective(
+    settings: RefinerTrainingConfig,
+    batches: DriftBatchesConfig,
+    features: DriftFeaturesConfig,
+    loss: DriftLossConfig,
+    refiner: Refiner,
+    corruption: Corruption,
+    split: ClipSplit,  # what is trained on
+    mae: Path,  # folder of the latent MAE, read for drifting alone
+    run: Run,
+) -> Refinement:
+    """Regression, or drifting on a frozen encoder's features and on the latents themselves.
+
+    The refiner is compiled where its settings say so.
+
+    Raises:
+        ValueError: the latent MAE cannot be read, or an unknown family of features.
+    """
+    if settings.compile:
+        compile_deterministic(refiner)
+    anchors = split.anchors if corruption.config.student_replace_prob > 0 else None
+    base = refiner.to(run.device), corruption, split.latents, split.classes, batches, anchors
+    if settings.objective == "paired":
+        return PairedObjective(*base)
+    encoder = ClipFeatures(load_latent_mae(mae), features.families, features.locations)
+    branches: dict[str, Branch] = {
+        "encoder": (features.encoder_weight, encoder.to(run.device)),
+        "vanilla": (features.vanilla_weight, vanilla(features.vanilla)),
+    }
+    every = run.log_every
+    return DriftObjective(*base, branches=branches, loss=DriftLoss(loss), log_every=every)
+
+
+def curves(result: TrainResult) -> dict[str, list[Row]]:
+    """The rows of a training, by the folder of plots that they belong to.
+
+    `drift` has loss, terms and counts, `drift_validation` the hook's figures; `drift_kernel` and
+    `drift_field` have the statistics of the drift (statistics.py), and no rows if nothing drifts.
+    """
+    tables: dict[str, list[Row]] = {"drift": [], "drift_kernel": [], "drift_field": []}
+    for row in result.history:
+        parts: dict[str, Row] = {folder: {} for folder in tables}
+        for name, value in row.items():
+            kernel, field = "_kernel_" in name, "_field_" in name
+            folder = "drift_kernel" if kernel else "drift_field" if field else "drift"
+            parts[folder][name] = value
+        for folder, figures in parts.items():
+            if figures:
+                tables[folder].append({"step": row["step"], **figures})
+    return {**tables, "drift_validation": result.probes["validation"]}

@@ -1,0 +1,112 @@
+"""Params models of the drifting strand with a usual value in each field, for tests to change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from braid.drifting.config import (
+    CorruptionConfig,
+    DriftBatchesConfig,
+    DriftLossConfig,
+    HarmonicConfig,
+    LatentMaeConfig,
+    MaskingConfig,
+    RefinerConfig,
+    RefinerTrainingConfig,
+)
+from braid.training.config import OptimizerConfig
+
+HARMONIC: dict[str, Any] = {"sigma_feature": 1.0, "sigma_space": 0.5, "lambda_reg": 1e-3}
+CORRUPTION: dict[str, Any] = {
+    "levels": 2,
+    "min_keyframes": 3,
+    "schedule": "doubling",
+    "placement": "even",
+    "interpolator": "linear",
+    **HARMONIC,
+    "sinkhorn_temperature": 0.05,
+    "sinkhorn_reach": 2.0,
+    "dustbin": -2.0,
+    "noise": "none",
+    "sigma": 0.02,
+    "keyframe_noise": 0.25,
+    "student_replace_prob": 0.0,
+}
+LOSS: dict[str, Any] = {
+    "temperatures": (0.02, 0.05, 0.2),
+    "attraction": 1.0,
+    "floor": 1e-6,
+    "self_mask": 100.0,
+    "weighting": "affinity",
+    "reduction": "mean",
+    "scale_scope": "batch",
+}
+BATCHES: dict[str, Any] = {
+    "classes": 2,
+    "generated": 4,
+    "positives": 6,
+    "negatives": 0,
+    "unconditional": 3,
+    "bank": 8,
+    "bank_unconditional": 12,
+    "alpha_max": 2.0,
+    "alpha_power": 1.0,
+}
+REFINER: dict[str, Any] = {"patch": 2, "dim": 24, "depth": 1, "heads": 2, "clamp": True}
+OPTIMIZER: dict[str, Any] = {
+    "name": "adamw",
+    "lr": 1e-2,
+    "lr_floor": 1.0,
+    "warmup": 0.0,
+    "weight_decay": 0.0,
+    "accumulate": 1,
+    "clip_norm": None,
+    "ema_decay": None,
+}
+MAE: dict[str, Any] = {
+    "width": 8,
+    "blocks": (1, 1),
+    "steps": 100,
+    "batch": 8,
+    "head_weight": 0.5,
+    "head_fraction": 0.4,
+}
+
+
+def harmonic(**changes: Any) -> HarmonicConfig:
+    return HarmonicConfig(**HARMONIC | changes)
+
+
+def corruption(**changes: Any) -> CorruptionConfig:
+    return CorruptionConfig(**CORRUPTION | changes)
+
+
+def loss(**changes: Any) -> DriftLossConfig:
+    return DriftLossConfig(**LOSS | changes)
+
+
+def batches(**changes: Any) -> DriftBatchesConfig:
+    return DriftBatchesConfig(**BATCHES | changes)
+
+
+def refiner(**changes: Any) -> RefinerConfig:
+    return RefinerConfig(**REFINER | changes)
+
+
+def refiner_training(**changes: Any) -> RefinerTrainingConfig:
+    usual = {"objective": "drift", "steps": 12, "validate_every": 4, "compile": False}
+    return RefinerTrainingConfig(**usual | changes)
+
+
+def optimizer(**changes: Any) -> OptimizerConfig:
+    return OptimizerConfig(**OPTIMIZER | changes)
+
+
+def masking(
+    mode: str = "mixed", patch_ratio: float = 0.5, tube_ratio: float = 0.5
+) -> MaskingConfig:
+    return MaskingConfig(mode=mode, patch_ratio=patch_ratio, tube_ratio=tube_ratio)
+
+
+def mae(**changes: Any) -> LatentMaeConfig:
+    return LatentMaeConfig(**MAE | {"masking": masking(), "optimizer": optimizer()} | changes)

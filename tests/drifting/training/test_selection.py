@@ -1,0 +1,79 @@
+"""The best weights on the validation split are kept, of the averages."""
+
+from __future__ import annotations
+
+import torch
+
+from braid.drifting.training.clips import ClipSplit
+from braid.drifting.training.selection import BestOnValidation
+from braid.training.ema import Ema
+from braid.training.trainer import Run
+from tests.drifting import configs
+from tests.drifting.toy_refinement import toy_clips, toy_corruption, toy_objective
+
+RUN = Run(seed=0, device=torch.device("cpu"))
+
+
+class InMemory:
+    """Clips that are there."""
+
+    def __init__(self, clips: torch.Tensor) -> None:
+        self.clips = clips
+
+    def latents(self, indices: torch.Tensor) -> torch.Tensor:
+        return self.clips[indices]
+
+
+def make(**changes) -> BestOnValidation:
+    clips, labels = toy_clips()
+    split = ClipSplit(InMemory(clips), torch.arange(len(clips)), labels)
+    settings = {"objective": "paired", "steps": 10, "validate_every": 2}
+    config = configs.refiner_training(**settings | changes)
+    return BestOnValidation(split, toy_corruption(), config, RUN)
+
+
+def test_the_best_weights_are_kept_and_averages_are_what_is_evaluated() -> None:
+    objective = toy_objective("drift")
+    ema = Ema(objective, decay=0.5)
+    best = make()
+    assert best(1, objective, ema) is None
+    first = best(2, objective, ema)
+    with torch.no_grad():
+        objective.refiner.out.bias += 5  # worse, but the average does not know it yet
+    assert best(4, objective, ema) == first
+    ema.update(10)
+    assert best(6, objective, ema)["val_mse_missing"] > first["val_mse_missing"]
+    assert best.best["step"] == 2
+    assert best.weights["out.bias"].abs().max() == 0
+    assert objective.refiner.out.bias.min() == 5
+    other = make()
+    other.load_state_dict(best.state_dict())
+    assert other.best == best.best
+    assert other.status() == best.status()
+    status, reason = best.status()  # an untrained refiner interpolates
+    assert status == "no_better_than_interpolation"
+    assert "mse_missing" in reason
+    assert "at step 2 is not below interpolation's" in reason
+    best.best["mse_missing"] -= 0.1
+    assert best.status()[0] == "passed"
+
+
+def test_figures_of_the_best_stand_beside_interpolation_s() -> None:
+    objective = toy_objective("drift")
+    for kind, name, score in (("paired", "mse", "mse_missing"), ("drift", "frechet", "frechet")):
+        best = make(objective=kind)
+        best(2, objective, None)
+        assert best.metrics() == {
+            "best_step": 2,
+            name: {"refined": best.best[score], "interpolated": best.interpolated[score]},
+        }
+        refined, interpolated = best.rows(objective)
+        assert refined["classes"] == 2
+        assert refined["parameters"] == sum(p.numel() for p in objective.refiner.parameters())
+        assert set(refined) > {"method", "step", "frechet", "mse_missing"} == set(interpolated)
+
+
+def test_a_short_training_is_evaluated_at_its_end() -> None:
+    best = make(steps=3, validate_every=20)
+    assert best(2, toy_objective("drift"), None) is None
+    assert best(3, toy_objective("drift"), None) is not None
