@@ -27,11 +27,12 @@ def main() -> None:
         teacher = load_teacher(stage.dep("models/sam3_teacher"), device)
         encoded = open_cache(stage.dep("data/teacher_cache")).texts
         predictors = {models.TEACHER: Predictor(teacher, encoded, device, precision)}
-        folders = [
-            stage.dep(f"models/sam3_student/{name}") for name in (config.student, config.truth_only)
-        ]
+        student_folder = stage.dep(f"models/sam3_student/{config.student}")
+        control_folder = stage.dep(f"models/sam3_student/{config.truth_only}")
         texts, fresh = prompted.texts(pairs), generator(seed, "untrained")
-        predictors |= models.student_predictors(*folders, texts, fresh, device, precision)
+        predictors |= models.student_predictors(
+            student_folder, control_folder, texts, fresh, device, precision
+        )
 
         evaluator = models.Evaluator(prompted, predictors, config.score, config.mask_size, device)
         chance = generator(seed, "strangers")
