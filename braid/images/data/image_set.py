@@ -180,9 +180,8 @@ def open_image_set(folder: Path, *, cache_mib: int = 0) -> ImageSet:
     if manifest["root"] is None:
         source = ShardImages(folder, manifest["shards"])
     else:
-        source = FileImages(
-            Path(manifest["root"]), index, size=manifest["shape"][-1], links=manifest.get("links", "inside")
-        )
+        root, links = Path(manifest["root"]), manifest.get("links", "inside")
+        source = FileImages(root, index, size=manifest["shape"][-1], links=links)
         source.require_sizes()
     return ImageSet(manifest, index, source, cache_mib * 2**20)
 
@@ -343,7 +342,7 @@ def decode(file: BinaryIO) -> Image.Image:
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"its pixels are of mode {image.mode}, expected 8 bits a channel")
         image.load()
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         picture = image.convert("RGB")
         return picture if turn is None else picture.transpose(turn)
 

@@ -343,7 +343,7 @@ def _write(
             f"images.val_fraction and images.test_fraction leave a split empty: {counts}"
         )
     files: dict[str, str | None] = {"root": None, "crop": None}
-    stamps: dict[str, NDArray[Any]] = {}
+    stamps: dict[str, Any] = {}
     if linked:
         root = str(Path(linked.source).resolve())
         files = {"root": root, "crop": linked.crop, "links": linked.links}
