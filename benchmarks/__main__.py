@@ -7,14 +7,14 @@ from benchmarks import (
     image_drift,
     kmeans,
     matching,
-    rasteriser,
+    rasterizer,
     sam3_flops,
 )
 
 
 def main() -> None:
     """Print each ratio with what it is a ratio of."""
-    rasteriser.main()
+    rasterizer.main()
     grid_mlp.main()
     kmeans.main()
     drift.main()

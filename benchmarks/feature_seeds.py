@@ -10,7 +10,6 @@ its PSNR less that of the control *of the same seed*, with a 95 % t-interval.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -38,7 +37,8 @@ def main() -> None:
         copy = Path(folder)
         for part in PARTS:
             shutil.copytree(ROOT / part, copy / part)
-        shutil.copy(ROOT / "dvc.yaml", copy)
+        for file in ("dvc.yaml", "built_in", "none"):
+            shutil.copy(ROOT / file, copy)
         rows: list[dict[str, object]] = []
         for seed in seeds:
             rows += _train(copy, scene, int(seed))
@@ -50,7 +50,7 @@ def main() -> None:
 def _train(copy: Path, scene: str, seed: int) -> Iterator[dict[str, object]]:
     params = load_yaml(ROOT / "params.yaml")
     (copy / "params.yaml").write_text(yaml.safe_dump({**params, "seed": seed}))
-    for student in params["students"]:
+    for student in params["radiance"]["students"]:
         stage = ["distill_response", scene]
         if student != "response":
             stage = ["distill_features", scene, student]
@@ -58,9 +58,9 @@ def _train(copy: Path, scene: str, seed: int) -> Iterator[dict[str, object]]:
             environment = {**os.environ, "BRAID_SCRATCH": str(copy / "scratch")}
             command = [sys.executable, "-m", f"stages.{name}", *item]
             subprocess.run(command, cwd=copy, env=environment, check=True)
-        figures = json.loads((copy / f"metrics/radiance/{scene}/{student}.json").read_text())
-        chosen = {key: figures[key] for key in ("psnr", "ssim", "psnr_foreground")}
-        yield {"scene": scene, "seed": seed, "variant": student, **chosen}
+        table = pd.read_csv(copy / f"metrics/tables/radiance/{scene}/{student}.csv")
+        figures = {key: table[key][0] for key in ("psnr", "ssim", "psnr_foreground")}
+        yield {"scene": scene, "seed": seed, "variant": student, **figures}
 
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """The grid of MLPs against one shared MLP of the same sizes: ``python -m benchmarks.grid_mlp``.
 
-200,000 points on the share of a 16^3 grid's cells that a sphere's surface meets; the network of
-the KiloNeRF paper (6,212 parameters, 10 and 4 octaves). The grid's time includes everything:
+200,000 points in those cells of a 16^3 grid that a sphere's surface meets; the network of the
+KiloNeRF paper (6,212 parameters, 10 and 4 octaves). The grid's time includes everything:
 finding the cells, sorting, encoding, evaluation and putting the results back in order. The shared
 MLP runs in cache-sized chunks, both in plain torch and as a grid of one cell, and the faster of
 the two counts. CPU seconds of one thread, the best of several alternating runs.
@@ -15,11 +15,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from braid.radiance.config import StudentConfig
 from braid.radiance.student.grid_mlp import Architecture, encode
 from braid.radiance.student.kilonerf import KiloNeRF
 
 POINTS, CHUNK, ROUNDS = 200_000, 4096, 9
 LOW, HIGH = [-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]
+PAPER = StudentConfig(
+    cells=16,
+    hidden=32,
+    layers=4,
+    frequencies=10,
+    direction_frequencies=4,
+    margin=0.0,
+    density_scale=30.0,
+    step=1.0,
+)
 
 
 def surface_points(generator: torch.Generator) -> Tensor:
@@ -44,7 +55,7 @@ class SharedMlp:
         self.parameters = parameters  # [1, parameters]
 
     def _chunk(self, points: Tensor, directions: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
-        *trunk, density, colour, rgb = (x[0] for x in self.architecture.split(self.parameters))
+        *trunk, density, color, rgb = (x[0] for x in self.architecture.split(self.parameters))
         positions, view = (
             encode(x.T.unsqueeze(0), (out.shape[1] - 3) // 6, out)[0].T
             for x, out in zip((points, directions), encoded, strict=True)
@@ -53,13 +64,14 @@ class SharedMlp:
         for layer in trunk:
             x = torch.addmm(layer[-1], x, layer[:-1]).relu_()
         mixed = torch.cat([x, view], dim=1)
-        mixed = torch.addmm(colour[-1], mixed, colour[:-1]).relu_()
+        mixed = torch.addmm(color[-1], mixed, color[:-1]).relu_()
         heads = [torch.addmm(layer[-1], h, layer[:-1]) for h, layer in ((x, density), (mixed, rgb))]
         return torch.cat(heads, dim=1)
 
     def __call__(self, points: Tensor, directions: Tensor) -> Tensor:
         """Raw outputs [P, 4]."""
-        octaves = (self.architecture.frequencies, self.architecture.direction_frequencies)
+        sizes = self.architecture.sizes
+        octaves = (sizes.frequencies, sizes.direction_frequencies)
         results = []
         for x, d in zip(torch.split(points, CHUNK), torch.split(directions, CHUNK), strict=True):
             buffers = [torch.empty(1, 3 + 6 * n, len(x)) for n in octaves]
@@ -85,9 +97,8 @@ def main() -> None:
     points = surface_points(generator)
     directions = torch.randn(points.shape, generator=generator)
     cells = surface_cells(points)
-    sizes = {"density_scale": 30.0, "frequencies": 10, "direction_frequencies": 4}
-    grid = KiloNeRF.for_cells(cells, LOW, HIGH, generator, **sizes)
-    one = KiloNeRF.for_cells(torch.ones(1, 1, 1, dtype=torch.bool), LOW, HIGH, generator, **sizes)
+    grid = KiloNeRF.for_cells(cells, LOW, HIGH, PAPER, generator)
+    one = KiloNeRF.for_cells(torch.ones(1, 1, 1, dtype=torch.bool), LOW, HIGH, PAPER, generator)
     shared = SharedMlp(one.architecture, one.weights)
 
     def field(model: KiloNeRF) -> Tensor:

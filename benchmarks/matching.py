@@ -27,40 +27,45 @@ from dataclasses import astuple, dataclass, replace
 import torch
 from torch import Tensor
 
+from braid.segmentation.config import MatchingConfig
 from braid.segmentation.distillation.matching import Matcher, assign
-from braid.segmentation.sam3.masks import shares
+from braid.segmentation.sam3.geometry import area_means
 from braid.segmentation.sam3.sam3 import Prediction
 
 THINGS = 40  # in a scene; the teacher has 5 queries for each, the student 5 for two
 STUDENT_PX, TEACHER_PX, CACHED_PX = 252, 288, 64
 SCENES = 10
 REPEATS = {"cached": 9, "online": 9, "full": 5, "loop": 2, "loop 64": 2}
-SMALL, FULL = Matcher(size=CACHED_PX), Matcher(size=STUDENT_PX)
+CONFIG = MatchingConfig(mask=5.0, box=5.0, giou=2.0, logit=2.0, size=CACHED_PX)
+SMALL, FULL = Matcher(CONFIG), Matcher(CONFIG.model_copy(update={"size": STUDENT_PX}))
 
 
 @dataclass(frozen=True)
 class Outlines:
-    """Closed curves r(angle) about Q centres."""
+    """Closed curves r(angle) about Q centers."""
 
-    centre: Tensor  # [Q, 2] x and y in [0, 1]
+    center: Tensor  # [Q, 2] x and y in [0, 1]
     radius: Tensor  # [Q]
     waves: Tensor  # [Q, 3] complex: of 1 to 3 periods, relative to the radius
 
     def take(self, rows: Tensor) -> Outlines:
         """Some of them."""
-        return Outlines(self.centre[rows], self.radius[rows], self.waves[rows])
+        return Outlines(self.center[rows], self.radius[rows], self.waves[rows])
 
-    def deformed(self, share: float, source: torch.Generator) -> Outlines:
-        """The same, moved, grown and dented by about `share` of the radius."""
-        move, grow = (share * torch.randn(n, generator=source) for n in ((len(self), 2), len(self)))
-        dents = share / 3 * torch.randn(self.waves.shape, generator=source, dtype=torch.complex64)
-        centre = self.centre + move * self.radius[:, None]
-        return Outlines(centre, self.radius * grow.exp(), self.waves + dents)
+    def deformed(self, fraction: float, source: torch.Generator) -> Outlines:
+        """The same, moved, grown and dented by about `fraction` of the radius."""
+        sizes = ((len(self), 2), len(self))
+        move, grow = (fraction * torch.randn(size, generator=source) for size in sizes)
+        dents = (
+            fraction / 3 * torch.randn(self.waves.shape, generator=source, dtype=torch.complex64)
+        )
+        center = self.center + move * self.radius[:, None]
+        return Outlines(center, self.radius * grow.exp(), self.waves + fraction / 3 * dents)
 
     def masks(self, size: int) -> Tensor:
         """Logits: pixels of 1 / 288 from the curve, positive inside, [Q, size, size]."""
         line = (torch.arange(size) + 0.5) / size
-        x, y = (line - self.centre[:, axis, None] for axis in (0, 1))
+        x, y = (line - self.center[:, axis, None] for axis in (0, 1))
         place = torch.complex(*torch.broadcast_tensors(x[:, None], y[:, :, None]))
         distance = place.abs()
         turn = place / distance
@@ -76,29 +81,29 @@ class Outlines:
 
 def outlines(count: int, source: torch.Generator) -> Outlines:
     """Random ones, with radii of 6 to 70 pixels of 288."""
-    centre = 0.05 + 0.9 * torch.rand(count, 2, generator=source)
+    center = 0.05 + 0.9 * torch.rand(count, 2, generator=source)
     radius = 0.02 * 12 ** torch.rand(count, generator=source)
     waves = 0.15 * torch.randn(count, 3, generator=source, dtype=torch.complex64)
-    return Outlines(centre, radius, waves)
+    return Outlines(center, radius, waves)
 
 
 def scene(seed: int, count: int = THINGS) -> tuple[Prediction, Prediction]:
-    """One prompt's answers by the student at 252 px and by the teacher at 288 px."""
+    """Predictions for one prompt, of the student at 252 px and of the teacher at 288 px."""
     source = torch.Generator().manual_seed(seed)
     things = outlines(count, source)
     twins = things.take(torch.arange(2 * count) % count).deformed(0.3, source)
     parts = (things, twins, outlines(2 * count, source))
-    curves = Outlines(*(torch.cat(each) for each in zip(*map(astuple, parts), strict=True)))
+    curves = Outlines(*(torch.cat(group) for group in zip(*map(astuple, parts), strict=True)))
     sure = [level for part, level in zip(parts, (3, -2, -5), strict=True) for _ in range(len(part))]
     logits = torch.tensor(sure) + 1.5 * torch.randn(5 * count, generator=source)
     chosen = torch.randperm(5 * count, generator=source)[: 5 * count // 2]
     close = curves.take(chosen).deformed(0.06, source)
     doubts = logits[chosen] + torch.randn(len(chosen), generator=source)
-    student = answer(close.masks(STUDENT_PX), doubts, source)
-    return student, answer(curves.masks(TEACHER_PX), logits, source)
+    student = prediction(close.masks(STUDENT_PX), doubts, source)
+    return student, prediction(curves.masks(TEACHER_PX), logits, source)
 
 
-def answer(
+def prediction(
     masks: Tensor,  # [Q, s, s] logits
     logits: Tensor,  # [Q]
     source: torch.Generator,
@@ -106,8 +111,8 @@ def answer(
     """Boxes are the masks', but for noise."""
     noise = 0.003 * torch.randn(len(masks), 4, generator=source)
     present = torch.full((1, 1), 4.0)
-    found = (bounds(masks) + noise)[None]
-    return Prediction(masks[None], found, logits[None], present, masks.amax(0)[None, None])
+    boxes = (bounds(masks) + noise)[None]
+    return Prediction(masks[None], boxes, logits[None], present, masks.amax(0)[None, None])
 
 
 def bounds(
@@ -122,21 +127,22 @@ def bounds(
 
 
 def cached(teacher: Prediction) -> Prediction:
-    """The answers as from a cache: mean probabilities in 8 bits."""
-    levels = (255 * shares(teacher.masks.sigmoid(), CACHED_PX)).round()
+    """The predictions as from a cache: mean probabilities in 8 bits."""
+    levels = (255 * area_means(teacher.masks.sigmoid(), CACHED_PX)).round()
     return replace(teacher, masks=(levels / 255).logit(1e-4))
 
 
 def loop(matcher: Matcher, student: Prediction, teacher: Prediction) -> Tensor:
     """Columns that the matcher assigns, the IoU of masks being found pair by pair."""
-    size = min(matcher.size, student.masks.shape[-1], teacher.masks.shape[-1])
-    p, q = (shares(each.masks[0].sigmoid(), size) for each in (student, teacher))
-    cost = replace(matcher, mask=0.0).cost(student, teacher)
+    size = min(matcher.config.size, student.masks.shape[-1], teacher.masks.shape[-1])
+    p, q = (area_means(model.masks[0].sigmoid(), size) for model in (student, teacher))
+    maskless = Matcher(matcher.config.model_copy(update={"mask": 0.0}))
+    cost = maskless.cost(student, teacher)
     for i, left in enumerate(p):
         for j, right in enumerate(q):
             both = (left * right).sum()
             iou = both / (left.square().sum() + right.square().sum() - both)
-            cost[0, i, j] += matcher.mask * (1 - iou)
+            cost[0, i, j] += matcher.config.mask * (1 - iou)
     return assign(teacher.scores[:, None] * (cost - matcher.worst))[1]
 
 
@@ -161,15 +167,15 @@ def best_times() -> dict[str, float]:
         "loop": lambda: loop(FULL, student, teacher),
         "loop 64": lambda: loop(SMALL, student, small),
     }
-    best, found = dict.fromkeys(ways, math.inf), {}
+    best, columns = dict.fromkeys(ways, math.inf), {}
     for turn in range(max(REPEATS.values())):
         for name, way in ways.items():
             if turn < REPEATS[name]:
                 start = time.thread_time()
-                found[name] = way()
+                columns[name] = way()
                 best[name] = min(best[name], time.thread_time() - start)
-    assert torch.equal(found["loop"], found["full"])
-    assert torch.equal(found["loop 64"], found["cached"])
+    assert torch.equal(columns["loop"], columns["full"])
+    assert torch.equal(columns["loop 64"], columns["cached"])
     return best
 
 

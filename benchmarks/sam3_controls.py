@@ -9,15 +9,14 @@ with the teacher on held-out images to benchmarks/results/sam3_controls.csv:
     distilled      as params.yaml has it
     no_features    without the fpn and encoder terms
     no_heads       heads of its own, none of the teacher's weights
-    truth_only     no teacher at all: the annotations of the labelled prompts
+    truth_only     no teacher at all: the annotations of the labeled prompts
 
-Withheld prompts name objects whose truth no student was shown. The control knows nothing of them;
-the others have heard the teacher.
+Withheld prompts name objects whose ground truth no student was shown. The control knows nothing of
+them; the others were trained on the teacher's predictions.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -38,19 +37,17 @@ STUDENTS = {
     "distilled": {"supervision": "teacher", "heads": True, "features": True},
     "no_features": {"supervision": "teacher", "heads": True, "features": False},
     "no_heads": {"supervision": "teacher", "heads": False, "features": True},
-    "truth_only": {"supervision": "truth", "heads": False, "features": False},
+    "truth_only": {"supervision": "ground_truth", "heads": False, "features": False},
 }
-FIGURES = (
+OVERALL = (
     "agreement_iou",
-    "agreement_iou_labelled",
-    "agreement_iou_withheld",
     "agreement_presence",
-    "agreement_presence_withheld",
     "score_gap",
-    "miou_student",
+    "iou",
     "presence_balanced_accuracy",
     "prompt_sensitivity",
 )
+BY_SPLIT = {"labeled": ("agreement_iou",), "withheld": ("agreement_iou", "agreement_presence")}
 
 
 def main() -> None:
@@ -61,7 +58,8 @@ def main() -> None:
         copy = Path(folder)
         for part in PARTS:
             shutil.copytree(ROOT / part, copy / part)
-        shutil.copy(ROOT / "dvc.yaml", copy)
+        for file in ("dvc.yaml", "built_in", "none"):
+            shutil.copy(ROOT / file, copy)
         rows: list[dict[str, object]] = []
         for seed in sys.argv[1:]:
             rows += _train(copy, int(seed))
@@ -71,21 +69,32 @@ def main() -> None:
 
 def _train(copy: Path, seed: int) -> Iterator[dict[str, object]]:
     params = load_yaml(ROOT / "params.yaml")
+    environment = {**os.environ, "BRAID_SCRATCH": str(copy / "scratch")}
     for student in STUDENTS:
-        judged = {**params["sam3_evaluation"], "student": student, "truth_only": student}
-        changed = {"seed": seed, "sam3_students": STUDENTS, "sam3_evaluation": judged}
-        (copy / "params.yaml").write_text(yaml.safe_dump({**params, **changed}))
+        evaluation = {**params["sam3"]["evaluation"], "student": student, "truth_only": student}
+        sam3 = {**params["sam3"], "students": STUDENTS, "evaluation": evaluation}
+        changed = {**params, "seed": seed, "sam3": sam3}
+        (copy / "params.yaml").write_text(yaml.safe_dump(changed))
         for name, *item in (["distill_sam3", student], ["evaluate_sam3"]):
-            environment = {**os.environ, "BRAID_SCRATCH": str(copy / "scratch")}
             command = [sys.executable, "-m", f"stages.{name}", *item]
             subprocess.run(command, cwd=copy, env=environment, check=True)
-        figures = json.loads((copy / "metrics/sam3.json").read_text())
-        yield {"seed": seed, "student": student, **{key: figures[key] for key in FIGURES}}
+        yield {"seed": seed, "student": student, **_metrics(copy)}
+
+
+def _metrics(copy: Path) -> dict[str, object]:
+    """Those of the student, of all prompts and of each split."""
+    models = pd.read_csv(copy / "plots/sam3_methods.csv", index_col="model")
+    splits = pd.read_csv(copy / "metrics/tables/sam3_splits.csv", index_col=["model", "split"])
+    return {name: models.loc["student", name] for name in OVERALL} | {
+        f"{name}_{split}": splits.loc[("student", split), name]
+        for split, names in BY_SPLIT.items()
+        for name in names
+    }
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds; of the agreement also its gain over `truth_only`, seed by seed."""
-    means = table.groupby("student", sort=False)[list(FIGURES)].mean()
+    means = table.drop(columns="seed").groupby("student", sort=False).mean()
     agreement = table.pivot(index="seed", columns="student", values="agreement_iou")
     for student in means.index:
         gain = agreement[student] - agreement["truth_only"]

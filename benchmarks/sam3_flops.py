@@ -1,8 +1,8 @@
-"""What the cache of the teacher's answers is worth: operations of 15 epochs with and without it.
+"""What the cache of the teacher's predictions is worth: operations with it and without, 15 epochs.
 
     python -m benchmarks.sam3_flops
 
-SAM3 and its 100.2 M student at 1008 pixels, one prompt an image; 32,558 images to learn from and
+SAM3 and its 100.2 M student at 1008 pixels, one prompt an image; 32,558 images to train on and
 1,000 held out. Operations are counted, not timed: PyTorch's counter of products and convolutions,
 on tensors without values. A training step is a forward and a backward pass of the student, its text
 encoder included; SAM3's text tower is left out, as texts are encoded once in either case, and so
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from braid.common.torchvision import mend_torchvision
-from braid.segmentation.sam3.sam3 import PromptInputs, predict
+from braid.segmentation.sam3.sam3 import BY_PROMPT, PromptInputs, predict
 from braid.segmentation.student.student import StudentRecipe, build_student, heads_of
 
 EPOCHS, TRAIN, VAL = 15, 32_558, 1_000
@@ -36,12 +36,12 @@ def main() -> None:
 
     with torch.device("meta"):
         teacher = Sam3Model(Sam3Config()).eval()
-        asked = forward_flops(teacher)
-        print(f"teacher, forward                   {asked / 1e12:6.2f} TFLOP")
+        forward = forward_flops(teacher)
+        print(f"teacher, forward                   {forward / 1e12:6.2f} TFLOP")
         for checkpointing in (False, True):
             step = step_flops(full_student(teacher, checkpointing))
-            online = EPOCHS * TRAIN * (asked + step)
-            cached = (TRAIN + VAL) * asked + EPOCHS * TRAIN * step
+            online = EPOCHS * TRAIN * (forward + step)
+            cached = (TRAIN + VAL) * forward + EPOCHS * TRAIN * step
             how = "computing again" if checkpointing else "keeping all"
             print(
                 f"student's step, {how:15s}    {step / 1e12:6.2f} TFLOP   {EPOCHS} epochs: "
@@ -68,29 +68,29 @@ def full_student(teacher: Any, checkpointing: bool) -> Any:
 
 
 def forward_flops(teacher: Any) -> int:
-    """Of an answer to one prompt whose text is encoded already."""
+    """Of the prediction for one prompt whose text is encoded already."""
     text = torch.empty(1, TOKENS, teacher.config.detr_encoder_config.hidden_size)
     with torch.no_grad():
         return counted(teacher, 72, text, backward=False)
 
 
 def step_flops(student: Any) -> int:
-    """Of an answer to one prompt and its gradients."""
+    """Of the prediction for one prompt and its gradients."""
     return counted(student.train(), 63, None, backward=True)
 
 
 def counted(model: Any, grid: int, text: Tensor | None, *, backward: bool) -> int:
     """Of one prompt on one image, whose coarsest features have `grid` cells a side."""
-    # Two places in the model look at values, which there are none of: coordinates and padding.
+    # Two places in the model need values, which there are none of: coordinates and padding.
     model.detr_decoder._get_coords = partial(_coordinates, grid)
     padding: Any = None
     tokens = torch.zeros(1, TOKENS, dtype=torch.int64)
     inputs = PromptInputs(torch.zeros(1, dtype=torch.int64), tokens, padding, text=text)
     with FlopCounterMode(display=False) as counter:
-        answer = predict(model, torch.empty(1, 3, IMAGE_SIZE, IMAGE_SIZE), inputs)
+        prediction = predict(model, torch.empty(1, 3, IMAGE_SIZE, IMAGE_SIZE), inputs)
         if backward:
-            parts = (answer.masks, answer.boxes, answer.logits, answer.presence, answer.semantic)
-            torch.stack([each.sum() for each in parts]).sum().backward()
+            parts = [getattr(prediction, name) for name in BY_PROMPT if name != "encoder"]
+            torch.stack([part.sum() for part in parts]).sum().backward()
     return int(counter.get_total_flops())
 
 

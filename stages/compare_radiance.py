@@ -1,13 +1,19 @@
 """Lay all students of all scenes side by side: summary table, trade-off chart, publication figure.
 
-Writes metrics/metrics_summary.csv (a row per scene and variant, the teacher and the trivial
-predictors among them) and two pictures a scene. Seconds.
+Writes metrics/metrics_summary.csv (a row per scene and model) and two figures a scene. Seconds.
 """
 
-from pathlib import Path
 from typing import Any
 
-from braid.radiance.evaluation.figures import image_table, summary_rows, tradeoff, tradeoff_chart
+from braid.radiance.evaluation.figures import (
+    COLUMNS,
+    FIRST_STAGE,
+    Model,
+    draw_tradeoff,
+    publication_figure,
+    read_table,
+    summary_rows,
+)
 from braid.radiance.scenes.renders import load_images
 from braid.stage.context import Stage, open_stage
 from braid.stage.records import read_json
@@ -16,50 +22,38 @@ from braid.stage.records import read_json
 def main() -> None:
     """Run the stage."""
     with open_stage("compare_radiance") as stage:
-        pictures = stage.out("plots/comparison")
-        pictures.mkdir()
-        rows = []
-        for scene in stage.params.scenes:
-            names = ("teacher", *stage.params.students)
-            models = {name: _figures(stage, scene, name) for name in names}
-            rows += list(summary_rows(scene, models))
-            students = [tradeoff(name, models[name]) for name in stage.params.students]
-            teacher = models["teacher"]
-            tradeoff_chart(
-                pictures / f"{scene}_tradeoff.png",
-                students,
-                "response",
-                tradeoff("teacher", teacher),
-                {"silhouette": teacher["psnr_silhouette"], "white": teacher["psnr_white"]},
-                teacher["peak_memory_of"],
-                scene,
-            )
-            _publish(stage, scene, pictures / f"{scene}_publication.png")
-        stage.write_curve("metrics/metrics_summary.csv", rows)
+        config, rows = stage.params.radiance, []
+        figures, renders = stage.out("plots/comparison"), stage.dep("data/renders")
+        figures.mkdir()
+        for scene in config.scenes:
+            teacher = _teacher(stage, scene)
+            students = [_student(stage, scene, name) for name in config.students]
+            rows += list(summary_rows([teacher, *students]))
+            draw_tradeoff(figures / f"{scene}_tradeoff.png", teacher, students, scene)
+            shown = (config.students[0], config.students[-1])
+            images = {name: load_images(renders / scene / f"{name}.npz") for name in shown}
+            publication_figure(figures / f"{scene}_publication.png", images)
+        stage.write_table("metrics/metrics_summary.csv", rows, COLUMNS)
 
 
-def _figures(stage: Stage, scene: str, name: str) -> dict[str, Any]:
-    folders = ("metrics/radiance", "metrics/runtime/radiance")
-    quality, cost = (read_json(stage.dep(each) / scene / f"{name}.json") for each in folders)
-    return {**cost, **quality}
+def _teacher(stage: Stage, scene: str) -> Model:
+    table = read_table(stage.dep("metrics/tables/radiance") / scene / "teacher.csv")
+    seconds = _runtime(stage, "fit_teacher", scene)["seconds"]
+    return Model(table, _runtime(stage, "render_teacher", scene), seconds)
 
 
-def _publish(stage: Stage, scene: str, path: Path) -> None:
-    """Truth, teacher, the first student and the last one, on the chosen test views."""
-    first, last = stage.params.students[0], stage.params.students[-1]
-    loaded = {
-        name: load_images(stage.dep("data/renders") / scene / f"{name}.npz")
-        for name in (first, last)
-    }
-    frames, shown = loaded[first]
-    models = {"teacher": shown["teacher"]}
-    models |= {_title(name): stored["end of training"] for name, (_, stored) in loaded.items()}
-    labels = [f"test view {frame}" for frame in frames]
-    image_table(path, shown["truth"], models, labels)
+def _student(stage: Stage, scene: str, name: str) -> Model:
+    table = read_table(stage.dep("metrics/tables/radiance") / scene / f"{name}.csv")
+    cost = _runtime(stage, "evaluate_radiance", scene, name)
+    if name == FIRST_STAGE:
+        return Model(table, cost, _runtime(stage, "distill_response", scene)["seconds"])
+    mask = read_table(stage.dep("plots/feature_mask") / scene / f"{name}.csv")
+    weights = [float(row["feature_mask_weight_mean"]) for row in mask]
+    return Model(table, cost, _runtime(stage, "distill_features", scene, name)["seconds"], weights)
 
 
-def _title(student: str) -> str:
-    return "Stage 1B" if student == "response" else f"Stage 2\n{student}"
+def _runtime(stage: Stage, name: str, *item: str) -> dict[str, Any]:
+    return read_json(stage.dep(f"metrics/runtime/{name}").joinpath(*item).with_suffix(".json"))
 
 
 if __name__ == "__main__":

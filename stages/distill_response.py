@@ -1,60 +1,51 @@
-"""Stage 1B: a KiloNeRF student learns the teacher's colour, opacity and depth along rays.
+"""Stage 1B: a KiloNeRF student learns the teacher's color, opacity and depth along rays.
 
 Reads data/teacher/<scene> (train and random poses), writes models/student/<scene>/response. A
 minute for the built-in scene.
 """
 
 from braid.common.rng import generator
-from braid.radiance.distillation.objectives import ResponseLoss, ResponseObjective
+from braid.radiance.distillation.response import ResponseObjective
 from braid.radiance.scenes.occupancy import load_space
 from braid.radiance.scenes.renders import load_renders
 from braid.radiance.student.student import build_student, save_student
 from braid.stage.context import open_stage
-from braid.training.device import set_up
-from braid.training.distributed import launched
-from braid.training.trainer import Optimisation, Snapshot, optimise
+from braid.training.trainer import Snapshot, train
 
 
 def main() -> None:
     """Run the stage."""
     with open_stage("distill_response") as stage:
-        process, hardware, seed = launched(), stage.params.hardware, stage.params.seed
-        device = set_up(hardware.device, hardware.threads, seed, process.local_rank)
-        rays, steps = stage.params.rays, stage.params.response.steps
-        field_steps = int(stage.params.response.field_share * steps)
+        config, run = stage.params.radiance, stage.training()
+        steps = config.response.steps
+        field_steps = int(config.response.field_fraction * steps)
         teacher = stage.dep("data/teacher")
         renders = load_renders(teacher / "train", teacher / "random")
         occupancy, field_points = load_space(teacher / "space.safetensors")
 
-        student = build_student(
-            occupancy, generator(seed, "student"), **stage.params.student.model_dump()
-        ).to(device)
+        draws = generator(run.seed, "student")
+        student = build_student(occupancy, config.student, draws).to(run.device)
         objective = ResponseObjective(
             student,
             renders,
-            renders.sampler(**rays.model_dump(exclude={"count"})),
-            ResponseLoss(**stage.params.response_loss.model_dump(), scale=student.extent),
-            rays=rays.count,
-            field_points=field_points.to(device),
+            config.rays,
+            config.loss,
+            field_points=field_points.to(run.device),
             field_steps=field_steps,
-        ).to(device)
+        ).to(run.device)
         warm = Snapshot(student.field, max(1, field_steps))
-        result = optimise(
+        result = train(
             objective,
-            Optimisation(**stage.params.optimisation.model_dump()),
+            config.optimizer,
+            run,
             steps=steps,
-            precision=hardware.precision,
-            **stage.params.cadence.model_dump(),
-            seed=seed,
-            device=device,
-            process=process,
-            checkpoint=stage.scratch() / "response.pt",
+            name="response",
+            term_gradients=config.optimizer.term_gradients,
             stateful={"warm": warm},
             hooks={"warm": warm},
-            on_log=stage.logger(),
         )
         save_student(stage.out("models/student"), student, {"warm": warm.weights})
-        stage.write_curve("plots/student", result.history)
+        stage.write_table("plots/student", result.history)
 
 
 if __name__ == "__main__":

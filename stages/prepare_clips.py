@@ -10,7 +10,7 @@ from braid.clips.decoding.transform import NAME
 from braid.clips.preparation.moving_digits import LAYOUT, write_digit_shards
 from braid.clips.preparation.scan import find_shards, scan_shards, write_manifest
 from braid.common.config import BUILT_IN
-from braid.common.splits import SPLITS
+from braid.data.splits import SPLITS
 from braid.stage.context import open_stage
 from braid.training.device import make_deterministic, set_threads
 

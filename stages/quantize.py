@@ -8,7 +8,7 @@ import torch
 
 from braid.clips.shards.dataset import open_clips
 from braid.common.rng import generator
-from braid.common.splits import SPLITS
+from braid.data.splits import SPLITS
 from braid.pseudo_classes.kmeans import kmeans
 from braid.pseudo_classes.occupancy import inertia_metrics, occupancy_metrics, occupancy_table
 from braid.pseudo_classes.quantizer import (

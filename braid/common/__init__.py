@@ -1,1 +1,1 @@
-"""What every strand may use: base of params models, random numbers, splits, plotting, files."""
+"""What every strand may use: base of params models, random numbers, plotting, files."""

@@ -32,3 +32,17 @@ class Config(BaseModel):
 def optional_path(value: str) -> Path | None:
     """The path that a param names, None for `none`."""
     return None if value == NONE else Path(value)
+
+
+def external_path(value: str, key: str) -> Path:
+    """The path that a param names, of what is read where it lies, past the guard of stages.
+
+    Raises:
+        ValueError: it lies in the repository, where stages read declared deps alone.
+    """
+    path = Path(value)
+    if path.resolve().is_relative_to(Path.cwd().resolve()):
+        raise ValueError(
+            f"{key}: {value}: is read where it lies, expected a place outside of the repository"
+        )
+    return path

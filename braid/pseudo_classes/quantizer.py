@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from braid.clips.config import ConditionsConfig, PoolingConfig
-from braid.common.splits import SPLITS
+from braid.data.splits import SPLITS
 from braid.pseudo_classes.kmeans import KMeans, nearest
 
 # ---- The condition embedding h = g(text, keyframes) that is quantized ---------------------------

@@ -12,6 +12,8 @@ from braid.training.config import OptimizerConfig
 FeatureGroup = Literal[
     "position", "sh", "sh_dc", "sh_rest", "opacity", "scale", "covariance", "count", "std"
 ]
+Weighting = Literal["opacity", "mass", "contribution"]
+Split = Literal["hard", "trilinear"]
 
 
 class SceneConfig(Config):
@@ -45,8 +47,8 @@ class TeacherConfig(Config):
     lr_opacities: Positive
     lr_color: Positive  # harmonics of degree 0
     lr_harmonics: Positive  # degrees 1 to 3
-    lr_decay: Annotated[float, Field(gt=0, le=1)]  # share of each rate left at the end
-    alpha_weight: NonNegative  # squared error of alpha beside the L1 error of colour
+    lr_decay: Annotated[float, Field(gt=0, le=1)]  # fraction of each rate that is left at the end
+    alpha_weight: NonNegative  # squared error of alpha beside the L1 error of color
     density_interval: Whole  # steps between rounds of density control, 0: none
     density_start: Fraction  # of the steps
     density_stop: Fraction
@@ -61,15 +63,15 @@ class RendersConfig(Config):
 
     random_poses: Whole  # beside the train poses
     voxels: Count  # of the occupancy grid, along the longest axis
-    field_points: Count  # points in occupied space with the teacher's density and colour
+    field_points: Count  # points in occupied space with the teacher's density and color
 
 
 class FeaturesConfig(Config):
     """Per-cell aggregates of the teacher's Gaussians."""
 
     cells: Count  # along the longest axis; at least 100k occupied ones want about 128
-    weighting: Literal["opacity", "mass", "contribution"]
-    split: Literal["hard", "trilinear"]
+    weighting: Weighting
+    split: Split
     robust: bool  # median and MAD instead of mean and standard deviation
     block: Count  # cells per side of the spatial blocks that are split into train and val
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
@@ -86,17 +88,22 @@ class VaeConfig(Config):
     beta: NonNegative  # weight of the KL term after its warm-up
     beta_warmup: Fraction  # of the steps
     free_bits: NonNegative  # nats a latent dimension
-    gate: Positive  # reconstruction MSE, standardised units
+    gate: Positive  # reconstruction MSE, standardized units
 
 
-class StudentConfig(Config):
+class NetworkConfig(Config):
+    """The sizes of one tiny MLP."""
+
+    hidden: Annotated[int, Field(ge=1, le=128)]  # units of every hidden layer
+    layers: Annotated[int, Field(ge=2)]  # from position to density: hidden ones and the head
+    frequencies: Whole  # octaves of the position; the paper's 10 add noise at 100 to 200 pixels
+    direction_frequencies: Whole  # octaves of the view direction
+
+
+class StudentConfig(NetworkConfig):
     """The KiloNeRF grid of tiny MLPs and how its rays are sampled."""
 
     cells: Count  # networks along the longest axis of the tight box
-    hidden: Annotated[int, Field(ge=32, le=128)]  # units a layer
-    layers: Annotated[int, Field(ge=2)]
-    frequencies: Whole  # of the position encoding
-    direction_frequencies: Whole
     margin: Annotated[float, Field(ge=0, le=0.5)]  # half width of the blend at a face, cells
     density_scale: Positive  # density that a network output of one means, per cell edge
     step: Positive  # ray step, voxel edges
@@ -108,7 +115,7 @@ class RaysConfig(Config):
     count: Count  # a step
     hard: Fraction  # drawn in proportion to the running error (PVD-AL-lite); 0: uniformly
     decay: Fraction  # of the running error, per visit
-    tile: Count  # pixels a side that share one running error
+    tile: Count  # pixels a side, with one running error
 
 
 class ResponseLossConfig(Config):
@@ -120,7 +127,7 @@ class ResponseLossConfig(Config):
 
 
 class StudentOptimizerConfig(OptimizerConfig):
-    """How students are optimised, in Stage 1B and Stage 2."""
+    """How students are optimized, in Stage 1B and Stage 2."""
 
     term_gradients: bool  # log the gradient norm of each loss term
 
@@ -136,7 +143,7 @@ class DistillConfig(Config):
     """Stage 2: features beside the response."""
 
     steps: Steps
-    lr_scale: Positive  # of optimisation.lr
+    lr_scale: Positive  # of optimizer.lr
     points: Count  # a step, where features are compared
     projector_hidden: Count
     projector_depth: Count  # linear layers
@@ -159,7 +166,7 @@ class VariantConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """How renders are judged."""
+    """How renders are evaluated."""
 
     chunk: Count  # rays at once
     stop: Annotated[float, Field(ge=0, lt=1)]  # transmittance at which a ray ends
@@ -183,7 +190,7 @@ class RadianceConfig(Config):
     optimizer: StudentOptimizerConfig
     response: ResponseConfig
     distill: DistillConfig
-    variants: dict[Name, VariantConfig]
+    variants: dict[Name, VariantConfig] = Field(min_length=1)
     students: tuple[str, ...] = Field(strict=False, min_length=1)
     evaluation: EvaluationConfig
 

@@ -17,7 +17,7 @@ class DataConfig(Config):
 
     source: str  # a folder of sa_<id>.jpg and sa_<id>.json; built_in: drawn shapes and photos
     faults: Literal["skip", "fatal"]  # what a missing or broken file does
-    val: Count  # images, those with the largest ids
+    val: Annotated[int, Field(ge=2)]  # images, those with the largest ids; chance needs another
     image_size: Annotated[int, Field(gt=0, multiple_of=14)]  # pixels a side, squashed to a square
     cache_mib: Whole  # RAM for resized images; 0: decoded each time
 
@@ -31,7 +31,7 @@ class ShapesConfig(Config):
 
 
 class PromptsConfig(Config):
-    """What is asked of an image."""
+    """Which prompts an image has."""
 
     kinds: tuple[Literal["generic", "category", "box", "caption"], ...] = Field(
         strict=False, min_length=1
@@ -39,7 +39,8 @@ class PromptsConfig(Config):
     generic: Annotated[str, Field(min_length=1)]  # the text of a generic prompt
     per_image: Count  # prompts, at most; the kinds take turns
     negative_fraction: Annotated[float, Field(ge=0, lt=1)]  # of the category prompts
-    withheld: tuple[str, ...] = Field(strict=False)  # no student sees the truth of what names them
+    # phrases: no student is shown the ground truth of prompts that mention one
+    withheld: tuple[str, ...] = Field(strict=False)
 
     @model_validator(mode="after")
     def _kinds_differ(self) -> PromptsConfig:
@@ -62,7 +63,7 @@ class TeacherConfig(Config):
 
 
 class CacheConfig(Config):
-    """What is kept of the teacher's answers."""
+    """What is kept of the teacher's predictions."""
 
     mode: Literal["online", "outputs", "full"]  # full: with features, for phase 1
     mask_size: Count  # pixels a side
@@ -72,17 +73,22 @@ class CacheConfig(Config):
     images: Count  # a forward pass, with all their prompts
 
 
-class StudentConfig(Config):
+class ArchitectureConfig(Config):
     """The student's architecture."""
 
-    backbone: str  # of timm, with features at strides 4 to 32
+    queries: Count
+    backbone: str  # of timm, with features at strides 4, 8, 16 and 32
     backbone_options: dict[str, Count | Counts]  # of timm's constructor; {}: as published
-    backbone_weights: str  # a .safetensors or .pth file of timm's; none: random ones
     text_layers: Count
     text_width: Count
-    queries: Count
+    checkpointing: bool  # compute activations again in the backward pass, to save memory
+
+
+class StudentConfig(ArchitectureConfig):
+    """The student's architecture, and what it starts from."""
+
+    backbone_weights: str  # a .safetensors or .pth file of timm's; none: random ones
     tokenizer: str  # a folder of its own; built_in: made of the prompts' words
-    checkpointing: bool  # trade compute for memory in the backward pass
 
 
 class MatchingConfig(Config):
@@ -92,7 +98,7 @@ class MatchingConfig(Config):
     box: NonNegative
     giou: NonNegative
     logit: NonNegative
-    size: Count  # pixels a side at which masks are compared, or the smaller masks' own
+    size: Count  # cells a side at which masks are compared, or the smaller masks' own
 
     @model_validator(mode="after")
     def _something_counts(self) -> MatchingConfig:
@@ -114,12 +120,12 @@ class LossesConfig(Config):
     encoder: NonNegative
 
     @model_validator(mode="after")
-    def _answers_count(self) -> LossesConfig:
+    def _predictions_count(self) -> LossesConfig:
         pairs = (self.mask, self.box, self.giou, self.logit)
         if not any((*pairs, self.presence, self.semantic)):
             raise ValueError(
                 "mask, box, giou, logit, presence and semantic are 0, expected one above 0: "
-                "features are no answers"
+                "features are no predictions"
             )
         return self
 
@@ -143,6 +149,19 @@ class DistillConfig(Config):
     clip_norm: Positive
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
 
+    def optimizer(self, phase: PhaseConfig) -> OptimizerConfig:
+        """AdamW under a cosine of the phase's own."""
+        return OptimizerConfig(
+            name="adamw",
+            lr=phase.lr,
+            lr_floor=0.0,
+            warmup=phase.warmup,
+            weight_decay=self.weight_decay,
+            accumulate=self.accumulate,
+            clip_norm=self.clip_norm,
+            ema_decay=self.ema_decay,
+        )
+
 
 class StudentTrainingConfig(Config):
     """One student: what it learns from."""
@@ -153,16 +172,16 @@ class StudentTrainingConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """How students are judged."""
+    """How students are evaluated."""
 
     student: str  # of `students`
     truth_only: str  # of `students`: the control
     images: Annotated[int, Field(ge=2)]  # a batch, with all their prompts; chance needs another
     mask_size: Count  # pixels a side at which masks are compared
-    score: Fraction  # a query above it counts as found
+    score: Fraction  # a query above it counts as detected
     bins: Count  # of the calibration error
     latency_runs: Count
-    pictures: Count  # prompts that are pictured
+    pictures: Count  # prompts that are drawn as examples
 
 
 class Sam3Config(Config):

@@ -33,9 +33,9 @@ def camera(width, height, distance=4.0, focal=None, dtype=torch.float64):
     return Cameras(pose[None], focal or 1.4 * width, width, height)
 
 
-def one(mean=(0.0, 0.0, 0.0), scale=0.1, opacity=0.8, grey=0.5, dtype=torch.float64):
-    """One round, grey Gaussian."""
-    sh = torch.full((1, 1, 3), (grey - 0.5) / 0.28209479177387814, dtype=dtype)
+def one(mean=(0.0, 0.0, 0.0), scale=0.1, opacity=0.8, gray=0.5, dtype=torch.float64):
+    """One round, gray Gaussian."""
+    sh = torch.full((1, 1, 3), (gray - 0.5) / 0.28209479177387814, dtype=dtype)
     return Gaussians(
         torch.tensor([mean], dtype=dtype),
         torch.full((1, 3), math.log(scale), dtype=dtype),

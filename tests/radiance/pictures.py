@@ -13,9 +13,9 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def views(count: int = 2, size: int = 16, seed: int = 0) -> Views:
-    """A disc-like blob of random colours."""
+    """A disc-like blob of random colors."""
     line = torch.linspace(-1, 1, size)
     alpha = ((line[:, None] ** 2 + line**2) < 0.5).float().expand(count, size, size)[..., None]
-    colour = noise(count, size, size, 3, seed=seed)
+    color = noise(count, size, size, 3, seed=seed)
     poses = torch.eye(4).expand(count, 4, 4)
-    return Views(Cameras(poses, 20.0, size, size), torch.cat([colour * alpha, alpha], dim=-1))
+    return Views(Cameras(poses, 20.0, size, size), torch.cat([color * alpha, alpha], dim=-1))

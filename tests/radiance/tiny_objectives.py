@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from braid.radiance.distillation.feature_loss import FeatureLoss, Projector
-from braid.radiance.distillation.objectives import FeatureObjective, ResponseLoss, ResponseObjective
-from braid.radiance.features.table import CellFeatures, FeatureSchema
+from braid.radiance.config import DistillConfig
+from braid.radiance.distillation.features import FeatureLoss, FeatureObjective
+from braid.radiance.distillation.response import ResponseLoss, ResponseObjective
+from braid.radiance.features.table import (
+    CellFeatures,
+    FeatureSchema,
+    Standardization,
+    StoredFeatures,
+)
 from braid.radiance.features.vae import FeatureVae
 from braid.radiance.scenes.cells import CellGrid
 from braid.radiance.scenes.occupancy import FieldPoints
+from tests.radiance.settings import distill_config, loss_config, rays_config
 from tests.radiance.tiny_teacher import rendered, seeded, student
 
 GROUPS = {"sh_dc": ("r", "g", "b"), "opacity": ("tau",)}
-COLUMNS = {"sh_dc": slice(0, 3), "opacity": slice(3, 4)}
 
 
 def response(
@@ -25,36 +33,38 @@ def response(
     field_steps: int = 0,
     loss: ResponseLoss | None = None,
 ) -> ResponseObjective:
-    renders = rendered(views)
-    return ResponseObjective(
+    objective = ResponseObjective(
         student(),
-        renders,
-        renders.sampler(hard=hard, tile=4),
-        loss or ResponseLoss(),
-        rays=rays,
+        rendered(views),
+        rays_config(count=rays, hard=hard, tile=4),
+        loss_config(),
         field_points=field_points,
         field_steps=field_steps,
     )
+    objective.loss = loss or ResponseLoss(loss_config())
+    return objective
 
 
-def feature_loss(vae: FeatureVae | None = None, cells: int = 125, **options) -> FeatureLoss:
+def stored_features(grid: CellGrid, cells: torch.Tensor, values: torch.Tensor) -> StoredFeatures:
+    """Features that are standardized as they are."""
+    channels, ones = values.shape[1], torch.ones(len(cells))
+    table = CellFeatures(FeatureSchema(grid, "mass", "hard", GROUPS), cells, values, ones, ones)
+    identity = Standardization(torch.zeros(channels), torch.ones(channels), clip=float("inf"))
+    return StoredFeatures(table, identity, ones.bool())
+
+
+def feature_loss(vae: FeatureVae | None = None, cells: int = 125, **settings: Any) -> FeatureLoss:
     grid = CellGrid((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0), (5, 5, 5))
     values = torch.randn(125, 4, generator=seeded(8))[:cells]
-    table = CellFeatures(
-        FeatureSchema(grid, "mass", "hard", GROUPS),
-        torch.arange(cells),
-        values,
-        torch.ones(cells),
-        torch.ones(cells),
-    )
+    stored = stored_features(grid, torch.arange(cells), values)
     torch.manual_seed(0)
-    projector = Projector(32, vae.latent if vae else 4, hidden=16)
-    return FeatureLoss(table, values, projector, student().grid, vae=vae, **options)
+    return FeatureLoss(stored, 32, student().grid, distill_config(**settings), vae)
 
 
-def features(loss: FeatureLoss | None, **options) -> FeatureObjective:
-    schedule = {"warmup": 4, "decay": 10, "floor": 0.1}
-    return FeatureObjective(response(**options), loss, points=300, columns=COLUMNS, **schedule)
+def features(
+    loss: FeatureLoss | None, config: DistillConfig | None = None, **options: Any
+) -> FeatureObjective:
+    return FeatureObjective(response(**options), loss, config or distill_config())
 
 
 def fit(objective: nn.Module, steps: int, lr: float = 2e-2) -> None:
@@ -69,6 +79,9 @@ def fit(objective: nn.Module, steps: int, lr: float = 2e-2) -> None:
 
 class Spy(ResponseLoss):
     """Keeps what the loss was called with."""
+
+    def __init__(self):
+        super().__init__(loss_config())
 
     def __call__(self, *arguments):
         self.seen = arguments

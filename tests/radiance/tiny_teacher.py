@@ -6,12 +6,13 @@ import math
 
 import torch
 
-from braid.radiance.gaussians.field import render_all, survey
+from braid.radiance.gaussians.field import render_all, scan_space
 from braid.radiance.gaussians.gaussians import Gaussians
 from braid.radiance.scenes.cameras import Cameras, look_at
 from braid.radiance.scenes.occupancy import FieldPoints
 from braid.radiance.scenes.renders import Renders
 from braid.radiance.student.student import Student, build_student
+from tests.radiance.settings import renders_config, student_config
 
 RADIUS = 0.5
 
@@ -21,7 +22,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def ball(count: int = 60, opacity: float = 0.95, size: float = 0.12) -> Gaussians:
-    """Round Gaussians on a sphere, coloured by place, with a view-dependent part."""
+    """Round Gaussians on a sphere, colored by place, with a view-dependent part."""
     means = RADIUS * torch.nn.functional.normalize(torch.randn(count, 3, generator=seeded()))
     sh = 0.1 * torch.randn(count, 4, 3, generator=seeded(1))
     sh[:, 0] = 1.5 * means
@@ -46,20 +47,13 @@ def rendered(count: int = 3, width: int = 16) -> Renders:
     return render_all(ball(), views(count, width))
 
 
-def surveyed(points: int = 2000) -> FieldPoints:
-    return survey(ball(), views(), voxels=12, points=points, generator=seeded())[1]
+def field_points(count: int = 2000) -> FieldPoints:
+    config = renders_config(voxels=12, field_points=count)
+    return scan_space(ball(), views(), config, seeded())[1]
 
 
 def student(seed: int = 0) -> Student:
-    occupancy, _ = survey(ball(), views(), voxels=12, points=1, generator=seeded())
-    return build_student(
-        occupancy,
-        seeded(seed),
-        cells=2,
-        density_scale=10.0,
-        step=0.7,
-        hidden=32,
-        layers=3,
-        frequencies=4,
-        direction_frequencies=1,
-    )
+    config = renders_config(voxels=12, field_points=1)
+    occupancy, _ = scan_space(ball(), views(), config, seeded())
+    sizes = student_config(cells=2, density_scale=10.0, step=0.7, layers=3)
+    return build_student(occupancy, sizes, seeded(seed))

@@ -20,10 +20,10 @@ MASKS = (rectangle(0, 20, 0, 30), rectangle(10, 35, 40, 55))
 
 
 def smooth_pixels(number, height=HEIGHT, width=WIDTH):
-    """A gradient of an own colour, which JPEG hardly changes, [height, width, 3]."""
+    """A gradient of an own color, which JPEG hardly changes, [height, width, 3]."""
     ramp = np.add.outer(np.arange(height), np.arange(width)) / (height + width)
-    colour = np.random.default_rng(number).uniform(80, 220, 3)
-    return (ramp[..., None] * colour).astype(np.uint8)
+    color = np.random.default_rng(number).uniform(80, 220, 3)
+    return (ramp[..., None] * color).astype(np.uint8)
 
 
 def some_image(number=0, masks=MASKS, names=(None, None), captions=(), exhaustive=False):

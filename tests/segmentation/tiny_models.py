@@ -3,7 +3,7 @@
 import torch
 
 from braid.segmentation.sam3.sam3 import PromptInputs
-from braid.segmentation.sam3.tiny_sam3 import tiny_sam3
+from braid.segmentation.teacher.tiny_sam3 import tiny_sam3
 
 VOCABULARY, CONTEXT, IMAGE_SIZE, MASK_SIZE, QUERIES, WIDTH = 64, 8, 56, 16, 5, 16
 

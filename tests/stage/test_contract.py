@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import accumulate
@@ -234,6 +235,16 @@ def test_every_out_stands_in_an_output_folder_and_belongs_to_one_stage() -> None
     assert all(out.split("/")[0] in {"data", "models", "metrics", "plots"} for out in outs)
 
 
+def test_git_ignores_the_outs_of_dvc_and_keeps_the_others() -> None:
+    """An out that git did not ignore would make DVC write a `.gitignore` of its own."""
+    outs = [out for stage in STAGES for out in stage.outs]
+    asked = "\n".join(out if Path(out).suffix else f"{out}/" for out in outs)
+    command = ["git", "-C", str(ROOT), "check-ignore", "--stdin", "--no-index"]
+    result = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
+    ignored = {line.rstrip("/") for line in result.stdout.splitlines()}
+    assert ignored == {out for out in outs if out.startswith(("data/", "models/"))}
+
+
 def test_runtime_files_follow_the_rule_and_are_no_metrics() -> None:
     for stage in STAGES:
         runtime = [out for out in stage.outs if covers(RUNTIME, out) and out.endswith(".json")]
@@ -355,9 +366,10 @@ BELOW = {
     "training": {"common"},
     "metrics": {"common"},
     "stage": {"common", "training"},
-    "clips": {"common", "training"},
-    "images": {"common", "training"},
-    "pseudo_classes": {"common", "training", "clips"},
+    "data": {"common"},
+    "clips": {"data", "common", "training"},
+    "images": {"data", "common", "training"},
+    "pseudo_classes": {"data", "common", "training", "clips"},
     "representation": {"common", "training", "metrics", "clips", "pseudo_classes"},
     "radiance": {"common", "training", "metrics"},
     "drifting": {"common", "training", "metrics"},

@@ -19,10 +19,10 @@ from tests.stages.conftest import CHAIN, fault, override, run
 
 def empty_features(repo: Path) -> None:
     path = repo / "data/features/own.npz"
-    features, standardisation, training = load_features(path)
+    features, standardization, training = load_features(path)
     empty = {name: getattr(features, name)[:0] for name in ("cells", "values", "count", "weight")}
     none = type(features)(schema=features.schema, **empty)
-    save_features(path, StoredFeatures(none, standardisation, training[:0]))
+    save_features(path, StoredFeatures(none, standardization, training[:0]))
 
 
 @pytest.mark.parametrize("stage", [("train_vae", "own"), ("distill_features", "own", "sh")])
@@ -58,50 +58,50 @@ def test_a_student_of_another_architecture(repo: Path) -> None:
 
 
 def test_a_vae_of_other_features(repo: Path) -> None:
-    override(repo, features={"cells": 5})
+    override(repo, {"radiance.features.cells": 5})
     run(repo, "export_features", "own")
     line = fault(repo, "distill_features", "own", "gaussian_all_vae")
     assert re.search(r"models/feature_vae/own: the VAE was trained on feature schema", line)
 
 
 def test_a_variant_that_does_not_exist(repo: Path) -> None:
-    line = fault(repo, "distill_features", "own", "colour")
-    assert line.startswith("dvc.yaml declares no stage distill_features@own-colour (it has: ")
+    line = fault(repo, "distill_features", "own", "color")
+    assert line.startswith("dvc.yaml declares no stage distill_features@own-color (it has: ")
     assert "distill_features@own-sh_opacity" in line
-    override(repo, students=["response", "colour"])
+    override(repo, {"radiance.students": ["response", "color"]})
     line = fault(repo, "prepare_scene", "own")
-    assert re.search(r"students: expected response or a variant, got \['colour'\]", line)
+    assert re.search(r"students: expected response or a variant, got \['color'\]", line)
 
 
 def test_a_feature_group_that_does_not_exist(repo: Path) -> None:
-    override(repo, variants={"sh": {"groups": ["sh", "colour"], "vae": False}})
+    override(repo, {"radiance.variants.sh.groups": ["sh", "color"]})
     line = fault(repo, "prepare_scene", "own")  # at once, not after the teacher's half hour
-    assert line.startswith("params.yaml: variants.sh.groups.1: Input should be 'position', 'sh'")
-    assert line.endswith("(got 'colour')")
+    place = "params.yaml: radiance.variants.sh.groups.1: "
+    assert line.startswith(place + "Input should be 'position', 'sh'")
+    assert line.endswith("(got 'color')")
 
 
 # ---- Params ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", CHAIN, ids=lambda stage: stage[0])
-@pytest.mark.parametrize(("section", "key"), [("hardware", "threads"), ("evaluation", "chunk")])
+@pytest.mark.parametrize("key", ["hardware.threads", "radiance.evaluation.chunk"])
 @pytest.mark.parametrize("value", [0, -4])
 def test_no_threads_or_an_empty_chunk(
-    repo: Path, stage: tuple[str, ...], section: str, key: str, value: int
+    repo: Path, stage: tuple[str, ...], key: str, value: int
 ) -> None:
-    override(repo, **{section: {key: value}})
-    expected = f"params.yaml: {section}.{key}: Input should be greater than 0 (got {value})"
+    override(repo, {key: value})
+    expected = f"params.yaml: {key}: Input should be greater than 0 (got {value})"
     assert fault(repo, *stage) == expected
 
 
 def test_pictures_of_views_that_there_are_not(repo: Path) -> None:
-    override(repo, evaluation={"figure_frames": [2, 9]})
+    override(repo, {"radiance.evaluation.figure_frames": [2, 9]})
     line = fault(repo, "evaluate_radiance", "own", "response")
-    assert line == "evaluation.figure_frames: expected one of 0 to 1, got [2, 9]"
+    assert line == "radiance.evaluation.figure_frames: expected one of 0 to 1, got [2, 9]"
 
 
 @pytest.mark.parametrize("scenes", [None, 3, "lego", ["lego"], {"own": None}])
 def test_scenes_that_are_no_mapping(repo: Path, scenes: Any) -> None:
-    override(repo, scenes=None)
-    override(repo, scenes=scenes)
-    assert fault(repo, "prepare_scene", "own").startswith("params.yaml: scenes")
+    override(repo, {"radiance.scenes": scenes})
+    assert fault(repo, "prepare_scene", "own").startswith("params.yaml: radiance.scenes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from braid.segmentation.student.student import load_student
 from tests.stages.conftest import ROOT, fault, override, run
 from tests.tiny import TINY
 
-SECTIONS = [name for name in TINY if name.startswith(("sa1b", "sam3", "shapes", "prompts"))]
+SECTIONS = ("hardware", "training", "sam3")
 
 
 def metrics(repo: Path, name: str) -> dict[str, Any]:
@@ -22,72 +23,116 @@ def metrics(repo: Path, name: str) -> dict[str, Any]:
     return content
 
 
+def table(repo: Path, path: str) -> list[dict[str, str]]:
+    with (repo / path).open() as file:
+        return list(csv.DictReader(file))
+
+
+def terms(repo: Path, student: str) -> dict[tuple[str, str], dict[str, str]]:
+    rows = table(repo, f"metrics/tables/sam3_training/{student}.csv")
+    return {(row["phase"], row["term"]): row for row in rows}
+
+
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with images, a teacher and its cache."""
     repo = tmp_path_factory.mktemp("segmentation") / "repo"
     for name in ("braid", "stages"):
         shutil.copytree(ROOT / name, repo / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("params.yaml", "dvc.yaml"):
+    for name in ("params.yaml", "dvc.yaml", "built_in", "none"):
         shutil.copy(ROOT / name, repo)
-    override(repo, **{name: TINY[name] for name in ("hardware", "cadence", *SECTIONS)})
-    override(repo, sam3_teacher={"steps": 4})
+    override(repo, {key: TINY[key] for key in TINY if key.startswith(SECTIONS)})
+    override(repo, {"sam3.teacher.steps": 4})
     for stage in ("prepare_sa1b", "fit_sam3_teacher", "cache_teacher"):
         run(repo, stage)
     return repo
 
 
 @pytest.fixture
-def repo(taught: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(taught, tmp_path / "repo"))
+def repo(fitted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(fitted, tmp_path / "repo"))
 
 
-def test_a_checkpoint_of_ones_own_answers_like_the_model_that_it_is(
+def test_a_checkpoint_of_ones_own_predicts_like_the_model_that_it_is(
     repo: Path, tmp_path: Path
 ) -> None:
     own = Path(shutil.copytree(repo / "models/sam3_teacher", tmp_path / "own"))
-    before, cached = metrics(repo, "sam3_teacher"), metrics(repo, "teacher_cache")
-    override(repo, sam3_teacher={"source": str(own)})
+    before, cached = metrics(repo, "sam3_teacher"), table(repo, "metrics/tables/teacher_cache.csv")
+    override(repo, {"sam3.teacher.source": str(own)})
     run(repo, "fit_sam3_teacher")
     assert metrics(repo, "sam3_teacher") == before
     assert {path.name for path in (repo / "models/sam3_teacher").iterdir()} == {"source.json"}
+    assert table(repo, "plots/sam3_teacher/fit.csv") == []
     run(repo, "cache_teacher")
-    assert metrics(repo, "teacher_cache") == cached
+    assert table(repo, "metrics/tables/teacher_cache.csv") == cached
     (own / "model.safetensors").write_bytes(b"no weights")
     assert "model.safetensors: missing or damaged" in fault(repo, "cache_teacher")
 
 
 def test_a_teacher_that_is_not_there_gets_one_line(repo: Path, tmp_path: Path) -> None:
-    override(repo, sam3_teacher={"source": str(tmp_path / "nowhere")})
+    override(repo, {"sam3.teacher.source": str(tmp_path / "nowhere")})
     assert "nowhere" in fault(repo, "fit_sam3_teacher")
+
+
+def test_a_teacher_in_the_repository_gets_one_line(repo: Path) -> None:
+    shutil.copytree(repo / "models/sam3_teacher", repo / "mine")
+    override(repo, {"sam3.teacher.source": "mine"})
+    line = fault(repo, "fit_sam3_teacher")
+    assert line.startswith("sam3.teacher.source: mine: is read where it lies")
 
 
 @pytest.mark.parametrize("mode", ["full", "online"])
 def test_a_student_learns_from_the_cache_and_from_the_teacher_itself(repo: Path, mode: str) -> None:
-    override(repo, sam3_cache={"mode": mode})
+    override(repo, {"sam3.cache.mode": mode})
     run(repo, "cache_teacher")
     run(repo, "distill_sam3", "distilled")
+    rows = terms(repo, "distilled")
+    loss = rows["features", "loss"]
+    assert float(loss["after"]) < float(loss["before"])
+    assert ("features", "fpn") in rows
+    assert ("outputs", "fpn") not in rows
+    assert int(loss["transferred_parameters"]) > 0
     figures = metrics(repo, "sam3_training/distilled")
-    assert figures["features_loss_after"] < figures["features_loss_before"]
-    assert "outputs_fpn_after" not in figures
-    assert figures["inherited_parameters"] > 0
+    assert figures["loss"]["after"] == pytest.approx(float(rows["outputs", "loss"]["after"]))
+    assert figures["steps"] == sum(int(rows[phase, "loss"]["steps"]) for phase in PHASES)
+
+
+PHASES = ("features", "outputs")
+
+
+def test_a_student_is_evaluated_beside_its_control(repo: Path) -> None:
+    for student in ("distilled", "truth_only"):
+        run(repo, "distill_sam3", student)
+    run(repo, "evaluate_sam3")
+    rows = {row["model"]: row for row in table(repo, "plots/sam3_methods.csv")}
+    figures = metrics(repo, "sam3")
+    assert figures["iou"]["student"] == pytest.approx(float(rows["student"]["iou"]), abs=1e-6)
+    assert figures["parameters"] == int(rows["student"]["parameters"])
+    assert set(figures["iou"]) == {"student", "teacher", "truth_only"}
+    splits = table(repo, "metrics/tables/sam3_splits.csv")
+    assert {(row["model"], row["split"]) for row in splits} == {
+        (model, split) for model in rows for split in ("labeled", "withheld")
+    }
+    prompts = [int(row["prompts"]) for row in splits if row["model"] == "student"]
+    assert sum(prompts) == int(rows["student"]["prompts"])
+    latency = metrics(repo, "runtime/evaluate_sam3")["latency"]
+    assert set(latency) == {"teacher", "student", "int8", "fused"}
 
 
 def test_features_that_were_not_cached_are_asked_for_in_one_line(repo: Path) -> None:
-    override(repo, sam3_cache={"mode": "outputs"})
+    override(repo, {"sam3.cache.mode": "outputs"})
     run(repo, "cache_teacher")
     line = fault(repo, "distill_sam3", "distilled")
-    assert line.startswith("sam3_phases.features.features is true, but the cache holds none")
+    assert line.startswith("sam3.phases.features.features is true, but the cache has none")
 
 
 def test_a_student_has_its_own_tokenizer_and_heads(repo: Path, tmp_path: Path) -> None:
     save_tokenizer(tmp_path / "words", word_tokenizer(["circle", "red", "square"], length=9))
-    alone = {"supervision": "teacher", "heads": False, "features": False}
-    override(repo, sam3_student={"tokenizer": str(tmp_path / "words")})
-    override(repo, sam3_students={"distilled": alone})
+    override(repo, {"sam3.student.tokenizer": str(tmp_path / "words")})
+    override(repo, {f"sam3.students.distilled.{key}": False for key in ("heads", "features")})
     run(repo, "distill_sam3", "distilled")
     folder = repo / "models/sam3_student/distilled"
     assert len(load_tokenizer(folder / "tokenizer")) == load_student(folder).recipe.vocabulary == 6
-    figures = metrics(repo, "sam3_training/distilled")
-    assert figures["inherited_parameters"] == 0
-    assert "features_fpn_after" not in figures
+    rows = terms(repo, "distilled")
+    assert {row["transferred_parameters"] for row in rows.values()} == {"0"}
+    assert ("features", "fpn") not in rows

@@ -27,7 +27,7 @@ from torch.nn.functional import grid_sample, interpolate, pad
 from braid.clips.config import DigitsConfig
 from braid.clips.decoding.transform import SPACE_STRIDE, TIME_STRIDE, encode
 from braid.clips.shards.dataset import Layout, write_shard, write_tensor
-from braid.common.splits import SPLITS, split_of
+from braid.data.splits import SPLITS, split_of
 
 # ---- Text embeddings: one fixed vector for each word of a prompt, zero rows after the last ------
 # They stand in for umT5's embeddings, which are padded to 512 rows in the same way. The vector of a

@@ -30,7 +30,7 @@ from braid.clips.shards.dataset import (
     read_prompt,
     read_shard,
 )
-from braid.common.splits import SPLITS, split_of
+from braid.data.splits import SPLITS, split_of
 
 _Parsed = TypeVar("_Parsed")
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from braid.common.splits import SPLITS
+from braid.data.splits import SPLITS
 
 # ---- Tensors and prompts of a shard's members, from untrusted bytes ------------------------------
 # A `.pt` file is a pickle, which may run any program when it is loaded. PyTorch's restricted loader

@@ -24,6 +24,110 @@ from braid.drifting.interpolation.harmonic import harmonic as solve_harmonic
 from braid.drifting.interpolation.harmonic import inverse_distance as mean_by_distance
 from braid.drifting.interpolation.keyframes import frames_at, neighbors
 
+
+def interpolate(
+    latents: Tensor,  # [B, C, T, H, W]; missing frames are not read
+    mask: Tensor,  # [B, T] bool, True: keyframe
+    config: CorruptionConfig,
+) -> Tensor:
+    """Clips whose missing frames are made from their keyframes, [B, C, T, H, W].
+
+    Raises:
+        ValueError: a mask of another shape, or a clip without keyframes.
+    """
+    if latents.ndim != 5 or mask.shape != (latents.shape[0], latents.shape[2]):
+        raise ValueError(
+            f"interpolation: expected latents [B, C, T, H, W] and a mask [B, T], got "
+            f"{list(latents.shape)} and {list(mask.shape)}"
+        )
+    filled = METHODS[config.interpolator](latents, mask, config)
+    return torch.where(mask[:, None, :, None, None], latents, filled)
+
+
+def linear(
+    latents: Tensor,  # [B, C, T, H, W]
+    mask: Tensor,  # [B, T] bool
+    _: CorruptionConfig | None = None,
+) -> Tensor:
+    """The straight line between the neighboring keyframes, [B, C, T, H, W]."""
+    around = neighbors(mask)
+    left, right = frames_at(latents, around.left), frames_at(latents, around.right)
+    return torch.lerp(left, right, around.fraction[:, None, :, None, None].to(left))
+
+
+def cubic(
+    latents: Tensor,  # [B, C, T, H, W]
+    mask: Tensor,  # [B, T] bool
+    _: CorruptionConfig | None = None,
+) -> Tensor:
+    """Hermite's cubic through the keyframes, [B, C, T, H, W]; with two keyframes the line.
+
+    The tangent at a keyframe is that of the parabola through it and its two neighbors; at the
+    first and the last one it is the slope towards the only neighbor.
+    """
+    around = neighbors(mask)
+    left, right = frames_at(latents, around.left), frames_at(latents, around.right)
+    out = _tangents(latents, mask, around.left)
+    into = _tangents(latents, mask, around.right)
+    a, gap = (values[:, None, :, None, None].to(left) for values in (around.fraction, around.gap))
+    bend = (1 - a) * (out * gap - (right - left)) - a * (into * gap - (right - left))
+    return torch.lerp(left, right, a) + a * (1 - a) * bend
+
+
+def _tangents(latents: Tensor, mask: Tensor, key: Tensor) -> Tensor:
+    """The change per frame at keyframes `key` [B, T], [B, C, T, H, W]."""
+    last = mask.shape[1] - 1
+    around = neighbors(mask)
+    before = around.left.gather(1, (key - 1).clamp_min(0))
+    after = around.right.gather(1, (key + 1).clamp_max(last))
+    now = frames_at(latents, key)
+    past, future = (
+        (frame - key)[:, None, :, None, None].to(latents) for frame in (before, after)
+    )  # signed frames; 0 where there is no such keyframe
+    slope_past = (now - frames_at(latents, before)) / (-past).clamp_min(1)
+    slope_future = (frames_at(latents, after) - now) / future.clamp_min(1)
+    mean = (slope_past * future - slope_future * past) / (future - past).clamp_min(1)
+    return torch.where(past == 0, slope_future, torch.where(future == 0, slope_past, mean))
+
+
+def inverse_distance(
+    latents: Tensor,  # [B, C, T, H, W]
+    mask: Tensor,  # [B, T] bool
+    _: CorruptionConfig | None = None,
+) -> Tensor:
+    """The mean of all keyframes weighted by 1 / (distance in time)^2, [B, C, T, H, W]."""
+    series = latents.movedim(2, -1)  # [B, C, H, W, T]
+    return mean_by_distance(series.flatten(1, 3), mask).view(series.shape).movedim(-1, 2)
+
+
+def harmonic(
+    latents: Tensor,  # [B, C, T, H, W]
+    mask: Tensor,  # [B, T] bool
+    config: CorruptionConfig,
+) -> Tensor:
+    """Laplace's equation on the space-time grid, started from the line, [B, C, T, H, W]."""
+    given = mask[:, :, None, None].expand(-1, -1, *latents.shape[3:])
+    return solve_harmonic(latents, given, linear(latents, mask), config)
+
+
+def sinkhorn(
+    latents: Tensor,  # [B, C, T, H, W]
+    mask: Tensor,  # [B, T] bool
+    config: CorruptionConfig,
+) -> Tensor:
+    """The line, with what moves moved along, [B, C, T, H, W]."""
+    return warp(latents, mask, linear(latents, mask), config)
+
+
+METHODS: dict[Interpolator, Callable[[Tensor, Tensor, CorruptionConfig], Tensor]] = {
+    "linear": linear,
+    "cubic": cubic,
+    "inverse_distance": inverse_distance,
+    "harmonic": harmonic,
+    "sinkhorn": sinkhorn,
+}
+
+
 # ---- Interpolation that moves tokens: an optimal transport plan between two keyframes, and a warp
 # The cells of one keyframe are matched to those of the next by entropic optimal transport (Cuturi
 # 2013) with a dustbin for what has no partner (as in SuperGlue, Sarlin et al. 2020):
@@ -195,106 +299,3 @@ def _splat(
         index = ((batch + y) * width + x).flatten()
         result.index_add_(0, index, (weight[:, None] * values).permute(0, 2, 3, 1).flatten(0, 2))
     return result.view(count, height, width, channels).permute(0, 3, 1, 2)
-
-
-def interpolate(
-    latents: Tensor,  # [B, C, T, H, W]; missing frames are not read
-    mask: Tensor,  # [B, T] bool, True: keyframe
-    config: CorruptionConfig,
-) -> Tensor:
-    """Clips whose missing frames are made from their keyframes, [B, C, T, H, W].
-
-    Raises:
-        ValueError: a mask of another shape, or a clip without keyframes.
-    """
-    if latents.ndim != 5 or mask.shape != (latents.shape[0], latents.shape[2]):
-        raise ValueError(
-            f"interpolation: expected latents [B, C, T, H, W] and a mask [B, T], got "
-            f"{list(latents.shape)} and {list(mask.shape)}"
-        )
-    filled = METHODS[config.interpolator](latents, mask, config)
-    return torch.where(mask[:, None, :, None, None], latents, filled)
-
-
-def linear(
-    latents: Tensor,  # [B, C, T, H, W]
-    mask: Tensor,  # [B, T] bool
-    _: CorruptionConfig | None = None,
-) -> Tensor:
-    """The straight line between the neighboring keyframes, [B, C, T, H, W]."""
-    around = neighbors(mask)
-    left, right = frames_at(latents, around.left), frames_at(latents, around.right)
-    return torch.lerp(left, right, around.fraction[:, None, :, None, None].to(left))
-
-
-def cubic(
-    latents: Tensor,  # [B, C, T, H, W]
-    mask: Tensor,  # [B, T] bool
-    _: CorruptionConfig | None = None,
-) -> Tensor:
-    """Hermite's cubic through the keyframes, [B, C, T, H, W]; with two keyframes the line.
-
-    The tangent at a keyframe is that of the parabola through it and its two neighbors; at the
-    first and the last one it is the slope towards the only neighbor.
-    """
-    around = neighbors(mask)
-    left, right = frames_at(latents, around.left), frames_at(latents, around.right)
-    out = _tangents(latents, mask, around.left)
-    into = _tangents(latents, mask, around.right)
-    a, gap = (values[:, None, :, None, None].to(left) for values in (around.fraction, around.gap))
-    bend = (1 - a) * (out * gap - (right - left)) - a * (into * gap - (right - left))
-    return torch.lerp(left, right, a) + a * (1 - a) * bend
-
-
-def _tangents(latents: Tensor, mask: Tensor, key: Tensor) -> Tensor:
-    """The change per frame at keyframes `key` [B, T], [B, C, T, H, W]."""
-    last = mask.shape[1] - 1
-    around = neighbors(mask)
-    before = around.left.gather(1, (key - 1).clamp_min(0))
-    after = around.right.gather(1, (key + 1).clamp_max(last))
-    now = frames_at(latents, key)
-    past, future = (
-        (frame - key)[:, None, :, None, None].to(latents) for frame in (before, after)
-    )  # signed frames; 0 where there is no such keyframe
-    slope_past = (now - frames_at(latents, before)) / (-past).clamp_min(1)
-    slope_future = (frames_at(latents, after) - now) / future.clamp_min(1)
-    mean = (slope_past * future - slope_future * past) / (future - past).clamp_min(1)
-    return torch.where(past == 0, slope_future, torch.where(future == 0, slope_past, mean))
-
-
-def inverse_distance(
-    latents: Tensor,  # [B, C, T, H, W]
-    mask: Tensor,  # [B, T] bool
-    _: CorruptionConfig | None = None,
-) -> Tensor:
-    """The mean of all keyframes weighted by 1 / (distance in time)^2, [B, C, T, H, W]."""
-    series = latents.movedim(2, -1)  # [B, C, H, W, T]
-    return mean_by_distance(series.flatten(1, 3), mask).view(series.shape).movedim(-1, 2)
-
-
-def harmonic(
-    latents: Tensor,  # [B, C, T, H, W]
-    mask: Tensor,  # [B, T] bool
-    config: CorruptionConfig,
-) -> Tensor:
-    """Laplace's equation on the space-time grid, started from the line, [B, C, T, H, W]."""
-    given = mask[:, :, None, None].expand(-1, -1, *latents.shape[3:])
-    return solve_harmonic(latents, given, linear(latents, mask), config)
-
-
-def sinkhorn(
-    latents: Tensor,  # [B, C, T, H, W]
-    mask: Tensor,  # [B, T] bool
-    config: CorruptionConfig,
-) -> Tensor:
-    """The line, with what moves moved along, [B, C, T, H, W]."""
-    return warp(latents, mask, linear(latents, mask), config)
-
-
-METHODS: dict[Interpolator, Callable[[Tensor, Tensor, CorruptionConfig], Tensor]] = {
-    "linear": linear,
-    "cubic": cubic,
-    "inverse_distance": inverse_distance,
-    "harmonic": harmonic,
-    "sinkhorn": sinkhorn,
-}

@@ -25,116 +25,6 @@ from braid.drifting.training.memory_bank import Drawn, MemoryBank, MemoryBanks
 from braid.drifting.video.corruption import Corrupted, ForwardProcess
 from braid.training.trainer import Stateful
 
-# ---- Classifier-free guidance: drawn in training, a condition of the refiner afterwards ---------
-# Guidance alpha >= 1 mixes real samples of any class into the negatives (arXiv 2602.04770, section
-# 3.5 and A.7): q~ = (1 - gamma) q + gamma p_unconditional with alpha = 1 / (1 - gamma). At
-# equilibrium q = alpha p_class - (alpha - 1) p_unconditional; alpha = 1 is no guidance.
-
-
-def draw_alpha(
-    count: int,
-    alpha_max: float,
-    power: float,
-    generator: torch.Generator,
-) -> Tensor:
-    """Guidance [count] on [1, alpha_max] with density ~ alpha^-power, by its inverse CDF.
-
-    Power 0 is uniform, 1 log-uniform. On the generator's device.
-
-    Raises:
-        ValueError: alpha_max is below 1, or one of the two is not finite.
-    """
-    if not (1 <= alpha_max < math.inf and math.isfinite(power)):
-        raise ValueError(
-            f"guidance: expected 1 <= alpha_max and a power, both finite, got {alpha_max}, {power}"
-        )
-    uniform = torch.rand(count, generator=generator, device=generator.device)
-    # alpha^(1 - power) is uniform; in logarithms, for that says nothing at power 1.
-    exponent = (1 - power) * math.log(alpha_max)
-    if abs(exponent) < 1e-6:
-        place = uniform
-    else:
-        place = torch.log1p(uniform * math.expm1(exponent)) / exponent
-    return (place * math.log(alpha_max)).exp().clamp(1, alpha_max)
-
-
-def unconditional_weight(
-    alpha: Tensor,  # [C]
-    generated: int | Tensor,  # N: samples of a class; or [C]
-    unconditional: int,  # U
-    banked: int | Tensor = 0,  # Q: further negatives of the class; or [C]
-) -> Tensor:
-    """The weight w of each unconditional negative: (alpha - 1)(N - 1 + Q) / U, [C].
-
-    It gives those negatives the fraction gamma of the whole, a sample being no negative of itself.
-
-    Raises:
-        ValueError: no unconditional samples.
-    """
-    if unconditional < 1:
-        raise ValueError(f"guidance: expected unconditional samples, got {unconditional}")
-    return (alpha - 1) * (generated - 1 + banked) / unconditional
-
-
-# ---- Class-balanced batches: a step draws classes, then clips of each ---------------------------
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The clips of a step."""
-
-    classes: Tensor  # [C]
-    members: Tensor  # [C, N] indices into the training clips
-    repeated: int  # how many of them stand there more than once: their class is too small
-
-
-class ClassSampler:
-    """Draws classes and clips of each, both without replacement.
-
-    A class with fewer clips repeats them as evenly as it can; a step that wants more classes than
-    there are repeats classes.
-    """
-
-    def __init__(
-        self,
-        labels: Tensor,  # [n] the class of each training clip
-    ) -> None:
-        """Sort clips by class.
-
-        Raises:
-            ValueError: there are no clips.
-        """
-        if not len(labels):
-            raise ValueError("there are no training clips to draw batches from")
-        self.sizes = torch.bincount(labels)
-        self.occupied = self.sizes.nonzero().flatten()
-        self.order = labels.argsort(stable=True)
-        self.first = self.sizes.cumsum(0) - self.sizes
-
-    def draw(self, classes: int, members: int, generator: torch.Generator) -> Batch:
-        """One step's classes and clips."""
-        chosen = self.occupied[_cycled(len(self.occupied), classes, generator)]
-        return self.members(chosen, members, generator)
-
-    def members(self, classes: Tensor, members: int, generator: torch.Generator) -> Batch:
-        """Clips of the given classes [C]."""
-        sizes = self.sizes[classes]
-        keys = torch.rand(len(classes), int(sizes.max()), generator=generator)
-        beyond = torch.arange(keys.shape[1]) >= sizes[:, None]
-        ranked = keys.masked_fill(beyond, 2.0).argsort(dim=1)  # a class's own clips first
-        turn = torch.arange(members) % sizes[:, None]
-        within = ranked.gather(1, turn)
-        repeated = int((members - sizes).clamp(min=0).sum())
-        return Batch(classes, self.order[self.first[classes][:, None] + within], repeated)
-
-
-def _cycled(size: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` of `size` things: all different, or as evenly repeated as can be."""
-    return torch.randperm(size, generator=generator)[torch.arange(count) % size]
-
-
-# ---- The objectives ------------------------------------------------------------------------------
-
 Features = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, T, H, W] to groups of [B, L, D]
 Branch = tuple[float, Features]  # weight of its loss, and what the drift is computed in
 Latents = Callable[[Tensor], Tensor]  # clips by position [B] in the training split
@@ -363,3 +253,111 @@ def _on_cpu(generator: torch.Generator) -> torch.Generator:
 def _rows(classes: Tensor, clips: Tensor) -> tuple[Tensor, Tensor]:
     """Classes [C] and clips [C, N, ...] as rows [C N]."""
     return classes.repeat_interleave(clips.shape[1]), clips.flatten(0, 1)
+
+
+# ---- Classifier-free guidance: drawn in training, a condition of the refiner afterwards ---------
+# Guidance alpha >= 1 mixes real samples of any class into the negatives (arXiv 2602.04770, section
+# 3.5 and A.7): q~ = (1 - gamma) q + gamma p_unconditional with alpha = 1 / (1 - gamma). At
+# equilibrium q = alpha p_class - (alpha - 1) p_unconditional; alpha = 1 is no guidance.
+
+
+def draw_alpha(
+    count: int,
+    alpha_max: float,
+    power: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Guidance [count] on [1, alpha_max] with density ~ alpha^-power, by its inverse CDF.
+
+    Power 0 is uniform, 1 log-uniform. On the generator's device.
+
+    Raises:
+        ValueError: alpha_max is below 1, or one of the two is not finite.
+    """
+    if not (1 <= alpha_max < math.inf and math.isfinite(power)):
+        raise ValueError(
+            f"guidance: expected 1 <= alpha_max and a power, both finite, got {alpha_max}, {power}"
+        )
+    uniform = torch.rand(count, generator=generator, device=generator.device)
+    # alpha^(1 - power) is uniform; in logarithms, for that says nothing at power 1.
+    exponent = (1 - power) * math.log(alpha_max)
+    if abs(exponent) < 1e-6:
+        place = uniform
+    else:
+        place = torch.log1p(uniform * math.expm1(exponent)) / exponent
+    return (place * math.log(alpha_max)).exp().clamp(1, alpha_max)
+
+
+def unconditional_weight(
+    alpha: Tensor,  # [C]
+    generated: int | Tensor,  # N: samples of a class; or [C]
+    unconditional: int,  # U
+    banked: int | Tensor = 0,  # Q: further negatives of the class; or [C]
+) -> Tensor:
+    """The weight w of each unconditional negative: (alpha - 1)(N - 1 + Q) / U, [C].
+
+    It gives those negatives the fraction gamma of the whole, a sample being no negative of itself.
+
+    Raises:
+        ValueError: no unconditional samples.
+    """
+    if unconditional < 1:
+        raise ValueError(f"guidance: expected unconditional samples, got {unconditional}")
+    return (alpha - 1) * (generated - 1 + banked) / unconditional
+
+
+# ---- Class-balanced batches: a step draws classes, then clips of each ---------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The clips of a step."""
+
+    classes: Tensor  # [C]
+    members: Tensor  # [C, N] indices into the training clips
+    repeated: int  # how many of them stand there more than once: their class is too small
+
+
+class ClassSampler:
+    """Draws classes and clips of each, both without replacement.
+
+    A class with fewer clips repeats them as evenly as it can; a step that wants more classes than
+    there are repeats classes.
+    """
+
+    def __init__(
+        self,
+        labels: Tensor,  # [n] the class of each training clip
+    ) -> None:
+        """Sort clips by class.
+
+        Raises:
+            ValueError: there are no clips.
+        """
+        if not len(labels):
+            raise ValueError("there are no training clips to draw batches from")
+        self.sizes = torch.bincount(labels)
+        self.occupied = self.sizes.nonzero().flatten()
+        self.order = labels.argsort(stable=True)
+        self.first = self.sizes.cumsum(0) - self.sizes
+
+    def draw(self, classes: int, members: int, generator: torch.Generator) -> Batch:
+        """One step's classes and clips."""
+        chosen = self.occupied[_cycled(len(self.occupied), classes, generator)]
+        return self.members(chosen, members, generator)
+
+    def members(self, classes: Tensor, members: int, generator: torch.Generator) -> Batch:
+        """Clips of the given classes [C]."""
+        sizes = self.sizes[classes]
+        keys = torch.rand(len(classes), int(sizes.max()), generator=generator)
+        beyond = torch.arange(keys.shape[1]) >= sizes[:, None]
+        ranked = keys.masked_fill(beyond, 2.0).argsort(dim=1)  # a class's own clips first
+        turn = torch.arange(members) % sizes[:, None]
+        within = ranked.gather(1, turn)
+        repeated = int((members - sizes).clamp(min=0).sum())
+        return Batch(classes, self.order[self.first[classes][:, None] + within], repeated)
+
+
+def _cycled(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` of `size` things: all different, or as evenly repeated as can be."""
+    return torch.randperm(size, generator=generator)[torch.arange(count) % size]

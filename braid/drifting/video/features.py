@@ -33,52 +33,6 @@ from torch.nn import functional as F
 
 from braid.drifting.video.refiner import patchify
 
-# ---- Features without an encoder: the latents themselves (the vanilla branch) -------------------
-# tokens  2 x 2 patches of each frame                              T h w vectors of 4 C
-# pairs   the patches of one place in two frames that follow each other: what the tokens' single
-#         distributions leave out is how a patch moves on             (T - 1) h w vectors of 8 C
-# clip    the flattened clip, the release's key `global`           one vector of C T H W
-
-TOKEN = 2  # latent pixels a side
-
-
-def vanilla(families: Sequence[str]) -> Callable[[Tensor], dict[str, Tensor]]:
-    """Clips [B, C, T, H, W] to one group [B, L, D] for each family.
-
-    Raises:
-        ValueError: no or an unknown family.
-    """
-    if not families or not set(families) <= set(_FAMILIES):
-        raise ValueError(f"vanilla is {list(families)}, expected some of {', '.join(_FAMILIES)}")
-
-    def features(clips: Tensor) -> dict[str, Tensor]:
-        return {name: _FAMILIES[name](clips) for name in families}
-
-    return features
-
-
-def _tokens(clips: Tensor) -> Tensor:
-    return _patches(clips).flatten(1, 2)
-
-
-def _pairs(clips: Tensor) -> Tensor:
-    patches = _patches(clips)
-    return torch.cat([patches[:, :-1], patches[:, 1:]], dim=-1).flatten(1, 2)
-
-
-def _whole(clips: Tensor) -> Tensor:
-    return clips.flatten(1)[:, None]
-
-
-def _patches(clips: Tensor) -> Tensor:
-    """[B, T, h w, 4 C] of [B, C, T, H, W], zero-padded to whole patches."""
-    return patchify(clips, TOKEN).flatten(2, 3)
-
-
-_FAMILIES = {"tokens": _tokens, "pairs": _pairs, "clip": _whole}
-
-# ---- Features of a frozen encoder ---------------------------------------------------------------
-
 EPSILON = 1e-6  # below every square root
 FAMILIES = ("location", "clip", "frame", "patch2", "patch4", "motion", "rms")
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -248,3 +202,48 @@ def _vectors(
 ) -> Tensor:
     """One vector for each place, [B, N, D]."""
     return values.flatten(2).transpose(1, 2)
+
+
+# ---- Features without an encoder: the latents themselves (the vanilla branch) -------------------
+# tokens  2 x 2 patches of each frame                              T h w vectors of 4 C
+# pairs   the patches of one place in two frames that follow each other: what the tokens' single
+#         distributions leave out is how a patch moves on             (T - 1) h w vectors of 8 C
+# clip    the flattened clip, the release's key `global`           one vector of C T H W
+
+TOKEN = 2  # latent pixels a side
+
+
+def vanilla(families: Sequence[str]) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Clips [B, C, T, H, W] to one group [B, L, D] for each family.
+
+    Raises:
+        ValueError: no or an unknown family.
+    """
+    if not families or not set(families) <= set(_FAMILIES):
+        raise ValueError(f"vanilla is {list(families)}, expected some of {', '.join(_FAMILIES)}")
+
+    def features(clips: Tensor) -> dict[str, Tensor]:
+        return {name: _FAMILIES[name](clips) for name in families}
+
+    return features
+
+
+def _tokens(clips: Tensor) -> Tensor:
+    return _patches(clips).flatten(1, 2)
+
+
+def _pairs(clips: Tensor) -> Tensor:
+    patches = _patches(clips)
+    return torch.cat([patches[:, :-1], patches[:, 1:]], dim=-1).flatten(1, 2)
+
+
+def _whole(clips: Tensor) -> Tensor:
+    return clips.flatten(1)[:, None]
+
+
+def _patches(clips: Tensor) -> Tensor:
+    """[B, T, h w, 4 C] of [B, C, T, H, W], zero-padded to whole patches."""
+    return patchify(clips, TOKEN).flatten(2, 3)
+
+
+_FAMILIES = {"tokens": _tokens, "pairs": _pairs, "clip": _whole}

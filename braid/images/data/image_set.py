@@ -28,7 +28,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from braid.common.splits import SPLITS
+from braid.data.splits import SPLITS
 
 MANIFEST, INDEX = "manifest.json", "index.npz"
 _AGAIN = "run `dvc repro -f prepare_images` again"

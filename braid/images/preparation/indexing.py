@@ -30,7 +30,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from braid.common.config import BUILT_IN
 from braid.common.rng import generator
-from braid.common.splits import SPLITS, split_of
+from braid.data.splits import SPLITS, split_of
 from braid.images.config import NOISE, ImagesConfig
 from braid.images.data.image_set import (
     INDEX,
@@ -60,7 +60,7 @@ class Listing:
     names: Sequence[str]  # [n], unique
     labels: Sequence[int]  # [n], NO_LABEL: none
     label_names: Sequence[str]
-    splits: Sequence[str]  # [n], of `braid.common.splits`
+    splits: Sequence[str]  # [n], of `braid.data.splits`
     faults: Sequence[Fault] = ()  # further images, not among the n
     sizes: Sequence[int] = ()  # [n], bytes of the files, where images stay in files
     digests: Sequence[int] = ()  # [n], of the files' content

@@ -41,6 +41,7 @@ class FrameCost:
     power_reason: str | None  # why there is no power figure
 
 
+@torch.no_grad()
 def measure_frames(
     render: Callable[[int], object],
     frames: int,
@@ -48,7 +49,8 @@ def measure_frames(
 ) -> FrameCost:
     """Time `render(0)` to `render(frames - 1)`, after an untimed `render(0)`.
 
-    Raises ValueError for fewer than one frame.
+    Raises:
+        ValueError: fewer than one frame.
     """
     if frames < 1:
         raise ValueError(f"frames to measure must be at least 1, got {frames}")

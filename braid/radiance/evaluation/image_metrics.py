@@ -1,4 +1,4 @@
-"""How close images come to the truth, beside what trivial predictors score on the same views.
+"""How close images come to the ground truth, beside what trivial predictors score on those views.
 
 Conventions that change figures: images are composited over white, in [0, 1]; measures are per view,
 unreduced, and a set's figure is the mean over its views. PSNR of equal images is capped at 100 dB.
@@ -14,7 +14,7 @@ import hashlib
 import io
 import math
 import warnings
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -60,7 +60,11 @@ def ssim(
     images: Tensor,  # [N, H, W, 3]
     truth: Tensor,  # [N, H, W, 3]
 ) -> Tensor:
-    """Structural similarity of each view, [N]; ValueError for images smaller than the window."""
+    """Structural similarity of each view, [N].
+
+    Raises:
+        ValueError: the images are smaller than the window.
+    """
     if min(images.shape[1:3]) < WINDOW:
         height, width = images.shape[1:3]
         raise ValueError(f"SSIM needs images of at least {WINDOW} pixels, got {width}x{height}")
@@ -105,7 +109,8 @@ class Lpips:
     def __init__(self, weights: Path, device: torch.device) -> None:
         """Take torchvision's AlexNet state dict (`alexnet-owt-7be5be79.pth`) as the trunk.
 
-        Raises ValueError for a file that is missing or holds something else.
+        Raises:
+            ValueError: the file is missing or holds something else.
         """
         content, trunk = _read_trunk(weights)
         self.sha256 = hashlib.sha256(content).hexdigest()
@@ -168,8 +173,8 @@ def trivial_predictions(
 ) -> dict[str, Tensor]:
     """What needs no model, as images of `truth`'s views over white, each [N, H, W, 3].
 
-    A white image, the training images' mean colour, their mean image, and the true silhouette
-    filled with the training foreground's mean colour. The views must share one size.
+    A white image, the training images' mean color, their mean image, and the true silhouette
+    filled with the training foreground's mean color. The views must share one size.
     """
     train_images = train.on_white()
     shape = (*truth.alpha.shape, 3)
@@ -177,7 +182,7 @@ def trivial_predictions(
     alpha = truth.alpha[..., None]
     return {
         "white": torch.ones_like(foreground).expand(shape),
-        "mean_colour": train_images.mean(dim=(0, 1, 2)).expand(shape),
+        "mean_color": train_images.mean(dim=(0, 1, 2)).expand(shape),
         "mean_image": train_images.mean(dim=0).expand(shape),
         "silhouette": alpha * foreground + (1 - alpha),
     }
@@ -186,7 +191,7 @@ def trivial_predictions(
 def status(psnr: float, psnr_white: float, psnr_silhouette: float) -> str:
     """The named state of a model's mean PSNR.
 
-    `collapsed`: within 0.3 dB of a white image; `below_silhouette`: not better than one colour in
+    `collapsed`: within 0.3 dB of a white image; `below_silhouette`: not better than one color in
     the right outline (so is NaN); else `ok`.
     """
     if abs(psnr - psnr_white) <= COLLAPSE_MARGIN:
@@ -194,25 +199,29 @@ def status(psnr: float, psnr_white: float, psnr_silhouette: float) -> str:
     return "ok" if psnr > psnr_silhouette else "below_silhouette"
 
 
-def quality(
-    images: Tensor,  # [N, H, W, 3] over white
-    truth: Views,
-    lpips: Lpips | None,
-) -> Iterator[tuple[str, Value]]:
-    """Yield the (name, value) figures of a set of views; without a net, LPIPS is null."""
-    target = truth.on_white()
-    yield "psnr", float(psnr(images, target).mean())
-    yield "ssim", float(ssim(images, target).mean())
-    seen = foreground_psnr(images, target, truth.alpha).nanmean()
-    yield "psnr_foreground", None if seen.isnan() else float(seen)
-    if lpips is None:
-        yield "lpips", None
-        yield "lpips_reason", "no trunk weights were given"
-    else:
-        yield "lpips", float(lpips(images, target).mean())
-        yield "lpips_net", lpips.net
-        yield "lpips_version", lpips.version
-        yield "lpips_weights_sha256", lpips.sha256
+# ---- The evaluation of a model -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model's images of a scene's test views score."""
+
+    figures: dict[str, Value]  # of the model, by their columns in the table
+    baselines: dict[str, float]  # PSNR of each trivial predictor
+
+    def headline(self) -> dict[str, Value]:
+        """The figures that are read daily, for the metrics file."""
+        names = ("psnr", "ssim", "lpips", "psnr_vs_teacher", "status")
+        silhouette = {"psnr_silhouette": self.baselines["silhouette"]}
+        return {name: self.figures[name] for name in names} | silhouette
+
+    def rows(self, scene: str, variant: str, **size: int) -> list[dict[str, Value]]:
+        """The table: the model with all its figures, then every trivial predictor."""
+        rows: dict[str, dict[str, Value]] = {
+            variant: {**self.figures, **size, "conventions": CONVENTIONS},
+            **{f"baseline_{name}": {"psnr": value} for name, value in self.baselines.items()},
+        }
+        return [{"scene": scene, "variant": name, **row} for name, row in rows.items()]
 
 
 def evaluate(
@@ -220,17 +229,39 @@ def evaluate(
     truth: Views,
     train: Views,
     teacher: Tensor,  # [N, H, W, 3] over white, of the same views
-    lpips: Lpips | None,
-) -> Iterator[tuple[str, Value]]:
-    """Yield a model's quality, its closeness to the teacher, the trivial baselines and a status."""
-    yield from quality(images, truth, lpips)
-    yield "psnr_vs_teacher", float(psnr(images, teacher).mean())
+    weights: Path | None,  # of LPIPS's trunk; None: no LPIPS
+) -> Evaluation:
+    """A model's quality, its closeness to the teacher, the trivial baselines and a status.
+
+    Raises:
+        ValueError: the images are smaller than SSIM's window, or the weights are something else.
+    """
     target = truth.on_white()
-    trivial = {
+    baselines = {
         name: float(psnr(prediction, target).mean())
         for name, prediction in trivial_predictions(truth, train).items()
     }
-    for name, value in trivial.items():
-        yield f"psnr_{name}", value
     reached = float(psnr(images, target).mean())
-    yield "status", status(reached, trivial["white"], trivial["silhouette"])
+    foreground = foreground_psnr(images, target, truth.alpha).nanmean()
+    figures: dict[str, Value] = {
+        "psnr": reached,
+        "ssim": float(ssim(images, target).mean()),
+        **_perceptual(images, target, weights),
+        "psnr_foreground": None if foreground.isnan() else float(foreground),
+        "psnr_vs_teacher": float(psnr(images, teacher).mean()),
+        "status": status(reached, baselines["white"], baselines["silhouette"]),
+    }
+    return Evaluation(figures, baselines)
+
+
+def _perceptual(images: Tensor, target: Tensor, weights: Path | None) -> dict[str, Value]:
+    """LPIPS and which one it is; without weights it is null, with the reason."""
+    if weights is None:
+        return {"lpips": None, "lpips_reason": "no trunk weights were given"}
+    lpips = Lpips(weights, images.device)
+    return {
+        "lpips": float(lpips(images, target).mean()),
+        "lpips_net": lpips.net,
+        "lpips_version": lpips.version,
+        "lpips_weights_sha256": lpips.sha256,
+    }

@@ -1,9 +1,9 @@
 """From Gaussians to one feature row per grid cell.
 
-With w_i the weight of Gaussian i, u_ic the share of it that cell c gets (sum_c u_ic = 1) and
+With w_i the weight of Gaussian i, u_ic the fraction of it that cell c gets (sum_c u_ic = 1) and
 W_c = sum_i u_ic w_i, a row holds, by group:
 
-- position: weighted mean of the centres, from the cell's centre, in cell edges;
+- position: weighted mean of the centers, from the cell's center, in cell edges;
 - sh_dc, sh_rest: weighted mean of the harmonics, exact for linear radiance;
 - opacity: optical depth tau_c = sum_i u_ic * -ln(1 - o_i), which adds up (a mean logit does not);
 - scale: weighted mean of ln(s / edge), the geometric mean;
@@ -21,7 +21,7 @@ rows are the same to the last bit for any input order, any sign of the quaternio
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -29,15 +29,20 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from braid.radiance.features.table import CellFeatures, FeatureSchema
+from braid.radiance.config import FeaturesConfig, Split, Weighting
+from braid.radiance.features.table import (
+    CellFeatures,
+    FeatureSchema,
+    StoredFeatures,
+    fit_standardization,
+    training_cells,
+)
 from braid.radiance.gaussians.gaussians import Gaussians
-from braid.radiance.scenes.cells import CellGrid
+from braid.radiance.scenes.cells import CellGrid, points_grid
 
 Array = NDArray[np.float64]
 
-WEIGHTINGS = ("opacity", "mass", "contribution")
-SPLITS = ("hard", "trilinear")
-MAX_OPACITY = 0.99  # what rasterisers cap a splat at; keeps optical depth finite
+MAX_OPACITY = 0.99  # what rasterizers cap a splat at; keeps optical depth finite
 MIN_SIZE = 1e-4  # cell edges; a flatter Gaussian counts as that thick, so that logs stay finite
 _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))  # upper triangle of a 3x3
 _ROUNDING = 1e-12  # relative; a smaller variance is a difference of equal numbers
@@ -56,13 +61,37 @@ class _Splats(NamedTuple):
     weight: Array  # [G]
 
 
+def extract_features(
+    gaussians: Gaussians,
+    config: FeaturesConfig,
+    contribution: Tensor | None = None,  # [G], as for `aggregate`
+) -> StoredFeatures:
+    """The table of a teacher: cells around all of it, aggregates, standardization, training cells.
+
+    Raises:
+        ValueError: as `aggregate` and `training_cells`.
+    """
+    features = aggregate(
+        gaussians,
+        points_grid(gaussians.means, config.cells),
+        weighting=config.weighting,
+        split=config.split,
+        contribution=contribution,
+    )
+    training = training_cells(
+        features.schema.grid, features.cells, block=config.block, validation=config.val_fraction
+    )
+    standardization = fit_standardization(features.values[training], robust=config.robust)
+    return StoredFeatures(features, standardization, training)
+
+
 def aggregate(
     gaussians: Gaussians,
     grid: CellGrid,
     *,
-    weighting: str = "mass",
-    split: str = "hard",
-    contribution: Tensor | None = None,  # [G], each Gaussian's share in the training renders
+    weighting: Weighting = "mass",
+    split: Split = "hard",
+    contribution: Tensor | None = None,  # [G], each Gaussian's part in the training renders
 ) -> CellFeatures:
     """Aggregate all groups; Gaussians outside the grid, or of weight 0, do not count.
 
@@ -70,8 +99,8 @@ def aggregate(
         gaussians: The teacher.
         grid: The cells.
         weighting: "opacity"; "mass": opacity times (2 pi)^1.5 prod(s); or "contribution".
-        split: "hard": a Gaussian belongs to the cell of its centre; "trilinear": shared among the
-            8 cells whose centres surround it.
+        split: "hard": a Gaussian belongs to the cell of its center; "trilinear": to the 8 cells
+            whose centers surround it.
         contribution: The weights for "contribution", >= 0.
 
     Raises:
@@ -80,26 +109,27 @@ def aggregate(
     """
     _check(gaussians, weighting, split, contribution)
     splats = _prepare(gaussians, grid, weighting, contribution)
-    cells, share = _shares(splats, grid, split)
-    weight = share @ splats.weight
-    to_mean = sparse.diags(1 / weight) @ share @ sparse.diags(splats.weight)
-    groups = _groups(splats, grid, cells, share, to_mean)
+    cells, fraction = _fractions(splats, grid, split)
+    weight = fraction @ splats.weight
+    to_mean = sparse.diags(1 / weight) @ fraction @ sparse.diags(splats.weight)
+    groups = _groups(splats, grid, cells, fraction, to_mean)
     rows = np.concatenate(list(groups.values()), axis=1)
     names = _channel_names(gaussians.sh.shape[1])
     return CellFeatures(
         FeatureSchema(grid, weighting, split, {group: names[group] for group in groups}),
         cells,
         torch.from_numpy(rows).float(),
-        torch.from_numpy(share @ np.ones(len(splats.weight))).float(),
+        torch.from_numpy(fraction @ np.ones(len(splats.weight))).float(),
         torch.from_numpy(weight).float(),
     )
 
 
 def _check(gaussians: Gaussians, weighting: str, split: str, contribution: Tensor | None) -> None:
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"unknown weighting {weighting!r}, expected one of {list(WEIGHTINGS)}")
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}, expected one of {list(SPLITS)}")
+    for kind, choice, choices in (("weighting", weighting, Weighting), ("split", split, Split)):
+        if choice not in get_args(choices):
+            raise ValueError(
+                f"unknown {kind} {choice!r}, expected one of {list(get_args(choices))}"
+            )
     if weighting != "contribution":
         return
     if contribution is None or contribution.shape != (len(gaussians),):
@@ -167,29 +197,29 @@ def _in_cell_edges(gaussians: Gaussians, grid: CellGrid, weight: Tensor) -> _Spl
     )
 
 
-def _shares(splats: _Splats, grid: CellGrid, split: str) -> tuple[Tensor, Any]:
+def _fractions(splats: _Splats, grid: CellGrid, split: str) -> tuple[Tensor, Any]:
     """Occupied cells, ascending, and the sparse matrix u, [C, G]."""
     count = len(splats.weight)
     if split == "hard":
-        cell, share = grid.index(splats.means)[:, None], torch.ones(count, 1, dtype=torch.float64)
+        cell, part = grid.index(splats.means)[:, None], torch.ones(count, 1, dtype=torch.float64)
     else:
-        cell, share = grid.corners(splats.means)
-        cell = torch.where(share > 0, cell, cell.gather(1, share.argmax(dim=1, keepdim=True)))
+        cell, part = grid.corners(splats.means)
+        cell = torch.where(part > 0, cell, cell.gather(1, part.argmax(dim=1, keepdim=True)))
     cells, row = torch.unique(cell, return_inverse=True)
     column = torch.arange(count)[:, None].expand_as(row)
-    entries = (share.flatten().numpy(), (row.flatten().numpy(), column.flatten().numpy()))
+    entries = (part.flatten().numpy(), (row.flatten().numpy(), column.flatten().numpy()))
     matrix = sparse.csr_matrix(entries, shape=(len(cells), count))
     matrix.sum_duplicates()  # and sorts: every row adds up in canonical order
     return cells, matrix
 
 
 def _groups(
-    splats: _Splats, grid: CellGrid, cells: Tensor, share: Any, to_mean: Any
+    splats: _Splats, grid: CellGrid, cells: Tensor, fraction: Any, to_mean: Any
 ) -> dict[str, Array]:
     """All groups, [C, channels] each."""
     shape = np.array(grid.edges) / grid.edge  # 1 for cubic cells
     place = to_mean @ splats.place
-    centre = grid.coordinates(cells).numpy() + 0.5
+    center = grid.coordinates(cells).numpy() + 0.5
     spread = splats.place * shape
     outer = splats.covariance + spread[:, :, None] * spread[:, None, :]
     mean = place * shape
@@ -197,15 +227,15 @@ def _groups(
     sh = to_mean @ splats.sh
     within = [splats.place, splats.sh, splats.depth[:, None], splats.log_sizes]
     return {
-        "position": place - centre,
+        "position": place - center,
         "sh_dc": sh[:, :3],
         **({"sh_rest": sh[:, 3:]} if sh.shape[1] > 3 else {}),
-        "opacity": share @ splats.depth[:, None],
+        "opacity": fraction @ splats.depth[:, None],
         "scale": to_mean @ splats.log_sizes,
         "covariance": _log_matrix(covariance),
-        "count": np.log1p(share @ np.ones((len(splats.weight), 1))),
+        "count": np.log1p(fraction @ np.ones((len(splats.weight), 1))),
         "std": np.concatenate(
-            [_deviation(to_mean, each) for each in (*within, splats.log_covariance)], axis=1
+            [_deviation(to_mean, values) for values in (*within, splats.log_covariance)], axis=1
         ),
     }
 
@@ -234,7 +264,7 @@ def _log_matrix(upper: Array) -> Array:
 
 def _channel_names(coefficients: int) -> dict[str, tuple[str, ...]]:
     axes, pairs = "xyz", ["xx", "yy", "zz", "xy", "xz", "yz"]
-    sh = [f"sh_{k}_{colour}" for k in range(coefficients) for colour in "rgb"]
+    sh = [f"sh_{k}_{color}" for k in range(coefficients) for color in "rgb"]
     names = {
         "position": tuple(f"offset_{axis}" for axis in axes),
         "sh_dc": tuple(sh[:3]),

@@ -1,7 +1,7 @@
 """Per-cell teacher features in memory and on disk.
 
 The `.npz` holds plain arrays and a JSON schema (grid, weighting, channels by group) with its hash,
-so that a VAE or a student trained on one layout refuses another. The standardisation fitted on the
+so that a VAE or a student trained on one layout refuses another. The standardization fitted on the
 training cells and the cells it was fitted on travel with it.
 """
 
@@ -21,15 +21,15 @@ from torch import Tensor
 
 from braid.radiance.scenes.cells import CellGrid
 
-# ---- Standardised features: location and scale per channel, and which cells may set them -------
+# ---- Standardized features: location and scale per channel, and which cells may set them -------
 # Cells next to each other share Gaussians, so a random split would let validation leak into
 # training; whole blocks of cells go to one side or the other.
 
-MIN_SCALE = 1e-6  # a channel that varies less is constant: it passes through, centred
+MIN_SCALE = 1e-6  # a channel that varies less is constant: it passes through, centered
 
 
 @dataclass(frozen=True)
-class Standardisation:
+class Standardization:
     """z = (x - mean) / scale, clipped to +-clip."""
 
     mean: Tensor  # [F]
@@ -40,34 +40,34 @@ class Standardisation:
         self,
         values: Tensor,  # [N, F]
     ) -> Tensor:
-        """Standardised values, [N, F]."""
+        """Standardized values, [N, F]."""
         z = (values - self.mean.to(values)) / self.scale.to(values)
         return z.clamp(-self.clip, self.clip)
 
     def select(
         self,
         columns: Tensor,  # [K] int64
-    ) -> Standardisation:
-        """The standardisation of some columns."""
-        return Standardisation(self.mean[columns], self.scale[columns], self.clip)
+    ) -> Standardization:
+        """The standardization of some columns."""
+        return Standardization(self.mean[columns], self.scale[columns], self.clip)
 
 
-def fit_standardisation(
+def fit_standardization(
     values: Tensor,  # [N, F], training rows only
     *,
     clip: float = 6.0,
     robust: bool = False,
-) -> Standardisation:
+) -> Standardization:
     """Mean and standard deviation per channel, or median and 1.4826 MAD if `robust`.
 
     A channel that is constant for more than half of the rows has no MAD and takes its standard
-    deviation; one without that either is only centred.
+    deviation; one without that either is only centered.
 
     Raises:
         ValueError: there are no rows.
     """
     if len(values) == 0:
-        raise ValueError("standardisation: expected at least one training cell, got none")
+        raise ValueError("standardization: expected at least one training cell, got none")
     exact = values.double()
     mean, scale = exact.mean(dim=0), exact.std(dim=0, correction=0)
     if robust:
@@ -75,7 +75,7 @@ def fit_standardisation(
         deviation = 1.4826 * (exact - mean).abs().median(dim=0).values
         scale = torch.where(deviation < MIN_SCALE, scale, deviation)
     scale = torch.where(scale < MIN_SCALE, 1.0, scale)
-    return Standardisation(mean.to(values), scale.to(values), clip)
+    return Standardization(mean.to(values), scale.to(values), clip)
 
 
 def training_cells(
@@ -83,7 +83,7 @@ def training_cells(
     cells: Tensor,  # [C] int64
     *,
     block: int,  # cells along the side of a block
-    validation: float,  # share of the occupied blocks that validate
+    validation: float,  # fraction of the occupied blocks that validate
 ) -> Tensor:
     """Which cells train, [C] bool, whole blocks at a time; at least one block on either side.
 
@@ -95,7 +95,7 @@ def training_cells(
     blocks, member = torch.unique((x << 40) + (y << 20) + z, return_inverse=True)
     if len(blocks) < 2:
         raise ValueError(
-            f"all {len(cells)} cells lie in one block of {block}^3: lower features.block"
+            f"all {len(cells)} cells lie in one block of {block}^3: lower radiance.features.block"
         )
     held_out = min(max(1, round(validation * len(blocks))), len(blocks) - 1)
     training = torch.ones(len(blocks), dtype=torch.bool, device=cells.device)
@@ -109,6 +109,8 @@ def _scramble(keys: Tensor) -> Tensor:
         keys = (keys ^ (keys >> 31)) * multiplier
     return keys ^ (keys >> 31)
 
+
+# ---- The table and its file --------------------------------------------------------------------
 
 ALIASES = {"sh": ("sh_dc", "sh_rest")}  # names that stand for several groups
 _VERSION = 1
@@ -146,11 +148,11 @@ class FeatureSchema:
         """
         wanted: set[str] = set()
         for name in names:
-            found = [each for each in ALIASES.get(name, (name,)) if each in self.groups]
-            if not found:
+            groups = [group for group in ALIASES.get(name, (name,)) if group in self.groups]
+            if not groups:
                 known = sorted({*self.groups, *ALIASES})
                 raise ValueError(f"unknown feature group {name!r}, expected one of {known}")
-            wanted.update(found)
+            wanted.update(groups)
         return replace(self, groups={k: v for k, v in self.groups.items() if k in wanted})
 
     def to_json(self) -> str:
@@ -193,7 +195,7 @@ class StoredFeatures(NamedTuple):
     """The content of a feature file."""
 
     features: CellFeatures
-    standardisation: Standardisation  # of all columns, fitted on the training cells
+    standardization: Standardization  # of all columns, fitted on the training cells
     training: Tensor  # [C] bool: cells of the training blocks; the others validate
 
     def select(self, names: Iterable[str]) -> StoredFeatures:
@@ -202,13 +204,13 @@ class StoredFeatures(NamedTuple):
         columns = torch.arange(self.features.schema.channels)
         chosen = [columns[self.features.schema.columns[name]] for name in features.schema.groups]
         return StoredFeatures(
-            features, self.standardisation.select(torch.cat(chosen)), self.training
+            features, self.standardization.select(torch.cat(chosen)), self.training
         )
 
     @property
-    def standardised(self) -> Tensor:
-        """All rows, standardised and clipped, [C, F]."""
-        return self.standardisation.transform(self.features.values)
+    def standardized(self) -> Tensor:
+        """All rows, standardized and clipped, [C, F]."""
+        return self.standardization.transform(self.features.values)
 
 
 def find_rows(
@@ -222,18 +224,18 @@ def find_rows(
 
 def save_features(path: Path, stored: StoredFeatures) -> None:
     """Write the `.npz`; equal content gives equal bytes."""
-    features, standardisation, training = stored
+    features, standardization, training = stored
     arrays = {
         "cells": features.cells,
         "values": features.values,
         "count": features.count,
         "weight": features.weight,
-        "mean": standardisation.mean,
-        "scale": standardisation.scale,
-        "clip": torch.tensor(standardisation.clip, dtype=torch.float64),
+        "mean": standardization.mean,
+        "scale": standardization.scale,
+        "clip": torch.tensor(standardization.clip, dtype=torch.float64),
         "training": training,
     }
-    content: dict[str, Any] = {name: each.detach().cpu().numpy() for name, each in arrays.items()}
+    content: dict[str, Any] = {name: array.detach().cpu().numpy() for name, array in arrays.items()}
     content["schema"] = np.array(features.schema.to_json())
     content["hash"] = np.array(features.schema.hash)
     with path.open("wb") as file:
@@ -264,7 +266,7 @@ def load_features(path: Path) -> StoredFeatures:
         raise ValueError(f"{path}: expected values of shape {expected}, got {tuple(values.shape)}")
     return StoredFeatures(
         CellFeatures(schema, cells, values, tensors["count"], tensors["weight"]),
-        Standardisation(tensors["mean"], tensors["scale"], float(content["clip"])),
+        Standardization(tensors["mean"], tensors["scale"], float(content["clip"])),
         tensors["training"],
     )
 

@@ -1,4 +1,4 @@
-"""A small variational autoencoder of standardised cell features, and its training objective.
+"""A small variational autoencoder of standardized cell features, and its training objective.
 
 Objective (Kingma & Welling 2014): balanced reconstruction + beta * KL. *Balanced* is the mean over
 channel groups of each group's mean squared error, so that 45 harmonics do not outvote one optical
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,66 +19,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from braid.common.io import load_model, save_model
-
-# ---- How far a student's features agree with its teacher's -------------------------------------
-# The networks of a KiloNeRF share no basis, so raw student features of different cells are not
-# comparable; cosine and explained variance are of the *projector's predictions*, only the CKA is of
-# the raw features.
-
-
-def alignment(
-    student: Tensor,  # [N, H], penultimate features
-    predicted: Tensor,  # [N, F], their projection, standardised units
-    target: Tensor,  # [N, F], teacher features, standardised
-    columns: Mapping[str, slice],  # channel groups
-) -> dict[str, float]:
-    """`cosine`, `cka` and `explained_variance/<group>`."""
-    shares = explained_variance(predicted, target, columns)
-    return {
-        "cosine": mean_cosine(predicted, target),
-        "cka": linear_cka(student, target),
-        **{f"explained_variance/{name}": share for name, share in shares.items()},
-    }
-
-
-def mean_cosine(
-    x: Tensor,  # [N, F]
-    y: Tensor,  # [N, F]
-) -> float:
-    """Mean cosine between rows."""
-    return float(torch.nn.functional.cosine_similarity(x, y, dim=-1).mean())
-
-
-def linear_cka(
-    x: Tensor,  # [N, H]
-    y: Tensor,  # [N, F]
-) -> float:
-    """Linear centred kernel alignment (Kornblith et al. 2019), in [0, 1].
-
-    1 for features equal up to rotation, shift and scale; 0 where either does not vary. Independent
-    features of N rows score about sqrt(H F) / N, not 0.
-    """
-    x, y = (each.cpu().double() - each.cpu().double().mean(dim=0) for each in (x, y))
-    cross, own_x, own_y = (torch.linalg.matrix_norm(m) for m in (y.T @ x, x.T @ x, y.T @ y))
-    scale = float(own_x * own_y)
-    return float(cross**2) / scale if scale > 0 else 0.0
-
-
-def explained_variance(
-    predicted: Tensor,  # [N, F]
-    target: Tensor,  # [N, F]
-    columns: Mapping[str, slice],  # channel groups
-) -> dict[str, float]:
-    """1 - squared error / variance about the mean per group; 0 for a group that does not vary."""
-    predicted, target = predicted.cpu().double(), target.cpu().double()
-    error = (predicted - target).square().sum(dim=0)
-    total = (target - target.mean(dim=0)).square().sum(dim=0)
-    shares = {}
-    for name, each in columns.items():
-        variance = float(total[each].sum())
-        shares[name] = 1 - float(error[each].sum()) / variance if variance > 0 else 0.0
-    return shares
-
+from braid.radiance.config import VaeConfig
 
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -10.0, 4.0
 START_LOG_VARIANCE = -6.0  # what `start_from_pca` gives every latent
@@ -91,7 +32,7 @@ class Posterior(NamedTuple):
     log_variance: Tensor  # [N, Z], within the limits above
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """One draw per row by reparametrisation, [N, Z]."""
+        """One draw per row by reparametrization, [N, Z]."""
         shape = self.mean.shape
         noise = torch.randn(shape, generator=generator, device=generator.device).to(self.mean)
         return self.mean + noise * (0.5 * self.log_variance).exp()
@@ -106,11 +47,11 @@ class FeatureVae(nn.Module):
     """features -> hidden -> (mean, log variance) of the latent -> mirrored hidden -> features.
 
     Encoder and decoder are each a linear map plus an MLP that starts at zero, so that what PCA can
-    do need not be learnt through non-linearities: see `start_from_pca`. Without hidden layers only
+    do need not be learned through non-linearities: see `start_from_pca`. Without hidden layers only
     the linear maps are left.
     """
 
-    def __init__(self, features: int, hidden: Sequence[int] = (256, 128), latent: int = 24) -> None:
+    def __init__(self, features: int, hidden: Sequence[int], latent: int) -> None:
         super().__init__()
         self.features, self.hidden, self.latent = features, tuple(hidden), latent
         self.encoder = _LinearPlusMlp(features, self.hidden, 2 * latent)
@@ -118,7 +59,7 @@ class FeatureVae(nn.Module):
 
     def encode(
         self,
-        values: Tensor,  # [N, F], standardised
+        values: Tensor,  # [N, F], standardized
     ) -> Posterior:
         """The posterior of the latent."""
         mean, log_variance = self.encoder(values).chunk(2, dim=-1)
@@ -128,30 +69,30 @@ class FeatureVae(nn.Module):
         self,
         latent: Tensor,  # [N, Z]
     ) -> Tensor:
-        """Standardised features, [N, F]."""
+        """Standardized features, [N, F]."""
         decoded: Tensor = self.decoder(latent)
         return decoded
 
     @torch.no_grad()
     def start_from_pca(
         self,
-        values: Tensor,  # [N, F], standardised
+        values: Tensor,  # [N, F], standardized
         columns: Mapping[str, slice],  # channel groups to balance
     ) -> FeatureVae:
         """This model with linear maps that do PCA of the balanced channels, latents whitened."""
         root = channel_balance(columns).to(values).sqrt()
-        centre = values.mean(dim=0)
-        scaled = (values - centre) * root
+        center = values.mean(dim=0)
+        scaled = (values - center) * root
         _, singular, axes = torch.linalg.svd(scaled.T @ scaled / len(values))
         kept = min(self.latent, len(singular))
         size = singular[:kept].sqrt().clamp_min(1e-4)
         encode, decode = self.encoder.linear, self.decoder.linear
         encode.weight.zero_()
         encode.weight[:kept] = axes[:kept] / size[:, None] * root
-        encode.bias[: self.latent] = -encode.weight[: self.latent] @ centre
+        encode.bias[: self.latent] = -encode.weight[: self.latent] @ center
         encode.bias[self.latent :] = START_LOG_VARIANCE
         decode.weight[:, :kept] = axes[:kept].T * size / root[:, None]
-        decode.bias.copy_(centre)
+        decode.bias.copy_(center)
         return self
 
     def freeze(self) -> FeatureVae:
@@ -165,17 +106,12 @@ class VaeObjective(nn.Module):
     def __init__(
         self,
         vae: FeatureVae,
-        values: Tensor,  # [N, F], standardised, training cells
+        values: Tensor,  # [N, F], standardized, training cells
         columns: Mapping[str, slice],  # channel groups to balance
-        *,
-        batch: int = 1024,
-        beta: float = 1e-4,
-        warmup: int = 1000,  # steps until beta is reached
-        free_bits: float = 0.02,  # nats a dimension
+        config: VaeConfig,
     ) -> None:
         super().__init__()
-        self.vae = vae
-        self.batch, self.max_beta, self.warmup, self.free_bits = batch, beta, warmup, free_bits
+        self.vae, self.config = vae, config
         self.register_buffer("values", values, persistent=False)
         self.register_buffer("balance", channel_balance(columns).to(values), persistent=False)
         self.values: Tensor
@@ -191,14 +127,15 @@ class VaeObjective(nn.Module):
 
     def beta(self, step: int) -> float:
         """Weight of the KL term at a step."""
-        return self.max_beta * min(1.0, step / max(1, self.warmup))
+        warmup = int(self.config.beta_warmup * self.config.steps)
+        return self.config.beta * min(1.0, step / max(1, warmup))
 
     def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Weighted terms `reconstruction` and `kl`; the loss is their sum.
 
         `diagnostics` then holds the unweighted `kl_nats` per cell and `beta`.
         """
-        shape = (self.batch,)
+        shape = (self.config.batch,)
         rows = torch.randint(
             len(self.values), shape, generator=generator, device=generator.device
         ).to(self.values.device)
@@ -209,7 +146,7 @@ class VaeObjective(nn.Module):
         self.diagnostics = {"kl_nats": kl.detach().sum(), "beta": self.beta(step)}
         return {
             "reconstruction": ((decoded - values).square() * self.balance).sum(dim=-1).mean(),
-            "kl": self.beta(step) * kl.clamp_min(self.free_bits).sum(),
+            "kl": self.beta(step) * kl.clamp_min(self.config.free_bits).sum(),
         }
 
 
@@ -265,35 +202,46 @@ class _LinearPlusMlp(nn.Module):
 # ---- What a feature VAE keeps of the features, beside PCA with as many components --------------
 
 ACTIVE_VARIANCE = 0.01  # a latent dimension whose mean varies less over cells says nothing
-KL_TAIL = 0.2  # share of the steps over which the KL must have settled
+KL_TAIL = 0.2  # fraction of the steps over which the KL must have settled
 KL_TOLERANCE = 0.1  # of its mean
 
 
 def vae_report(
     vae: FeatureVae,
-    training: Tensor,  # [N, F], standardised
-    validation: Tensor,  # [M, F], standardised
+    training: Tensor,  # [N, F], standardized
+    validation: Tensor,  # [M, F], standardized
     columns: Mapping[str, slice],  # channel groups
-) -> dict[str, float]:
-    """Figures on the validation cells, the VAE decoding its posterior mean.
+    kl: Sequence[float],  # unweighted, by logged step
+) -> dict[str, dict[str, Any]]:
+    """Figures of `vae`, which decodes its posterior mean, and of `pca`, on the validation cells.
 
-    `recon_mse` and `pca_recon_mse` are balanced over groups; `kl` is in nats per cell, summed over
-    dimensions; `explained_variance/<group>` (also with `pca_` before) is 1 - error / variance. PCA
-    is fitted to the training cells in channels scaled by the balance, which makes it the linear
-    model that the balanced error likes best.
+    `mse` is balanced over groups; `kl` is in nats per cell, summed over dimensions, `kl_stable`
+    whether it had settled; `explained_variance_<group>` is 1 - error / variance. PCA is fitted to
+    the training cells in channels scaled by the balance, which makes it the linear model that the
+    balanced error likes best.
     """
     with torch.no_grad():
         posterior = vae.encode(validation)
         decoded = vae.decode(posterior.mean)
     linear = pca_reconstruction(training, validation, columns, vae.latent)
-    balance = channel_balance(columns).to(validation)
-    return {
-        "recon_mse": float(((decoded - validation).square() @ balance).mean()),
+    latent = {
         "kl": float(posterior.kl().sum(dim=-1).mean()),
-        "active_units": float((posterior.mean.var(dim=0) > ACTIVE_VARIANCE).sum()),
-        **_prefixed("explained_variance/", explained_variance(decoded, validation, columns)),
-        "pca_recon_mse": float(((linear - validation).square() @ balance).mean()),
-        **_prefixed("pca_explained_variance/", explained_variance(linear, validation, columns)),
+        "kl_stable": kl_stable(kl),
+        "active_units": int((posterior.mean.var(dim=0) > ACTIVE_VARIANCE).sum()),
+    }
+    return {
+        "vae": {**_fidelity(decoded, validation, columns), **latent},
+        "pca": _fidelity(linear, validation, columns),
+    }
+
+
+def _fidelity(predicted: Tensor, target: Tensor, columns: Mapping[str, slice]) -> dict[str, float]:
+    """Balanced squared error, and the variance explained in each group."""
+    balance = channel_balance(columns).to(target)
+    explained = explained_variance(predicted, target, columns)
+    return {
+        "mse": float(((predicted - target).square() @ balance).mean()),
+        **{f"explained_variance_{group}": value for group, value in explained.items()},
     }
 
 
@@ -311,25 +259,39 @@ def pca_reconstruction(
     return torch.from_numpy(projected / scale).to(validation)
 
 
+def explained_variance(
+    predicted: Tensor,  # [N, F]
+    target: Tensor,  # [N, F]
+    columns: Mapping[str, slice],  # channel groups
+) -> dict[str, float]:
+    """1 - squared error / variance about the mean per group; 0 for a group that does not vary."""
+    predicted, target = predicted.cpu().double(), target.cpu().double()
+    error = (predicted - target).square().sum(dim=0)
+    total = (target - target.mean(dim=0)).square().sum(dim=0)
+    explained = {}
+    for group, channels in columns.items():
+        variance = float(total[channels].sum())
+        explained[group] = 1 - float(error[channels].sum()) / variance if variance > 0 else 0.0
+    return explained
+
+
 def kl_stable(
     kl: Sequence[float],  # unweighted KL by step, in order
 ) -> bool:
-    """Whether the KL has settled: over the last `KL_TAIL` of the steps, the mean of the last
-    quarter differs from that of the first by at most `KL_TOLERANCE` of the mean. Fewer than four
-    values cannot tell."""
+    """Whether the KL has settled.
+
+    Over the last `KL_TAIL` of the steps, the mean of the last quarter differs from that of the
+    first by at most `KL_TOLERANCE` of the mean. Fewer than four values cannot tell.
+    """
     if len(kl) < 4:
         return False
     last = np.asarray(kl[-max(4, round(KL_TAIL * len(kl))) :], dtype=np.float64)
-    quarters = [float(each.mean()) for each in np.array_split(last, 4)]
+    quarters = [float(quarter.mean()) for quarter in np.array_split(last, 4)]
     return abs(quarters[-1] - quarters[0]) <= KL_TOLERANCE * abs(float(last.mean()))
 
 
-def vae_status(recon_mse: float, stable: bool, gate: float) -> str:
+def vae_status(mse: float, stable: bool, gate: float) -> str:
     """`passed`, `recon_above_gate` or `kl_unstable`."""
-    if recon_mse > gate:
+    if mse > gate:
         return "recon_above_gate"
     return "passed" if stable else "kl_unstable"
-
-
-def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
-    return {prefix + name: value for name, value in values.items()}

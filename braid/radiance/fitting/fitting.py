@@ -1,20 +1,19 @@
-"""Fit 3D Gaussians to posed images: hull initialisation, Adam, density control, resumable.
+"""Fit 3D Gaussians to posed images: hull initialization, Adam, density control, resumable.
 
 What a step draws depends on the seed and its number only, so a fit that was killed at any step and
-started again with the same checkpoint path ends with the same bytes as one that was not.
+started again in the same scratch folder ends with the same bytes as one that was not.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from braid.radiance.config import TeacherConfig
 from braid.radiance.fitting.hull import initial_gaussians, visual_hull
 from braid.radiance.gaussians.gaussians import (
     Gaussians,
@@ -25,12 +24,13 @@ from braid.radiance.gaussians.gaussians import (
 from braid.radiance.gaussians.splat import render
 from braid.radiance.scenes.cameras import Cameras, Rendered
 from braid.training import checkpoint as checkpoints
+from braid.training.trainer import Run
 
 # ---- Density control: clone, split and prune Gaussians during a fit ----------------------------
 # After Kerbl et al. 2023, with a budget in place of a gradient threshold: at each round the given
-# share of the Gaussians with the largest accumulated position gradient is doubled, so that the
-# count is known beforehand. Every change is a choice of rows, which parameters and Adam moments
-# follow alike, and edits of the new rows.
+# fraction of the Gaussians, those with the largest accumulated position gradient, is doubled, so
+# that the count is known beforehand. Every change is a choice of rows, which parameters and Adam
+# moments follow alike, and edits of the new rows.
 
 _SHRINK = 1.6  # a split Gaussian's children are smaller by this factor
 
@@ -47,44 +47,35 @@ class Round(NamedTuple):
 def control_density(
     gaussians: Gaussians,
     pressure: Tensor,  # [G], accumulated gradient norm of the means
+    config: TeacherConfig,
     *,
-    grow: float,
-    capacity: int,
-    prune_opacity: float,
-    split_scale: float,
-    generator: torch.Generator,
+    voxel: float,  # scene units
+    generator: torch.Generator,  # of where the children of a split lie
 ) -> Round:
-    """Prune the faint, then double the `grow` share of the others that is under most pressure.
+    """Prune the faint, then double the fraction of the others that is under most pressure.
 
-    Args:
-        gaussians: All Gaussians.
-        pressure: How hard the loss pulls at each mean.
-        grow: Share of the Gaussians to double, 0 to 1.
-        capacity: Count that is not exceeded by growing.
-        prune_opacity: Gaussians fainter than this are removed.
-        split_scale: The largest standard deviation (scene units) above which a Gaussian is split
-            into two smaller ones within it; the others are cloned in place.
-        generator: Where the children of a split lie.
+    A Gaussian whose largest standard deviation exceeds `split_scale` voxels is split into two
+    smaller ones within it; the others are cloned in place.
     """
-    kept = (gaussians.opacities >= prune_opacity).nonzero()[:, 0]
-    count = min(int(grow * len(kept)), max(0, capacity - len(kept)))
+    kept = (gaussians.opacities >= config.prune_opacity).nonzero()[:, 0]
+    count = min(int(config.density_grow * len(kept)), max(0, config.density_capacity - len(kept)))
     doubled = kept[torch.argsort(pressure[kept], descending=True, stable=True)[:count]]
     stays = torch.ones(len(gaussians), dtype=torch.bool, device=kept.device)
     stays[doubled] = False
     source = torch.cat([kept[stays[kept]], doubled, doubled])
     fresh = torch.arange(len(source), device=kept.device) >= len(kept) - count
-    pairs = _children(gaussians[doubled], split_scale, generator)
+    pairs = _children(gaussians[doubled], config.split_scale * voxel, generator)
     chosen = gaussians[kept[stays[kept]]]
     return Round(concatenate(chosen, pairs), source, fresh)
 
 
-def _children(parents: Gaussians, split_scale: float, generator: torch.Generator) -> Gaussians:
+def _children(parents: Gaussians, limit: float, generator: torch.Generator) -> Gaussians:
     """First children, then second children of each parent.
 
     A clone's opacity is such that two of them cover as much as their parent did.
     """
     count = len(parents)
-    large = (parents.log_scales.amax(dim=1) > math.log(split_scale))[:, None]
+    large = (parents.log_scales.amax(dim=1) > math.log(limit))[:, None]
     draw = torch.randn(count, 3, generator=generator).to(parents.means)
     local = draw * parents.log_scales.exp()
     offset = (rotation_matrices(parents.quaternions) @ local[:, :, None])[:, :, 0] * large
@@ -110,13 +101,13 @@ class FitState:
         self.set_gaussians(gaussians)
 
     def set_gaussians(self, gaussians: Gaussians) -> None:
-        """Make leaf tensors of the Gaussians, and an optimiser with fresh moments."""
+        """Make leaf tensors of the Gaussians, and an optimizer with fresh moments."""
         parts = {
             "means": gaussians.means,
             "log_scales": gaussians.log_scales,
             "quaternions": gaussians.quaternions,
             "opacity_logits": gaussians.opacity_logits,
-            "colour": gaussians.sh[:, :1],
+            "color": gaussians.sh[:, :1],
             "harmonics": gaussians.sh[:, 1:],
         }
         self.parts = {k: v.detach().clone().requires_grad_() for k, v in parts.items()}
@@ -132,7 +123,7 @@ class FitState:
             parts["log_scales"],
             parts["quaternions"],
             parts["opacity_logits"],
-            torch.cat([parts["colour"], higher], dim=1),
+            torch.cat([parts["color"], higher], dim=1),
         )
 
     def replace(self, gaussians: Gaussians, source: Tensor, fresh: Tensor) -> None:
@@ -160,7 +151,7 @@ class FitState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where a checkpoint was made."""
         parts = state["parts"]
-        sh = torch.cat([parts.pop("colour"), parts.pop("harmonics")], dim=1)
+        sh = torch.cat([parts.pop("color"), parts.pop("harmonics")], dim=1)
         device = self.pressure.device
         self.set_gaussians(Gaussians(**parts, sh=sh).to(device))
         self.optimizer.load_state_dict(state["optimizer"])
@@ -174,107 +165,80 @@ class FitState:
         return gradient
 
 
-@dataclass(frozen=True)
-class FitSettings:
-    """Hyperparameters of a fit; learning rates are for Adam, at the start of the decay."""
+# ---- The fit -------------------------------------------------------------------------------------
 
-    steps: int = 800  # one view a step
-    resolution: int = 64  # voxels along the hull's longest side: sets the number of Gaussians
-    sh_degree: int = 3  # degree of the view-dependent colour at the end, 0 to 3
-    sh_interval: int = 100  # steps after which one more degree is let in
-    lr_means: float = 3e-3  # in units of half the hull's longest side
-    lr_scales: float = 4e-2
-    lr_quaternions: float = 4e-2
-    lr_opacities: float = 1e-1
-    lr_colour: float = 4e-2  # degree 0
-    lr_harmonics: float = 1e-2  # degrees 1 to 3
-    lr_decay: float = 0.03  # share of each learning rate that is left at the last step
-    alpha_weight: float = 0.5  # of the squared error of alpha, beside the L1 error of colour
-    density_interval: int = 0  # steps between rounds of density control; 0: none
-    density_start: float = 0.1  # share of the steps before the first round
-    density_stop: float = 0.6  # share of the steps after which there is no further round
-    density_grow: float = 0.05  # share of the Gaussians that a round doubles
-    density_capacity: int = 50_000  # Gaussians beyond which nothing is doubled
-    prune_opacity: float = 0.01  # a round removes what is fainter
-    split_scale: float = 1.0  # voxels; larger Gaussians are split, smaller ones cloned
-    log_interval: int = 20  # steps between two rows of the history
+COLUMNS = ("step", "loss", "psnr", "count")  # of the history; psnr: of one train view, on white
 
 
 class Fit(NamedTuple):
     """A fitted scene."""
 
     gaussians: Gaussians
-    history: list[dict[str, float]]  # step, loss, psnr (of one train view, on white), count
+    history: list[dict[str, float]]
 
 
 def fit(
     cameras: Cameras,
     rgba: Tensor,  # [N, H, W, 4], premultiplied
-    settings: FitSettings,
+    config: TeacherConfig,
+    run: Run,
     *,
-    seed: int,
-    checkpoint: Path | None = None,
-    checkpoint_interval: int = 200,
-    backend: str = "auto",
+    backend: str = "auto",  # of the rasterizer, see `braid.radiance.gaussians.splat.render`
 ) -> Fit:
     """Fit Gaussians to the views, on the device that holds them.
 
-    Args:
-        cameras: The views' cameras.
-        rgba: The views' pixels.
-        settings: Hyperparameters.
-        seed: Of everything random.
-        checkpoint: Where the state is kept; if the file exists, the fit goes on from there.
-        checkpoint_interval: Steps between two checkpoints.
-        backend: Of the rasteriser, see `braid.radiance.gaussians.splat.render`.
+    The state is kept in the run's scratch folder; where one is there, the fit goes on from it.
 
     Raises:
         ValueError: if the visual hull is empty.
         FloatingPointError: if the loss or a gradient is not finite; the checkpoint stays as it was.
     """
-    hull = visual_hull(cameras, rgba[..., 3], settings.resolution)
+    hull = visual_hull(cameras, rgba[..., 3], config.resolution)
     radius = 0.5 * float((hull.box[1] - hull.box[0]).max())
-    gaussians = initial_gaussians(hull, cameras, rgba, settings.sh_degree)
-    state = FitState(gaussians, _rates(settings, radius))
+    gaussians = initial_gaussians(hull, cameras, rgba, config.sh_degree)
+    state = FitState(gaussians, _rates(config, radius))
+    checkpoint = run.scratch / "fit.pt" if run.scratch else None
     saved = checkpoints.load(checkpoint) if checkpoint else None
     if saved is not None:
         state.load_state_dict(saved)
 
-    bar = tqdm(total=settings.steps, initial=state.step, desc="teacher", disable=None)
-    while state.step < settings.steps:
-        _step(state, cameras, rgba, settings, seed, backend)
-        if _density_due(state.step, settings):
-            _density_round(state, settings, seed, hull.voxel)
-        if checkpoint and state.step % checkpoint_interval == 0:
+    bar = tqdm(total=config.steps, initial=state.step, desc="teacher", disable=None)
+    while state.step < config.steps:
+        _step(state, cameras, rgba, config, run, backend)
+        if _density_due(state.step, config):
+            _density_round(state, config, run.seed, hull.voxel)
+        if checkpoint and state.step % run.checkpoint_every == 0:
             checkpoints.save(checkpoint, state.state_dict())
         bar.update()
     bar.close()
-    return Fit(state.gaussians(settings.sh_degree).detach(), state.history)
+    return Fit(state.gaussians(config.sh_degree).detach(), state.history)
 
 
 def _step(
     state: FitState,
     cameras: Cameras,
     rgba: Tensor,
-    settings: FitSettings,
-    seed: int,
+    config: TeacherConfig,
+    run: Run,
     backend: str,
 ) -> None:
     """One view, one update."""
-    view = _view(seed, state.step, len(cameras))
-    degree = min(settings.sh_degree, state.step // settings.sh_interval)
+    view = _view(run.seed, state.step, len(cameras))
+    degree = min(config.sh_degree, state.step // config.sh_interval)
     rendered = render(state.gaussians(degree), cameras, view, backend=backend)
-    loss = photo_loss(rendered, rgba[view], settings.alpha_weight)
+    loss = photo_loss(rendered, rgba[view], config.alpha_weight)
     state.optimizer.zero_grad(set_to_none=False)
     loss.backward()
     _check_finite(loss, state)
     for group, rate in zip(state.optimizer.param_groups, state.rates.values(), strict=True):
-        group["lr"] = rate * settings.lr_decay ** (state.step / settings.steps)
+        group["lr"] = rate * config.lr_decay ** (state.step / config.steps)
     state.optimizer.step()
     state.pressure += state.gradient("means").norm(dim=1)
     state.step += 1
-    if state.step % settings.log_interval == 0 or state.step == settings.steps:
+    if state.step % run.log_every == 0 or state.step == config.steps:
         state.history.append(_row(state, loss, rendered, rgba[view]))
+        if run.on_log:
+            run.on_log(state.history[-1])
 
 
 def photo_loss(
@@ -282,19 +246,19 @@ def photo_loss(
     rgba: Tensor,  # [H, W, 4], premultiplied
     alpha_weight: float,
 ) -> Tensor:
-    """L1 of the premultiplied colour + alpha_weight * squared error of alpha."""
-    colour = (rendered.rgb - rgba[..., :3]).abs().mean()
-    return colour + alpha_weight * (rendered.alpha - rgba[..., 3]).square().mean()
+    """L1 of the premultiplied color + alpha_weight * squared error of alpha."""
+    color = (rendered.rgb - rgba[..., :3]).abs().mean()
+    return color + alpha_weight * (rendered.alpha - rgba[..., 3]).square().mean()
 
 
-def _rates(settings: FitSettings, radius: float) -> dict[str, float]:
+def _rates(config: TeacherConfig, radius: float) -> dict[str, float]:
     return {
-        "means": settings.lr_means * radius,
-        "log_scales": settings.lr_scales,
-        "quaternions": settings.lr_quaternions,
-        "opacity_logits": settings.lr_opacities,
-        "colour": settings.lr_colour,
-        "harmonics": settings.lr_harmonics,
+        "means": config.lr_means * radius,
+        "log_scales": config.lr_scales,
+        "quaternions": config.lr_quaternions,
+        "opacity_logits": config.lr_opacities,
+        "color": config.lr_color,
+        "harmonics": config.lr_harmonics,
     }
 
 
@@ -319,20 +283,17 @@ def _check_finite(loss: Tensor, state: FitState) -> None:
         )
 
 
-def _density_due(step: int, settings: FitSettings) -> bool:
-    share = step / settings.steps
-    within = settings.density_start <= share <= settings.density_stop
-    return settings.density_interval > 0 and within and step % settings.density_interval == 0
+def _density_due(step: int, config: TeacherConfig) -> bool:
+    within = config.density_start <= step / config.steps <= config.density_stop
+    return config.density_interval > 0 and within and step % config.density_interval == 0
 
 
-def _density_round(state: FitState, settings: FitSettings, seed: int, voxel: float) -> None:
+def _density_round(state: FitState, config: TeacherConfig, seed: int, voxel: float) -> None:
     changed = control_density(
-        state.gaussians(settings.sh_degree).detach(),
+        state.gaussians(config.sh_degree).detach(),
         state.pressure,
-        grow=settings.density_grow,
-        capacity=settings.density_capacity,
-        prune_opacity=settings.prune_opacity,
-        split_scale=settings.split_scale * voxel,
+        config,
+        voxel=voxel,
         generator=_generator(seed, 1, state.step),
     )
     state.replace(*changed)

@@ -1,6 +1,6 @@
 """The visual hull of alpha masks, as the Gaussians from which a fit starts.
 
-A voxel stays if every view that sees it sees it inside the mask. The scene's box needs no
+A voxel stays if it lies inside the mask of every view that shows it. The scene's box needs no
 argument: a generous cube around the point that all cameras look at is carved coarsely, twice, and
 tightened to what is left.
 """
@@ -25,7 +25,7 @@ _OPACITY = 0.7
 class Hull(NamedTuple):
     """Surface voxels of a visual hull."""
 
-    points: Tensor  # [S, 3], voxel centres
+    points: Tensor  # [S, 3], voxel centers
     voxel: float  # side of a voxel, scene units
     box: Tensor  # [2, 3], lowest and highest corner of what is occupied
 
@@ -36,10 +36,10 @@ def initial_gaussians(
     rgba: Tensor,  # [N, H, W, 4], premultiplied
     degree: int,
 ) -> Gaussians:
-    """A round Gaussian in every surface voxel, in the mean colour of the views that see it."""
+    """A round Gaussian in every surface voxel, in the mean color of the views that see it."""
     count = len(hull.points)
     sh = hull.points.new_zeros(count, coefficients(degree), 3)
-    sh[:, 0] = base_coefficient(surface_colours(hull, cameras, rgba))
+    sh[:, 0] = base_coefficient(surface_colors(hull, cameras, rgba))
     return Gaussians(
         means=hull.points,
         log_scales=torch.full_like(hull.points, math.log(_SCALE * hull.voxel)),
@@ -81,11 +81,11 @@ def visual_hull(
 def _first_box(cameras: Cameras) -> Tensor:  # [2, 3]
     """A cube around the point nearest to all optical axes, as large as a view can show."""
     poses = cameras.camera_to_world.double()
-    centres, axes = poses[:, :3, 3], poses[:, :3, 2]
+    centers, axes = poses[:, :3, 3], poses[:, :3, 2]
     across = torch.eye(3).to(poses) - axes[:, :, None] * axes[:, None, :]
-    target = torch.linalg.lstsq(across.flatten(0, 1), (across @ centres[..., None]).flatten(0, 1))
+    target = torch.linalg.lstsq(across.flatten(0, 1), (across @ centers[..., None]).flatten(0, 1))
     middle = target.solution[:, 0]
-    distance = (centres - middle).norm(dim=1).median()
+    distance = (centers - middle).norm(dim=1).median()
     slope = max(cameras.width, cameras.height) / (2 * cameras.focal)
     half = distance * min(1.0, slope / max(1 - slope, 1e-6))
     return torch.stack([middle - half, middle + half]).float()
@@ -143,12 +143,12 @@ def _surface(grid: Tensor) -> Tensor:  # [X, Y, Z]
     return grid & ~buried
 
 
-def surface_colours(
+def surface_colors(
     hull: Hull,
     cameras: Cameras,
     rgba: Tensor,  # [N, H, W, 4], premultiplied
 ) -> Tensor:
-    """Mean straight colour of each surface voxel over the views that see it, [S, 3].
+    """Mean straight color of each surface voxel over the views that see it, [S, 3].
 
     A view sees a voxel if none lies clearly before it in a z-buffer whose cells are as large as
     a voxel looks. A voxel that nobody sees takes the mean of the others.
@@ -162,11 +162,11 @@ def surface_colours(
         nearest = z.new_full(((cameras.height // cell + 1) * columns,), math.inf)
         nearest = nearest.scatter_reduce(0, place[inside], z[inside], "amin")
         visible = inside & (z < nearest[place] + 1.5 * hull.voxel)
-        # The sum of premultiplied colours over the sum of alphas is the alpha-weighted mean.
+        # The sum of premultiplied colors over the sum of alphas is the alpha-weighted mean.
         total += rgba[view, y, x] * visible[:, None]
-    known = total[:, 3] > 0
+    seen = total[:, 3] > 0
     mean = total.sum(dim=0)
     return (
-        torch.where(known[:, None], total, mean)[:, :3]
-        / torch.where(known, total[:, 3], mean[3].clamp_min(1e-6))[:, None]
+        torch.where(seen[:, None], total, mean)[:, :3]
+        / torch.where(seen, total[:, 3], mean[3].clamp_min(1e-6))[:, None]
     )

@@ -1,4 +1,4 @@
-"""Everything that students and feature tables need to know of the teacher, taken from it once."""
+"""What students and features take from the teacher: renders, occupied space, the field in it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from braid.radiance.config import RendersConfig
 from braid.radiance.gaussians.gaussians import C0, Gaussians
 from braid.radiance.gaussians.splat import render
 from braid.radiance.scenes.cameras import Cameras, gaze
@@ -32,7 +33,7 @@ def widened(
     covariances: Tensor,  # [G, 3, 3]
     blur: float,
 ) -> Tensor:
-    """Covariances as the rasteriser's screen-space blur of 0.3 px^2 leaves them."""
+    """Covariances as the rasterizer's screen-space blur of 0.3 px^2 leaves them."""
     eye = torch.eye(3, dtype=covariances.dtype, device=covariances.device)
     return covariances + 0.3 * blur**2 * eye
 
@@ -48,10 +49,13 @@ def occupancy_of_gaussians(
 ) -> Occupancy:
     """Voxels that some Gaussian reaches within ``radius`` standard deviations.
 
-    The rasteriser widens every splat by 0.3 pixels squared, so the extent counted here is that of
+    The rasterizer widens every splat by 0.3 pixels squared, so the extent counted here is that of
     the widened Gaussian, s' = sqrt(s^2 + 0.3 blur^2); without it the student lacks the silhouette's
-    rim. Gaussians below ``min_opacity`` are skipped. Voxels are cubic, on the box of
-    the counted Gaussians. Raises ``ValueError`` when no Gaussian counts.
+    rim. Gaussians below ``min_opacity`` are skipped. Voxels are cubic, on the box of the counted
+    Gaussians.
+
+    Raises:
+        ValueError: no Gaussian counts.
     """
     strong = opacities >= min_opacity
     if not bool(strong.any()):
@@ -116,29 +120,29 @@ def gaussian_field(
     means: Tensor,  # [G, 3]
     covariances: Tensor,  # [G, 3, 3]
     opacities: Tensor,  # [G] in [0, 1]
-    colours: Tensor,  # [G, 3]
+    colors: Tensor,  # [G, 3]
     blur: float,  # scene units per pixel, as in occupancy_of_gaussians
-    neighbours: int = 8,
+    neighbors: int = 8,
     chunk: int = 1 << 16,
 ) -> tuple[Tensor, Tensor]:
-    """Density [P] and colour [P, 3] at points, from the ``neighbours`` nearest Gaussians.
+    """Density [P] and color [P, 3] at points, from the ``neighbors`` nearest Gaussians.
 
-    Opacities are clipped to the rasteriser's 0.99. The colour is the density-weighted mean, that
+    Opacities are clipped to the rasterizer's 0.99. The color is the density-weighted mean, that
     of the nearest Gaussian where all are negligible.
     """
     covariances = widened(covariances, blur)
     precision = torch.linalg.inv(covariances)
     depth = -torch.log1p(-opacities.clamp(max=0.99))
-    count = min(neighbours, len(means))
+    count = min(neighbors, len(means))
     tree = cKDTree(means.detach().cpu().numpy())
     sigmas, rgbs = [], []
     for x, ray in zip(torch.split(points, chunk), torch.split(directions, chunk), strict=True):
         _, nearest = tree.query(x.detach().cpu().numpy(), k=list(range(1, count + 1)))
         index = torch.from_numpy(nearest).to(means.device)
         near = _densities(x, ray, means[index], precision[index], depth[index])
-        share = near.clamp_min(1e-12) / near.clamp_min(1e-12).sum(1, keepdim=True)
+        fraction = near.clamp_min(1e-12) / near.clamp_min(1e-12).sum(1, keepdim=True)
         sigmas.append(near.sum(1))
-        rgbs.append(torch.einsum("pk,pkc->pc", share, colours[index]))
+        rgbs.append(torch.einsum("pk,pkc->pc", fraction, colors[index]))
     return torch.cat(sigmas), torch.cat(rgbs)
 
 
@@ -153,6 +157,9 @@ def _densities(
     squared = torch.einsum("pki,pkij,pkj->pk", offset, precision, offset)
     inverse_s = torch.einsum("pi,pkij,pj->pk", ray, precision, ray).sqrt()
     return depth * inverse_s / math.sqrt(2 * math.pi) * torch.exp(-0.5 * squared)
+
+
+# ---- Renders, the scan of the space, contributions -----------------------------------------------
 
 
 @torch.no_grad()
@@ -174,27 +181,26 @@ def pixel_footprint(cameras: Cameras) -> float:
 
 
 @torch.no_grad()
-def survey(
-    gaussians: Gaussians,
-    cameras: Cameras,
-    *,
-    voxels: int,  # along the longest axis
-    points: int,
-    generator: torch.Generator,
+def scan_space(
+    gaussians: Gaussians, cameras: Cameras, config: RendersConfig, generator: torch.Generator
 ) -> tuple[Occupancy, FieldPoints]:
-    """Occupied voxels of the Gaussians, and their field at random points in them."""
-    blur = pixel_footprint(cameras)
+    """Occupied voxels of the Gaussians, and their field at random points in them.
+
+    Raises:
+        ValueError: all Gaussians are next to transparent.
+    """
+    points, blur = config.field_points, pixel_footprint(cameras)
     covariances = gaussians.covariances()
     occupancy = occupancy_of_gaussians(
-        gaussians.means, covariances, gaussians.opacities, voxels, blur
+        gaussians.means, covariances, gaussians.opacities, config.voxels, blur
     )
     where = occupancy.sample(points, generator)
     view = torch.randint(len(cameras), (points,), generator=generator)
     origins = cameras.camera_to_world[view.to(where.device), :3, 3]
     directions = normalize(where - origins, dim=-1)
-    colours = (0.5 + C0 * gaussians.sh[:, 0]).clamp(0, 1)
+    colors = (0.5 + C0 * gaussians.sh[:, 0]).clamp(0, 1)
     sigma, rgb = gaussian_field(
-        where, directions, gaussians.means, covariances, gaussians.opacities, colours, blur
+        where, directions, gaussians.means, covariances, gaussians.opacities, colors, blur
     )
     return occupancy, FieldPoints(where, directions, sigma, rgb)
 
@@ -202,13 +208,13 @@ def survey(
 def contributions(gaussians: Gaussians, cameras: Cameras) -> Tensor:  # [G]
     """Each Gaussian's sum of T * alpha over all pixels of the views.
 
-    An image is linear in the colours: with grey Gaussians, the derivative of the summed red channel
+    An image is linear in the colors: with gray Gaussians, the derivative of the summed red channel
     in a Gaussian's red coefficient is C0 times its contribution.
     """
-    grey = torch.zeros_like(gaussians.sh[:, :1]).requires_grad_()
+    gray = torch.zeros_like(gaussians.sh[:, :1]).requires_grad_()
     total = torch.zeros_like(gaussians.opacity_logits)
     for view in range(len(cameras)):
-        seen = replace(gaussians, sh=grey)
-        (gradient,) = torch.autograd.grad(render(seen, cameras, view).rgb[..., 0].sum(), grey)
+        seen = replace(gaussians, sh=gray)
+        (gradient,) = torch.autograd.grad(render(seen, cameras, view).rgb[..., 0].sum(), gray)
         total += gradient[:, 0, 0] / C0
     return total.clamp_min(0)

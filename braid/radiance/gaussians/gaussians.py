@@ -19,7 +19,7 @@ from torch import Tensor
 
 # ---- Real spherical harmonics, degrees 0 to 3, in the sign convention of 3D Gaussian Splatting
 # The basis is orthonormal over the unit sphere; the Condon-Shortley phase is kept, so that the
-# degree-1 functions are (-y, z, -x) up to scale. A splat's colour seen along d is
+# degree-1 functions are (-y, z, -x) up to scale. A splat's color seen along d is
 # max(0, 0.5 + sum_k basis_k(d) f_k) (Kerbl et al. 2023).
 
 MAX_DEGREE = 3
@@ -91,7 +91,7 @@ def _third(x: Tensor, y: Tensor, z: Tensor) -> list[Tensor]:
     ]
 
 
-def colours(
+def colors(
     sh: Tensor,  # [G, (degree + 1)^2, 3]
     directions: Tensor,  # [G, 3], unit length, from the camera to the splat
 ) -> Tensor:
@@ -103,30 +103,17 @@ def colours(
 def base_coefficient(
     rgb: Tensor,  # [..., 3]
 ) -> Tensor:
-    """The degree-0 coefficient that shows a colour the same from everywhere, [..., 3]."""
+    """The degree-0 coefficient that shows a color the same from everywhere, [..., 3]."""
     return (rgb - 0.5) / C0
-
-
-_HEADER_LIMIT = 1 << 16
-_SCALAR_TYPES = {
-    **dict.fromkeys(("char", "int8"), "i1"),
-    **dict.fromkeys(("uchar", "uint8"), "u1"),
-    **dict.fromkeys(("short", "int16"), "<i2"),
-    **dict.fromkeys(("ushort", "uint16"), "<u2"),
-    **dict.fromkeys(("int", "int32"), "<i4"),
-    **dict.fromkeys(("uint", "uint32"), "<u4"),
-    **dict.fromkeys(("float", "float32"), "<f4"),
-    **dict.fromkeys(("double", "float64"), "<f8"),
-}
 
 
 @dataclass
 class Gaussians:
-    """G anisotropic Gaussians with view-dependent colour."""
+    """G anisotropic Gaussians with view-dependent color."""
 
     means: Tensor  # [G, 3], scene units
     log_scales: Tensor  # [G, 3], log of the standard deviations along the own axes
-    quaternions: Tensor  # [G, 4], w first; any length, used normalised
+    quaternions: Tensor  # [G, 4], w first; any length, used normalized
     opacity_logits: Tensor  # [G]
     sh: Tensor  # [G, (degree + 1)^2, 3]
 
@@ -141,7 +128,7 @@ class Gaussians:
     @property
     def parameters(self) -> int:
         """Stored numbers."""
-        return sum(each.numel() for each in vars(self).values())
+        return sum(tensor.numel() for tensor in vars(self).values())
 
     @property
     def opacities(self) -> Tensor:
@@ -189,6 +176,21 @@ def rotation_matrices(
     return torch.stack(rows, dim=-1).view(*quaternions.shape[:-1], 3, 3)
 
 
+# ---- The PLY file ------------------------------------------------------------------------------
+
+_HEADER_LIMIT = 1 << 16
+_SCALAR_TYPES = {
+    **dict.fromkeys(("char", "int8"), "i1"),
+    **dict.fromkeys(("uchar", "uint8"), "u1"),
+    **dict.fromkeys(("short", "int16"), "<i2"),
+    **dict.fromkeys(("ushort", "uint16"), "<u2"),
+    **dict.fromkeys(("int", "int32"), "<i4"),
+    **dict.fromkeys(("uint", "uint32"), "<u4"),
+    **dict.fromkeys(("float", "float32"), "<f4"),
+    **dict.fromkeys(("double", "float64"), "<f8"),
+}
+
+
 def property_names(degree: int) -> list[str]:
     """The PLY properties of one vertex, in file order."""
     rest = 3 * (coefficients(degree) - 1)
@@ -224,7 +226,7 @@ def save_ply(path: Path, gaussians: Gaussians) -> None:
 def load_ply(path: Path) -> Gaussians:
     """Read a binary little-endian 3DGS PLY; properties are found by name, extra ones skipped.
 
-    Quaternions come back normalised.
+    Quaternions come back normalized.
 
     Raises:
         ValueError: not such a PLY, truncated, properties missing, no vertex, NaN or infinity.

@@ -1,4 +1,4 @@
-"""A differentiable, tiled rasteriser for 3D Gaussians in plain torch, on any device.
+"""A differentiable, tiled rasterizer for 3D Gaussians in plain torch, on any device.
 
 The image is cut into small square tiles. Each splat is listed in the tiles where its opacity can
 reach 1/255; tiles with lists of similar length are padded to the longest and composited together.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import threshold
 
-from braid.radiance.gaussians.gaussians import Gaussians, colours
+from braid.radiance.gaussians.gaussians import Gaussians, colors
 from braid.radiance.scenes.cameras import Cameras, Rendered
 
 # ---- Front-to-back compositing of the splats listed in small tiles, with its gradient written out
@@ -133,12 +133,12 @@ FIELD_MARGIN = 1.3  # x/z and y/z are clamped to 1.3 tan(fov / 2) in the Jacobia
 
 
 class Splats(NamedTuple):
-    """V Gaussians before the camera, in the scene's order. Pixel (0, 0) has its centre at 0.5."""
+    """V Gaussians before the camera, in the scene's order. Pixel (0, 0) has its center at 0.5."""
 
-    centres: Tensor  # [2, V] px
+    centers: Tensor  # [2, V] px
     covariances: Tensor  # [3, V] px^2: xx, xy, yy, blur included
     log_opacities: Tensor  # [V]
-    colours: Tensor  # [3, V] RGB, >= 0
+    colors: Tensor  # [3, V] RGB, >= 0
     depths: Tensor  # [V] along the camera's axis (z), scene units
 
 
@@ -149,19 +149,19 @@ def project(gaussians: Gaussians, cameras: Cameras, view: int) -> Splats:
     gradient, and no division by its depth can make one infinite.
     """
     pose = cameras[[view]].world_to_camera()[0].to(gaussians.means)
-    centre = cameras.camera_to_world[view, :3, 3].to(gaussians.means)
+    center = cameras.camera_to_world[view, :3, 3].to(gaussians.means)
     front = gaussians.means @ pose[2, :3] + pose[2, 3] > NEAR
     seen = gaussians if front.all() else gaussians[front]
     local = pose[:3, :3] @ seen.means.T + pose[:3, 3:]  # [3, V]
     slopes, depths = local[:2] / local[2], local[2]
     middle = pose.new_tensor([[0.5 * cameras.width], [0.5 * cameras.height]])
-    directions = _unit((seen.means - centre).T)
+    directions = _unit((seen.means - center).T)
     rows = torch.einsum("vij,jk->kiv", _jacobian(slopes, cameras), pose[:3, :3])
     return Splats(
-        centres=cameras.focal * slopes + middle,
+        centers=cameras.focal * slopes + middle,
         covariances=_screen_covariances(seen, rows * (cameras.focal / depths)),
         log_opacities=torch.nn.functional.logsigmoid(seen.opacity_logits),
-        colours=colours(seen.sh, directions.T).T,
+        colors=colors(seen.sh, directions.T).T,
         depths=depths,
     )
 
@@ -233,10 +233,10 @@ def assign_tiles(splats: Splats, width: int, height: int, side: int) -> Tiles:
     columns = math.ceil(width / side)
     reach = 2 * (splats.log_opacities - math.log(MIN_ALPHA))  # squared, in standard deviations
     extent = (reach.clamp_min(0) * splats.covariances[::2]).sqrt()
-    # Pixel i has its centre at i + 0.5: the first and last one inside the splat's box.
-    first = (splats.centres - extent - 0.5).ceil().clamp_min(0)
+    # Pixel i has its center at i + 0.5: the first and last one inside the splat's box.
+    first = (splats.centers - extent - 0.5).ceil().clamp_min(0)
     last = torch.minimum(
-        (splats.centres + extent - 0.5).floor(), extent.new_tensor([[width - 1], [height - 1]])
+        (splats.centers + extent - 0.5).floor(), extent.new_tensor([[width - 1], [height - 1]])
     )
     visible = (last >= first).all(dim=0) & (reach > 0)
     first = first.div_(side).floor_().long()
@@ -290,11 +290,13 @@ def _batches(lengths: list[int], budget: int) -> list[tuple[int, int]]:
 
 
 def monomials(side: int, like: Tensor) -> Tensor:  # [6, side * side]
-    """1, u, v, u^2, uv, v^2 at a tile's pixel centres, (u, v) from the middle of the tile."""
+    """1, u, v, u^2, uv, v^2 at a tile's pixel centers, (u, v) from the middle of the tile."""
     place = torch.arange(side).to(like) + 0.5 - 0.5 * side
     v, u = (grid.flatten() for grid in torch.meshgrid(place, place, indexing="ij"))
     return torch.stack([torch.ones_like(u), u, v, u * u, u * v, v * v])
 
+
+# ---- The rasterizer: project, list by tile, composite --------------------------------------------
 
 _FAINT = 1e-12  # below any alpha that is not 0
 _NOTHING = -1e4  # log opacity of the splat that pads short lists
@@ -346,7 +348,7 @@ def _render_torch(gaussians: Gaussians, cameras: Cameras, view: int, side: int) 
 
 def _values(splats: Splats) -> Tensor:  # [5, V + 1]
     """What a pixel sums up: RGB, 1 and z; the last column is the splat that pads short lists."""
-    rows = [splats.colours, torch.ones_like(splats.depths)[None], splats.depths[None]]
+    rows = [splats.colors, torch.ones_like(splats.depths)[None], splats.depths[None]]
     return torch.nn.functional.pad(torch.cat(rows), (0, 1))
 
 
@@ -359,7 +361,7 @@ def _quadratics(splats: Splats, tiles: Tiles, middle: Tensor) -> Tensor:  # [6, 
     # The blur bounds the determinant from below, which keeps rounding from making it negative.
     determinant = (xx * yy - xy * xy).clamp_min(BLUR * (xx + yy) - BLUR**2)
     conic = torch.stack([yy, -xy, xx]) / determinant
-    table = torch.nn.functional.pad(torch.cat([splats.centres, conic]), (0, 1))
+    table = torch.nn.functional.pad(torch.cat([splats.centers, conic]), (0, 1))
     log_opacity = torch.nn.functional.pad(splats.log_opacities, (0, 1), value=_NOTHING)
     table = torch.cat([table, log_opacity[None]]).index_select(1, tiles.splat)
     x, y = table[:2] - middle.index_select(1, tiles.place)
@@ -387,8 +389,8 @@ def _render_gsplat(gaussians: Gaussians, cameras: Cameras, view: int) -> Rendere
     """The same through gsplat's CUDA kernels: it wants activated values and OpenCV cameras."""
     from gsplat import rasterization
 
-    centre = (0.5 * cameras.width, 0.5 * cameras.height)
-    intrinsics = [[cameras.focal, 0.0, centre[0]], [0.0, cameras.focal, centre[1]], [0.0, 0.0, 1.0]]
+    center = (0.5 * cameras.width, 0.5 * cameras.height)
+    intrinsics = [[cameras.focal, 0.0, center[0]], [0.0, cameras.focal, center[1]], [0.0, 0.0, 1.0]]
     image, alpha, _ = rasterization(
         means=gaussians.means,
         quats=torch.nn.functional.normalize(gaussians.quaternions, dim=-1),

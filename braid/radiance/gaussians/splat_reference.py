@@ -28,7 +28,7 @@ def render(gaussians: Gaussians, cameras: Cameras, view: int) -> Rendered:
             continue
         alpha = _alpha(gaussians, i, local[i], axes, cameras)
         weight = torch.where(left >= 1e-4, left, 0) * alpha
-        rgb = rgb + weight[:, None] * _colour(gaussians, i, camera_to_world[:3, 3])
+        rgb = rgb + weight[:, None] * _color(gaussians, i, camera_to_world[:3, 3])
         z = z + weight * local[i, 2]
         left = torch.where(left >= 1e-4, left * (1 - alpha), left)
     alpha = 1 - left
@@ -60,6 +60,6 @@ def _alpha(gaussians: Gaussians, i: int, local: Tensor, axes: Tensor, cameras: C
     return torch.where(alpha < 1 / 255, 0, alpha)
 
 
-def _colour(gaussians: Gaussians, i: int, centre: Tensor) -> Tensor:
-    direction = torch.nn.functional.normalize(gaussians.means[i] - centre, dim=0)
+def _color(gaussians: Gaussians, i: int, center: Tensor) -> Tensor:
+    direction = torch.nn.functional.normalize(gaussians.means[i] - center, dim=0)
     return torch.relu(0.5 + basis(direction, gaussians.degree) @ gaussians.sh[i])

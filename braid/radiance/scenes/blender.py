@@ -3,7 +3,7 @@
 A folder with one `transforms_{split}.json` per split: the horizontal field of view
 `camera_angle_x` in radians, and frames that each name an 8-bit RGBA PNG (`file_path`, with or
 without `.png`) and its camera-to-world matrix (OpenGL axes). PNGs hold *straight* alpha; in memory
-colour is *premultiplied*, since only premultiplied pixels may be averaged. Files that the JSON does
+color is *premultiplied*, since only premultiplied pixels may be averaged. Files that the JSON does
 not name are never opened: published scenes keep depth and normal maps in the same folders.
 """
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from braid.radiance.scenes.cameras import Cameras
 
+SPLITS = ("train", "val", "test")
 RIGID_TOLERANCE = 1e-3  # published poses are float32 exports, rigid to about 1e-6
 
 
@@ -56,8 +57,27 @@ class Views:
         return Views(self.cameras.to(device), self.rgba.to(device))
 
 
+def load_scene(folder: Path) -> dict[str, Views]:
+    """Read every split of a scene; one without validation views is none the less a scene.
+
+    Raises:
+        ValueError: as `load_views`, or the splits differ in image size.
+    """
+    has_val = (folder / "transforms_val.json").exists()
+    scene = {split: load_views(folder, split) for split in SPLITS if has_val or split != "val"}
+    cameras = ((split, views.cameras) for split, views in scene.items())
+    sizes = {split: f"{camera.width}x{camera.height}" for split, camera in cameras}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"{folder}: expected one image size in all splits, got {sizes}")
+    return scene
+
+
 def load_views(folder: Path, split: str) -> Views:
-    """Read one split of a scene; ValueError names the file that is missing or malformed."""
+    """Read one split of a scene.
+
+    Raises:
+        ValueError: a file is missing or malformed; the message names it.
+    """
     path = folder / f"transforms_{split}.json"
     angle, frames = _read_transforms(path)
     names = [_image_path(path, index, frame) for index, frame in enumerate(frames)]
@@ -83,19 +103,18 @@ def save_views(folder: Path, split: str, views: Views) -> None:
     (folder / f"transforms_{split}.json").write_text(text + "\n", encoding="utf-8")
 
 
-def resize(views: Views, width: int) -> Views:
+def downsample(views: Views, factor: int) -> Views:
     """Shrink by a whole factor: the mean of each block of premultiplied pixels (box filter).
 
-    Raises ValueError where `width` does not divide the image's width and height alike.
+    Raises:
+        ValueError: the factor does not divide the image's width and height alike.
     """
     cameras = views.cameras
-    factor = cameras.width // width if width > 0 else 0
-    if factor < 1 or width * factor != cameras.width or cameras.height % factor:
+    if cameras.width % factor or cameras.height % factor:
         raise ValueError(
-            f"width {width}: images of {cameras.width}x{cameras.height} can only be shrunk by a "
-            "whole factor that divides both sides"
+            f"downsample: {factor} does not divide both sides of {cameras.width}x{cameras.height}"
         )
-    height = cameras.height // factor
+    width, height = cameras.width // factor, cameras.height // factor
     blocks = views.rgba.reshape(len(views), height, factor, width, factor, 4)
     smaller = Cameras(cameras.camera_to_world, cameras.focal / factor, width, height)
     return Views(smaller, blocks.mean(dim=(2, 4)))
@@ -124,7 +143,7 @@ def _read_transforms(path: Path) -> tuple[float, list[dict[str, Any]]]:
 def _image_path(path: Path, index: int, frame: dict[str, Any]) -> PurePosixPath:
     """The frame's image, relative to the scene folder.
 
-    Judged by its spelling, not resolved: DVC may link a scene's files out of its cache.
+    Checked by its spelling, not resolved: DVC may link a scene's files out of its cache.
     """
     name = frame.get("file_path")
     if not isinstance(name, str) or not name:
@@ -190,8 +209,8 @@ def _png(
 ) -> bytes:
     """The image as an 8-bit PNG with straight alpha; nothing is known where alpha is 0: black."""
     alpha = rgba[..., 3:]
-    colour = torch.where(alpha > 0, rgba[..., :3] / alpha.clamp_min(1e-8), 0.0)
-    straight = torch.cat([colour, alpha], dim=-1).clamp(0, 1)
+    color = torch.where(alpha > 0, rgba[..., :3] / alpha.clamp_min(1e-8), 0.0)
+    straight = torch.cat([color, alpha], dim=-1).clamp(0, 1)
     pixels = (straight * 255).round().to(torch.uint8).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=6)

@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from braid.radiance.scenes.blender import Views, resize
+from braid.radiance.config import BricksConfig
+from braid.radiance.scenes.blender import Views, downsample
 from braid.radiance.scenes.cameras import Cameras
 
-# ---- Analytic ray tracing of boxes and capped cylinders: the truth behind the built-in scene ----
+# ---- Analytic ray tracing of boxes and capped cylinders: the ground truth of the built-in scene
 # Both shapes are convex and are met along one interval of a ray, the intersection of slabs (and,
 # for a cylinder, of a disc's chord). Lambert shading under one distant light with a hard shadow, a
 # hemispherical ambient term, and Blinn-Phong gloss (Blinn 1977), which depends on the view. Shapes
@@ -39,17 +40,17 @@ CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)
 class Solids:
     """K boxes and cylinders, aligned with the axes."""
 
-    centre: Array  # [K, 3]
+    center: Array  # [K, 3]
     half: Array  # [K, 3] half extents; a cylinder's are its radius twice and half its length
     axis: NDArray[np.int64]  # [K] BOX, or the cylinder's axis 0, 1 or 2
-    colour: Array  # [K, 3] albedo in [0, 1]
+    color: Array  # [K, 3] albedo in [0, 1]
 
     def __len__(self) -> int:
-        return len(self.centre)
+        return len(self.center)
 
     def corners(self) -> Array:
         """Corners of the bounding boxes, [K, 8, 3]."""
-        return np.asarray(self.centre[:, None] + self.half[:, None] * CORNERS)
+        return np.asarray(self.center[:, None] + self.half[:, None] * CORNERS)
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,14 @@ class Hits(NamedTuple):
 
 
 def chord(
-    centre: Array,  # [3]
+    center: Array,  # [3]
     half: Array,  # [3]
     axis: int,
     origins: Array,  # [..., 3]
     directions: Array,  # [..., 3], unit length
 ) -> tuple[Array, Array]:
     """Distances at which rays enter and leave one solid; it is missed where enter > leave."""
-    local = origins - centre
+    local = origins - center
     sides = range(3) if axis == BOX else (axis,)
     spans = [_slab(local[..., i], directions[..., i], half[i]) for i in sides]
     if axis != BOX:
@@ -125,8 +126,8 @@ def first_hits(
     solid = np.full(directions.shape[:2], -1)
     for k, (left, top, right, bottom) in enumerate(rectangles):
         window = (slice(top, bottom), slice(left, right))
-        centre, half, axis = solids.centre[k], solids.half[k], int(solids.axis[k])
-        enter, leave = chord(centre, half, axis, origin, directions[window])
+        center, half, axis = solids.center[k], solids.half[k], int(solids.axis[k])
+        enter, leave = chord(center, half, axis, origin, directions[window])
         nearer = (enter <= leave) & (enter > 0) & (enter < distance[window])
         distance[window][nearer] = enter[nearer]
         solid[window][nearer] = k
@@ -157,7 +158,7 @@ def normals(
     solid: NDArray[np.int64],  # [R]
 ) -> Array:
     """Outward unit normals, [R, 3]: of the face or, on a cylinder, the mantle that is nearest."""
-    local = (points - solids.centre[solid]) / solids.half[solid]
+    local = (points - solids.center[solid]) / solids.half[solid]
     axis = solids.axis[solid]
     across = np.where(np.arange(3) == axis[:, None], 0.0, local)
     along = local - across
@@ -185,27 +186,27 @@ def in_shadow(
         start, stop = np.searchsorted(first, [low[k, 0], high[k, 0]])
         band = second[start:stop]
         candidates = start + np.flatnonzero((band >= low[k, 1]) & (band <= high[k, 1]))
-        centre, half, axis = solids.centre[k], solids.half[k], int(solids.axis[k])
-        enter, leave = chord(centre, half, axis, sorted_points[candidates], light)
+        center, half, axis = solids.center[k], solids.half[k], int(solids.axis[k])
+        enter, leave = chord(center, half, axis, sorted_points[candidates], light)
         shadow[order[candidates]] |= (enter < leave) & (leave > 0)
     return shadow
 
 
 def shade(
-    colour: Array,  # [R, 3] albedo
+    color: Array,  # [R, 3] albedo
     normal: Array,  # [R, 3] unit
     view: Array,  # [R, 3] unit, towards the camera
     shadow: Mask,  # [R]
     lighting: Lighting,
 ) -> Array:
-    """Colour seen from the view, [R, 3] in [0, 1]."""
+    """Color seen from the view, [R, 3] in [0, 1]."""
     light = lighting.towards()
     lit = np.maximum(normal @ light, 0) * ~shadow
     halfway = view + light
     halfway /= np.linalg.norm(halfway, axis=1, keepdims=True)
     gloss = np.maximum((normal * halfway).sum(axis=1), 0) ** lighting.shininess * (lit > 0)
     sky = lighting.ambient * (0.75 + 0.25 * normal @ lighting.sky)
-    seen = colour * (sky + lighting.diffuse * lit)[:, None] + lighting.gloss * gloss[:, None]
+    seen = color * (sky + lighting.diffuse * lit)[:, None] + lighting.gloss * gloss[:, None]
     return np.asarray(np.clip(seen, 0, 1))
 
 
@@ -227,10 +228,12 @@ def trace(
     lifted = points[facing] + SHADOW_OFFSET * normal[facing]
     shadow[facing] = in_shadow(solids, lifted, lighting.towards())
     image = np.zeros((len(seen), 4))
-    image[seen, :3] = shade(solids.colour[solid], normal, -ray, shadow, lighting)
+    image[seen, :3] = shade(solids.color[solid], normal, -ray, shadow, lighting)
     image[seen, 3] = 1
     return image.reshape(*directions.shape[:2], 4)
 
+
+# ---- The model and its cameras ------------------------------------------------------------------
 
 CAMERA_ANGLE_X = 0.6911112070083618  # radians; NeRF-synthetic
 CAMERA_RADIUS = 4.031128874  # scene units; NeRF-synthetic
@@ -241,7 +244,7 @@ PLATE = 0.4  # height of a plate, in pitches
 STUD_RADIUS, STUD_HEIGHT = 0.3, 0.2  # pitches
 MIDDLE = (5.0, 4.0, 2.5)  # pitches; the point of the model that lies at the world's origin
 
-COLOURS = {
+COLORS = {
     "green": (0.24, 0.52, 0.22),
     "yellow": (0.96, 0.74, 0.06),
     "orange": (0.93, 0.45, 0.08),
@@ -249,7 +252,7 @@ COLOURS = {
     "blue": (0.10, 0.32, 0.68),
     "glass": (0.45, 0.68, 0.82),
     "white": (0.90, 0.90, 0.86),
-    "grey": (0.46, 0.47, 0.48),
+    "gray": (0.46, 0.47, 0.48),
     "black": (0.10, 0.10, 0.11),
 }
 
@@ -263,7 +266,7 @@ class Brick(NamedTuple):
     studs_x: int
     studs_y: int
     height: int
-    colour: str
+    color: str
 
     def covers(self, x: int, y: int, z: int) -> bool:
         """Whether the brick stands on the stud of cell (x, y) whose foot is at z."""
@@ -279,14 +282,14 @@ class Drum(NamedTuple):
     radius: float
     length: float
     axis: int
-    colour: str
+    color: str
 
 
 BRICKS = (
     Brick(0, 0, 0, 10, 8, 1, "green"),  # the ground
     Brick(1, 3, 1, 7, 2, 2, "black"),  # chassis
-    Brick(0, 2, 3, 8, 4, 1, "grey"),
-    Brick(0, 2, 4, 1, 4, 2, "grey"),  # counterweight
+    Brick(0, 2, 3, 8, 4, 1, "gray"),
+    Brick(0, 2, 4, 1, 4, 2, "gray"),  # counterweight
     Brick(1, 2, 4, 3, 4, 3, "yellow"),  # cab
     Brick(1, 2, 7, 3, 4, 1, "black"),
     Brick(1, 2, 8, 3, 4, 4, "glass"),
@@ -295,20 +298,20 @@ BRICKS = (
     Brick(4, 2, 4, 2, 2, 3, "yellow"),  # bonnet
     Brick(4, 4, 4, 2, 2, 3, "yellow"),
     Brick(6, 2, 4, 2, 4, 2, "orange"),
-    Brick(4, 3, 7, 3, 2, 1, "grey"),
+    Brick(4, 3, 7, 3, 2, 1, "gray"),
     Brick(6, 2, 6, 1, 1, 1, "white"),
     Brick(6, 5, 6, 1, 1, 1, "white"),
-    Brick(8, 2, 2, 1, 1, 2, "grey"),  # arms
-    Brick(8, 5, 2, 1, 1, 2, "grey"),
+    Brick(8, 2, 2, 1, 1, 2, "gray"),  # arms
+    Brick(8, 5, 2, 1, 1, 2, "gray"),
     Brick(9, 0, 1, 1, 8, 3, "red"),  # blade
     Brick(9, 0, 4, 1, 2, 1, "red"),
     Brick(9, 6, 4, 1, 2, 1, "red"),
     Brick(3, 0, 1, 2, 1, 3, "blue"),  # cargo that lies about
     Brick(4, 7, 1, 2, 1, 1, "white"),
 )
-WHEELS = tuple((x, tyre, rim) for x in (2.0, 6.6) for tyre, rim in ((1.5, 1.0), (6.5, 7.0)))
+WHEELS = tuple((x, tire, rim) for x in (2.0, 6.6) for tire, rim in ((1.5, 1.0), (6.5, 7.0)))
 DRUMS = (
-    *(Drum((x, tyre, 1.5), 1.08, 0.96, 1, "black") for x, tyre, _ in WHEELS),
+    *(Drum((x, tire, 1.5), 1.08, 0.96, 1, "black") for x, tire, _ in WHEELS),
     *(Drum((x, rim, 1.5), 0.5, 0.16, 1, "yellow") for x, _, rim in WHEELS),
     *(Drum((x, y, 4.0), 0.16, 1.6, 2, "black") for x in (1.1, 3.9) for y in (2.1, 5.9)),  # pillars
     Drum((5.5, 2.4, 3.5), 0.22, 1.4, 2, "black"),  # exhaust
@@ -316,28 +319,19 @@ DRUMS = (
 )
 
 
-def make_bricks(
-    width: int,
-    counts: dict[str, int],
-    seed: int,
-    supersample: int = 3,
-) -> dict[str, Views]:
-    """The scene's splits, from each split's name to as many views as `counts` says.
+def make_bricks(config: BricksConfig, seed: int) -> dict[str, Views]:
+    """The scene's splits by name.
 
     Every pixel is the mean of supersample squared premultiplied samples. A split depends on its own
-    name and count only. Raises ValueError for sizes or counts below 1.
+    name and count only.
     """
-    if min(width, supersample, *counts.values()) < 1:
-        raise ValueError(
-            f"bricks: width {width}, supersample {supersample} and counts {counts} must be positive"
-        )
-    solids = model()
+    solids, width = model(), config.width
     focal = 0.5 * width / math.tan(0.5 * CAMERA_ANGLE_X)
     splits = {}
-    for split, count in counts.items():
+    for split, count in {"train": config.train, "val": config.val, "test": config.test}.items():
         rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
         cameras = Cameras(hemisphere_poses(count, rng), focal, width, width)
-        splits[split] = render_bricks(solids, cameras, supersample, Lighting())
+        splits[split] = render_bricks(solids, cameras, config.supersample, Lighting())
     return splits
 
 
@@ -351,7 +345,8 @@ def render_bricks(
     images = []
     for view in range(len(cameras)):
         fine = _finer(cameras[[view]], supersample)
-        images.append(resize(Views(fine, _trace_view(solids, fine, lighting)), cameras.width).rgba)
+        views = Views(fine, _trace_view(solids, fine, lighting))
+        images.append(downsample(views, supersample).rgba)
     return Views(cameras, torch.cat(images))
 
 
@@ -377,8 +372,8 @@ def model() -> Solids:
     rows = [_box(brick) for brick in BRICKS]
     rows += [_cylinder(drum) for brick in BRICKS for drum in _studs(brick)]
     rows += [_cylinder(drum) for drum in DRUMS]
-    centre, half, axis, colour = (np.array(column) for column in zip(*rows, strict=True))
-    return Solids(PITCH * (centre - MIDDLE), PITCH * half, axis, colour)
+    center, half, axis, color = (np.array(column) for column in zip(*rows, strict=True))
+    return Solids(PITCH * (center - MIDDLE), PITCH * half, axis, color)
 
 
 _Row = tuple[tuple[float, ...], tuple[float, ...], int, tuple[float, ...]]
@@ -388,12 +383,12 @@ def _box(brick: Brick) -> _Row:
     size = (brick.studs_x, brick.studs_y, PLATE * brick.height)
     corner = (brick.x, brick.y, PLATE * brick.z)
     middle = tuple(c + 0.5 * s for c, s in zip(corner, size, strict=True))
-    return middle, tuple(0.5 * s for s in size), BOX, COLOURS[brick.colour]
+    return middle, tuple(0.5 * s for s in size), BOX, COLORS[brick.color]
 
 
 def _cylinder(drum: Drum) -> _Row:
     half = tuple(0.5 * drum.length if i == drum.axis else drum.radius for i in range(3))
-    return drum.middle, half, drum.axis, COLOURS[drum.colour]
+    return drum.middle, half, drum.axis, COLORS[drum.color]
 
 
 def _studs(brick: Brick) -> list[Drum]:
@@ -407,8 +402,7 @@ def _studs(brick: Brick) -> list[Drum]:
     ]
     height = PLATE * top + 0.5 * STUD_HEIGHT
     return [
-        Drum((x + 0.5, y + 0.5, height), STUD_RADIUS, STUD_HEIGHT, 2, brick.colour)
-        for x, y in cells
+        Drum((x + 0.5, y + 0.5, height), STUD_RADIUS, STUD_HEIGHT, 2, brick.color) for x, y in cells
     ]
 
 

@@ -1,7 +1,7 @@
 """Pinhole cameras and the rays through their pixels.
 
 Conventions, the same everywhere in this strand: world and camera axes are OpenGL's (x right,
-y up, z back; the NeRF-synthetic format), the centre of pixel (column x, row y) lies at
+y up, z back; the NeRF-synthetic format), the center of pixel (column x, row y) lies at
 (x + 0.5, y + 0.5), ray directions have unit length, and *depth is the distance along that unit
 ray* in scene units.
 """
@@ -62,7 +62,7 @@ class Cameras:
         view: Tensor,  # [R] view indices
         pixel: Tensor,  # [R] row-major pixel indices, y * width + x
     ) -> Rays:
-        """Rays through the centres of the given pixels."""
+        """Rays through the centers of the given pixels."""
         x = (pixel % self.width + 0.5 - 0.5 * self.width) / self.focal
         y = (pixel // self.width + 0.5 - 0.5 * self.height) / self.focal
         local = torch.stack([x, -y, -torch.ones_like(x)], dim=-1).to(self.camera_to_world)
@@ -102,8 +102,8 @@ def random_poses(cameras: Cameras, count: int, generator: torch.Generator) -> Ca
     Uniform in area over the zone of the sphere between the lowest and the highest view; "up" is
     the mean of the views' own up axes.
     """
-    centre = gaze(cameras)
-    offset = cameras.camera_to_world[:, :3, 3] - centre
+    center = gaze(cameras)
+    offset = cameras.camera_to_world[:, :3, 3] - center
     distance = offset.norm(dim=-1)
     up = normalize(cameras.camera_to_world[:, :3, 1].mean(0), dim=0)
     height = (offset @ up) / distance  # sine of the elevation
@@ -119,7 +119,7 @@ def random_poses(cameras: Cameras, count: int, generator: torch.Generator) -> Ca
         + sine[:, None] * up
     )
     radius = distance.min() + v * (distance.max() - distance.min())
-    poses = look_at(centre + radius[:, None] * back, back, up)
+    poses = look_at(center + radius[:, None] * back, back, up)
     return Cameras(poses, cameras.focal, cameras.width, cameras.height)
 
 

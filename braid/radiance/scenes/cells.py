@@ -28,8 +28,8 @@ class CellGrid:
     resolution: tuple[int, int, int]
 
     def __post_init__(self) -> None:
-        extent = [high - low for low, high in zip(self.lower, self.upper, strict=True)]
-        if not all(math.isfinite(each) and each > 0 for each in extent):
+        sides = [high - low for low, high in zip(self.lower, self.upper, strict=True)]
+        if not all(math.isfinite(side) and side > 0 for side in sides):
             raise ValueError(f"cell grid: expected lower < upper, got {self.lower}, {self.upper}")
         if min(self.resolution) < 1:
             raise ValueError(f"cell grid: expected resolution >= 1, got {self.resolution}")
@@ -99,17 +99,17 @@ class CellGrid:
         self,
         points: Tensor,  # [P, 3], scene units, inside the box
     ) -> tuple[Tensor, Tensor]:
-        """The 8 cells whose centres surround each point and their trilinear shares, both [P, 8].
+        """The 8 cells whose centers surround each point and their trilinear weights, both [P, 8].
 
-        Shares are >= 0 and sum to 1; beyond the outer centres the border cell takes what its
-        missing neighbour would have.
+        Weights are >= 0 and sum to 1; beyond the outer centers the border cell takes what its
+        missing neighbor would have.
         """
         place = self.local(points) - 0.5
         base = place.floor()
-        upper_share = place - base
+        upper = place - base
         steps = torch.cartesian_prod(*[torch.arange(2, device=points.device)] * 3)  # [8, 3]
-        shares = torch.where(steps.bool(), upper_share[:, None], 1 - upper_share[:, None])
-        return self.flatten(base.long()[:, None] + steps), shares.prod(dim=-1)
+        weights = torch.where(steps.bool(), upper[:, None], 1 - upper[:, None])
+        return self.flatten(base.long()[:, None] + steps), weights.prod(dim=-1)
 
 
 def cubic_grid(
@@ -117,18 +117,18 @@ def cubic_grid(
     upper: Vector,
     longest: int,  # cells along the longest axis
 ) -> CellGrid:
-    """Cubic cells that cover a box, centred on it.
+    """Cubic cells that cover a box, centered on it.
 
     Raises:
         ValueError: the box is empty, or `longest` is below 1.
     """
     tight = CellGrid(lower, upper, (longest, 1, 1))  # checks both
-    extent = [high - low for low, high in zip(tight.lower, tight.upper, strict=True)]
-    edge = max(extent) / longest
-    x, y, z = (max(1, math.ceil(each / edge - 1e-6)) for each in extent)
-    centre = [(low + high) / 2 for low, high in zip(lower, upper, strict=True)]
-    low_x, low_y, low_z = (c - n * edge / 2 for c, n in zip(centre, (x, y, z), strict=True))
-    high_x, high_y, high_z = (c + n * edge / 2 for c, n in zip(centre, (x, y, z), strict=True))
+    sides = [high - low for low, high in zip(tight.lower, tight.upper, strict=True)]
+    edge = max(sides) / longest
+    x, y, z = (max(1, math.ceil(side / edge - 1e-6)) for side in sides)
+    center = [(low + high) / 2 for low, high in zip(lower, upper, strict=True)]
+    low_x, low_y, low_z = (c - n * edge / 2 for c, n in zip(center, (x, y, z), strict=True))
+    high_x, high_y, high_z = (c + n * edge / 2 for c, n in zip(center, (x, y, z), strict=True))
     return CellGrid((low_x, low_y, low_z), (high_x, high_y, high_z), (x, y, z))
 
 

@@ -76,7 +76,7 @@ class Occupancy:
 
     @property
     def coarse_reach(self) -> float:
-        """How far around a point :meth:`near_along` sees at least, along each axis."""
+        """How far around a point :meth:`near_along` looks at least, along each axis."""
         return COARSE * float(self.voxel.min())
 
     @cached_property
@@ -154,7 +154,7 @@ def _look_up(grid: Tensor, scaled: Sequence[Tensor]) -> Tensor:
     return grid.view(-1)[flat]
 
 
-# ---- The teacher's space: which voxels it occupies, and its density and colour at points in them
+# ---- On disk: the voxels that the teacher occupies, and its density and color at points in them
 # A student takes its occupancy from here and starts by regressing the field at these points, which
 # costs no ray marching.
 
@@ -179,16 +179,16 @@ class FieldPoints:
 
     def to(self, device: torch.device) -> FieldPoints:
         """The same points on another device."""
-        return FieldPoints(*(each.to(device) for each in vars(self).values()))
+        return FieldPoints(*(tensor.to(device) for tensor in vars(self).values()))
 
 
 def save_space(path: Path, occupancy: Occupancy, field: FieldPoints) -> None:
     """Write both to one safetensors file."""
     tensors = {
-        **{f"occupancy.{name}": each for name, each in occupancy.state().items()},
-        **{f"field.{name}": each for name, each in vars(field).items()},
+        **{f"occupancy.{name}": tensor for name, tensor in occupancy.state().items()},
+        **{f"field.{name}": tensor for name, tensor in vars(field).items()},
     }
-    path.write_bytes(save({name: each.cpu().contiguous() for name, each in tensors.items()}))
+    path.write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def load_space(path: Path) -> tuple[Occupancy, FieldPoints]:
@@ -205,7 +205,7 @@ def load_space(path: Path) -> tuple[Occupancy, FieldPoints]:
         names = FieldPoints.__dataclass_fields__
         field = FieldPoints(**{name: tensors[f"field.{name}"] for name in names})
     except (OSError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{path}: expected a surveyed space ({error})") from None
+        raise ValueError(f"{path}: expected an occupied space ({error})") from None
     if not occupancy.occupied.any():
         raise ValueError(f"{path}: the occupancy grid has no occupied voxel")
     return occupancy, field

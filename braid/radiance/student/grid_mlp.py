@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# ---- One tiny radiance MLP (KiloNeRF
+from braid.radiance.config import NetworkConfig
+
+# ---- One tiny radiance MLP of KiloNeRF -----------------------------------------------------------
 #     position -> encoding -> trunk (``layers - 1`` hidden layers) -> features -> density
 #                                      [features, encoded direction] -> hidden -> rgb
 #
@@ -35,18 +37,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of one network."""
+    """The layers of one network, in one row of parameters."""
 
-    hidden: int  # width of every hidden layer
-    layers: int  # layers from position to density: layers - 1 hidden ones and the head
-    frequencies: int  # octaves of the position encoding
-    direction_frequencies: int  # octaves of the direction encoding
+    sizes: NetworkConfig
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """(inputs + 1, outputs) of each layer: trunk, density, colour, rgb."""
-        hidden, directions = self.hidden, 3 + 6 * self.direction_frequencies
-        trunk = [(4 + 6 * self.frequencies, hidden)] + [(hidden + 1, hidden)] * (self.layers - 2)
+        """(inputs + 1, outputs) of each layer: trunk, density, color, rgb."""
+        sizes, hidden = self.sizes, self.sizes.hidden
+        directions = 3 + 6 * sizes.direction_frequencies
+        trunk = [(4 + 6 * sizes.frequencies, hidden)] + [(hidden + 1, hidden)] * (sizes.layers - 2)
         return [*trunk, (hidden + 1, 1), (hidden + directions + 1, hidden), (hidden + 1, 3)]
 
     @property
@@ -73,13 +73,13 @@ class Architecture:
     ) -> Tensor:
         """Random parameters [networks, parameters]: He-uniform weights, zero biases.
 
-        The two heads start four times smaller, so that density and colour begin near their
+        The two heads start four times smaller, so that density and color begin near their
         shifted zero everywhere.
         """
         parameters = torch.zeros(networks, self.parameters)
         layers = self.split(parameters)
         for index, layer in enumerate(layers):
-            is_head = index in (self.layers - 1, len(layers) - 1)
+            is_head = index in (self.sizes.layers - 1, len(layers) - 1)
             bound = math.sqrt(6 / (layer.shape[1] - 1)) * (0.25 if is_head else 1.0)
             layer[:, :-1].uniform_(-bound, bound, generator=generator)
         return parameters
@@ -93,7 +93,7 @@ class Workspace:
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """An uninitialised tensor; the next ``take`` of the name overwrites it."""
+        """An uninitialized tensor; the next ``take`` of the name overwrites it."""
         size = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or len(buffer) < size:
@@ -107,7 +107,7 @@ class Activations(NamedTuple):
     encoded: Tensor  # [K, 3 + 6 F, m]
     trunk: list[Tensor]  # each [K, hidden, m], after ReLU; the last are the features
     directions: Tensor  # [K, 3 + 6 D, m]
-    colour: Tensor  # [K, hidden, m], after ReLU
+    color: Tensor  # [K, hidden, m], after ReLU
     density: Tensor  # [K, 1, m], before any activation
     rgb: Tensor  # [K, 3, m], before any activation
 
@@ -154,21 +154,22 @@ def forward(
     workspace: Workspace,
 ) -> Activations:
     """Evaluate K networks on m rows each."""
-    *trunk, density, colour, rgb = layers
-    hidden, (networks, _, m) = architecture.hidden, positions.shape
+    *trunk, density, color, rgb = layers
+    sizes, (networks, _, m) = architecture.sizes, positions.shape
+    hidden = sizes.hidden
 
     def take(name: str, features: int) -> Tensor:
         return workspace.take(name, networks, features, m)
 
-    octaves, direction_octaves = architecture.frequencies, architecture.direction_frequencies
+    octaves, direction_octaves = sizes.frequencies, sizes.direction_frequencies
     encoded = encode(positions, octaves, take("encoded", 3 + 6 * octaves))
     x, states = encoded, []
     for index, layer in enumerate(trunk):
         x = _affine(layer, x, take(f"trunk{index}", hidden)).relu_()
         states.append(x)
     view = encode(directions, direction_octaves, take("view", 3 + 6 * direction_octaves))
-    mixed = _affine(colour, x, take("colour", hidden))
-    mixed.baddbmm_(colour[:, hidden:-1].transpose(1, 2), view).relu_()
+    mixed = _affine(color, x, take("color", hidden))
+    mixed.baddbmm_(color[:, hidden:-1].transpose(1, 2), view).relu_()
     return Activations(
         encoded,
         states,
@@ -189,21 +190,21 @@ def backward(
     workspace: Workspace,
 ) -> None:
     """Gradients of K networks' parameters from those of their outputs."""
-    *trunk, density, colour, rgb = layers
-    *grad_trunk, grad_density_layer, grad_colour_layer, grad_rgb_layer = grads
-    features, mixed = activations.trunk[-1], activations.colour
+    *trunk, density, color, rgb = layers
+    *grad_trunk, grad_density_layer, grad_color_layer, grad_rgb_layer = grads
+    features, mixed = activations.trunk[-1], activations.color
     hidden = features.shape[1]
 
     _layer_gradient(mixed, grad_rgb, grad_rgb_layer, workspace)
-    grad = torch.bmm(rgb[:, :-1], grad_rgb, out=workspace.take("grad_colour", *mixed.shape))
+    grad = torch.bmm(rgb[:, :-1], grad_rgb, out=workspace.take("grad_color", *mixed.shape))
     _mask(grad, mixed)
-    _layer_gradient(features, grad, grad_colour_layer, workspace)
-    view_rows = grad_colour_layer[:, hidden:-1]
+    _layer_gradient(features, grad, grad_color_layer, workspace)
+    view_rows = grad_color_layer[:, hidden:-1]
     view_rows.copy_(_product(activations.directions, grad, workspace))
 
     _layer_gradient(features, grad_density, grad_density_layer, workspace)
     grad_x = workspace.take("grad_features", *features.shape)
-    torch.bmm(colour[:, :hidden], grad, out=grad_x).baddbmm_(density[:, :-1], grad_density)
+    torch.bmm(color[:, :hidden], grad, out=grad_x).baddbmm_(density[:, :-1], grad_density)
     if grad_features is not None:
         grad_x += grad_features
     inputs = [activations.encoded, *activations.trunk[:-1]]
@@ -228,6 +229,9 @@ def _product(x: Tensor, grad: Tensor, workspace: Workspace) -> Tensor:
 def _layer_gradient(x: Tensor, grad: Tensor, out: Tensor, workspace: Workspace) -> None:
     out[:, : x.shape[1]] = _product(x, grad, workspace)
     torch.sum(grad, dim=2, out=out[:, -1])
+
+
+# ---- Many of them: rows sorted by network, cut into tiles, run in chunks -------------------------
 
 
 class Chunk(NamedTuple):
@@ -346,7 +350,7 @@ class _Evaluate(torch.autograd.Function):
         ctx.save_for_backward(parameters)
         ctx.set_materialize_grads(False)
         ctx.architecture, ctx.tiles, ctx.activations = architecture, tiles, []
-        width = architecture.hidden if with_features else 0
+        width = architecture.sizes.hidden if with_features else 0
         raw = inputs.new_empty(len(tiles.rows), 4)
         features = inputs.new_empty(len(tiles.rows), width)
         scratch = Workspace(inputs)

@@ -1,6 +1,6 @@
 """KiloNeRF (Reiser et al. 2021): a radiance field as a grid of tiny MLPs.
 
-A box is divided into cells and every *occupied* cell has a network of its own, which sees the
+A box is divided into cells and every *occupied* cell has a network of its own, whose inputs are the
 position local to its cell (scaled to [-1, 1]) and the view direction. Elsewhere the density is
 zero. With a ``margin`` the networks on both sides of a cell face are blended near it by a
 partition of unity, so that the field has no seams.
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from braid.radiance.config import NetworkConfig, StudentConfig
 from braid.radiance.student.grid_mlp import Architecture, evaluate
 
 
@@ -27,7 +28,7 @@ class Field(NamedTuple):
     features: Tensor  # [P, hidden] last hidden layer of the trunk, before the heads
 
 
-class Share(NamedTuple):
+class Blend(NamedTuple):
     """B pairs of a point and a network that contributes to it."""
 
     point: Tensor  # [B] index of the point
@@ -71,11 +72,8 @@ class KiloNeRF(nn.Module):
         resolution: Sequence[int],  # cells along x, y, z
         networks: int,
         density_scale: float,  # density per scene unit of a network output of one
-        hidden: int = 32,
-        layers: int = 4,
-        frequencies: int = 4,  # octaves; the paper's 10 only add noise at 100 to 200 pixels
-        direction_frequencies: int = 1,
-        margin: float = 0.0,  # half width of the blend at a face, in cells; at most 0.5
+        margin: float,  # half width of the blend at a face, in cells; at most 0.5
+        sizes: NetworkConfig,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -83,15 +81,12 @@ class KiloNeRF(nn.Module):
             "high": [float(x) for x in high],
             "resolution": [int(x) for x in resolution],
             "networks": networks,
-            "hidden": hidden,
-            "layers": layers,
-            "frequencies": frequencies,
-            "direction_frequencies": direction_frequencies,
+            **sizes.model_dump(include=set(NetworkConfig.model_fields)),
             "margin": margin,
             "density_scale": density_scale,
         }
         _check(self.config)
-        self.architecture = Architecture(hidden, layers, frequencies, direction_frequencies)
+        self.architecture = Architecture(sizes)
         self.margin, self.density_scale = margin, density_scale
         lower, upper = torch.tensor(self.config["low"]), torch.tensor(self.config["high"])
         self.register_buffer("low", lower, persistent=False)
@@ -107,30 +102,37 @@ class KiloNeRF(nn.Module):
         cells: Tensor,  # [X, Y, Z] bool, cells that get a network
         low: Sequence[float],
         high: Sequence[float],
+        config: StudentConfig,
         generator: torch.Generator | None = None,
-        *,
-        density_scale: float,  # density that a network output of one means, per cell edge
-        **options: Any,
     ) -> KiloNeRF:
-        """A freshly initialised model with a network in each of the given cells.
+        """A freshly initialized model with a network in each of the given cells.
 
-        ``options`` are those of the constructor. With a ``density_scale`` well above one, an
-        output of order one is a surface, opaque within a fraction of a cell. Raises
-        ``ValueError`` when no cell is occupied.
+        With a density scale well above one, an output of order one is a surface, opaque within a
+        fraction of a cell.
+
+        Raises:
+            ValueError: no cell is occupied.
         """
         networks = int(cells.sum())
         if networks == 0:
             raise ValueError(f"the {'x'.join(map(str, cells.shape))} grid has no occupied cell")
         edge = max((b - a) / n for a, b, n in zip(low, high, cells.shape, strict=True))
-        model = cls(low, high, cells.shape, networks, density_scale / edge, **options)
+        scale = config.density_scale / edge
+        model = cls(low, high, cells.shape, networks, scale, config.margin, config)
         model.network_of_cell[cells.cpu()] = torch.arange(networks)
         model.weights.data = model.architecture.initial(networks, generator)
         return model.to(cells.device)
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> KiloNeRF:
-        """The model of a stored config; load the stored state dict into it."""
-        return cls(**config)
+    def from_config(cls, config: Mapping[str, Any]) -> KiloNeRF:
+        """The model of a stored config; load the stored state dict into it.
+
+        Raises:
+            KeyError, TypeError, ValueError: an entry is missing, unknown or out of its range.
+        """
+        sizes = {name: config[name] for name in NetworkConfig.model_fields}
+        grid = {name: value for name, value in config.items() if name not in sizes}
+        return cls(**grid, sizes=NetworkConfig(**sizes))
 
     def _cell(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cell [P, 3], position within it in [0, 1] [P, 3], and whether in the box [P].
@@ -152,25 +154,25 @@ class KiloNeRF(nn.Module):
         network = self.network_of_cell.view(-1)[flat.masked_fill(outside, 0)]
         return network.masked_fill(outside, -1)
 
-    def shares(
+    def blend(
         self,
         points: Tensor,  # [P, 3]
-    ) -> Share:
+    ) -> Blend:
         """The networks that contribute to each point, sorted by point where there is no margin.
 
         At a distance u (in cells) from the nearest face along an axis, the cell beyond the face
-        gets the weight (1 - u / margin) / 2; weights multiply over the axes and are shared out
-        among the cells that have a network. A point in a cell without a network has no share.
+        gets the weight (1 - u / margin) / 2; weights multiply over the axes and are normalized over
+        the cells that have a network. A point in a cell without a network is in no pair.
         """
         cell, within, inside = self._cell(points)
         own = torch.nonzero(inside & (self._network(cell) >= 0)).squeeze(1)
         cell, within = cell[own], within[own]
         if self.margin == 0:
-            return Share(own, self._network(cell), 2 * within - 1, torch.ones_like(within[:, 0]))
-        return _normalised(len(points), *self._blend(own, cell, within))
+            return Blend(own, self._network(cell), 2 * within - 1, torch.ones_like(within[:, 0]))
+        return _normalized(len(points), *self._around(own, cell, within))
 
-    def _blend(self, own: Tensor, cell: Tensor, within: Tensor) -> Share:
-        """Unnormalised shares of the up to eight cells around each point."""
+    def _around(self, own: Tensor, cell: Tensor, within: Tensor) -> Blend:
+        """Up to eight cells around each point, weights not yet normalized."""
         side = (within > 0.5).long() * 2 - 1
         to_face = torch.where(within > 0.5, 1 - within, within)
         beyond = (0.5 * (1 - to_face / self.margin)).clamp_min(0)
@@ -183,7 +185,7 @@ class KiloNeRF(nn.Module):
             near, network = near[network >= 0], network[network >= 0]
             local = 2 * (within[near] - step * side[near]) - 1
             parts.append((own[near], network, local, weight[near]))
-        return Share(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        return Blend(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def forward(
         self,
@@ -195,36 +197,36 @@ class KiloNeRF(nn.Module):
 
         Without ``features`` the field's features are empty, [P, 0], which is faster.
         """
-        share = self.shares(points)
+        blend = self.blend(points)
         raw, hidden = evaluate(
             self.architecture,
             self.weights,
-            share.network,
-            share.local,
-            directions[share.point],
+            blend.network,
+            blend.local,
+            directions[blend.point],
             features=features,
         )
         # The shift starts every cell as a fog, neither empty (no gradient) nor a wall.
         sigma = self.density_scale * nn.functional.softplus(raw[:, :1] - 2.25)
         mixed = torch.cat([sigma, torch.sigmoid(raw[:, 1:])], dim=1)
         size = len(points)
-        mixed = _scatter(mixed, share, size, self.margin)
-        return Field(mixed[:, 0], mixed[:, 1:], _scatter(hidden, share, size, self.margin))
+        mixed = _scatter(mixed, blend, size, self.margin)
+        return Field(mixed[:, 0], mixed[:, 1:], _scatter(hidden, blend, size, self.margin))
 
 
-def _scatter(values: Tensor, share: Share, points: int, margin: float) -> Tensor:
-    """Weighted sum of the shares' values at each point."""
+def _scatter(values: Tensor, blend: Blend, points: int, margin: float) -> Tensor:
+    """Weighted sum of the networks' values at each point."""
     out = values.new_zeros(points, values.shape[1])
     if margin == 0:
-        return out.index_copy(0, share.point, values)
-    return out.index_add(0, share.point, values * share.weight.unsqueeze(1))
+        return out.index_copy(0, blend.point, values)
+    return out.index_add(0, blend.point, values * blend.weight.unsqueeze(1))
 
 
-def _normalised(
+def _normalized(
     points: int, point: Tensor, network: Tensor, local: Tensor, weight: Tensor
-) -> Share:
+) -> Blend:
     total = weight.new_zeros(points).index_add_(0, point, weight)
-    return Share(point, network, local, weight / total[point])
+    return Blend(point, network, local, weight / total[point])
 
 
 def _check(config: dict[str, Any]) -> None:
@@ -235,7 +237,5 @@ def _check(config: dict[str, Any]) -> None:
         raise ValueError(f"the box must have low < high on each axis, got {low} and {high}")
     if not 0 <= config["margin"] <= 0.5:
         raise ValueError(f"margin must lie in [0, 0.5] of a cell, got {config['margin']}")
-    if config["layers"] < 2:
-        raise ValueError(f"layers must be at least 2, got {config['layers']}")
     if config["networks"] < 1:
         raise ValueError("the grid has no occupied cell")

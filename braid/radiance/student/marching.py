@@ -6,7 +6,7 @@ rays; only those reach the field. With delta the length of a step,
 
     alpha_i = 1 - exp(-sigma_i delta_i),    T_i = prod_{j<i} (1 - alpha_j),    w_i = T_i alpha_i
 
-give the colour sum(w c), premultiplied by the coverage sum(w), and the depth sum(w t) / sum(w).
+give the color sum(w c), premultiplied by the coverage sum(w), and the depth sum(w t) / sum(w).
 """
 
 from __future__ import annotations

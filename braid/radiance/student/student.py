@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from braid.radiance.config import EvaluationConfig, StudentConfig
 from braid.radiance.scenes.cameras import Cameras, Rendered
 from braid.radiance.scenes.cells import CellGrid
 from braid.radiance.scenes.occupancy import Occupancy
@@ -44,7 +44,12 @@ class Student:
     @property
     def parameters(self) -> int:
         """Trained numbers."""
-        return sum(each.numel() for each in self.field.parameters())
+        return sum(parameter.numel() for parameter in self.field.parameters())
+
+    @property
+    def width(self) -> int:
+        """Penultimate features of a point."""
+        return self.field.architecture.sizes.hidden
 
     def to(self, device: torch.device) -> Student:
         """The same student on another device."""
@@ -56,25 +61,28 @@ class Student:
             self.field, self.occupancy, cameras, view, self.step, chunk=chunk, stop=stop
         )
 
+    def on_white(self, cameras: Cameras, views: Iterable[int], config: EvaluationConfig) -> Tensor:
+        """The chosen views composited over white, [N, H, W, 3]."""
+        images = []
+        for view in views:
+            rendered = self.render(cameras, view, chunk=config.chunk, stop=config.stop)
+            images.append(rendered.rgb + (1 - rendered.alpha[..., None]))
+        return torch.stack(images)
+
 
 def build_student(
-    occupancy: Occupancy,
-    generator: torch.Generator,
-    *,
-    cells: int,  # along the longest axis of the tight box
-    step: float,  # voxel edges
-    **networks: Any,  # of KiloNeRF.for_cells: density_scale, hidden, layers, frequencies, margin
+    occupancy: Occupancy, config: StudentConfig, generator: torch.Generator
 ) -> Student:
     """A fresh student with a network in every cell that holds an occupied voxel.
 
     Raises:
         ValueError: no voxel is occupied.
     """
-    resolution = fitted_resolution(*occupancy.tight_box(), cells)
+    resolution = fitted_resolution(*occupancy.tight_box(), config.cells)
     low, high = occupancy.tight_box(padding=1e-3 * float(occupancy.voxel.min()))
     occupied = occupancy.cells(resolution, low, high)
-    field = KiloNeRF.for_cells(occupied, low, high, generator, **networks)
-    return Student(field, occupancy, step * float(occupancy.voxel.min()))
+    field = KiloNeRF.for_cells(occupied, low, high, config, generator)
+    return Student(field, occupancy, config.step * float(occupancy.voxel.min()))
 
 
 def save_student(
@@ -84,8 +92,8 @@ def save_student(
 ) -> None:
     """Write `config.json`, `model.safetensors` and a further file for each named snapshot."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {f"field.{name}": each for name, each in student.field.state_dict().items()}
-    state |= {f"occupancy.{name}": each for name, each in student.occupancy.state().items()}
+    state = {f"field.{name}": tensor for name, tensor in student.field.state_dict().items()}
+    state |= {f"occupancy.{name}": tensor for name, tensor in student.occupancy.state().items()}
     (folder / "model.safetensors").write_bytes(_packed(state))
     config = {"field": student.field.config, "step": student.step}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -114,7 +122,7 @@ def load_student(folder: Path, snapshot: str | None = None) -> Student:
 
 
 def _packed(state: Mapping[str, Tensor]) -> bytes:
-    return save({name: each.detach().cpu().contiguous() for name, each in state.items()})
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

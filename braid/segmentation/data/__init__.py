@@ -1,1 +1,1 @@
-"""SA-1B pairs, prompts and batches of both."""
+"""SA-1B images with their annotations and prompts."""

@@ -50,7 +50,7 @@ def pixel_box(rle: Rle) -> tuple[int, int, int, int]:
 
 
 def tight_box(rle: Rle) -> tuple[float, float, float, float]:
-    """The same as shares of the image's width and height, xyxy."""
+    """The same as fractions of the image's width and height, xyxy."""
     height, width = rle["size"]
     x, y, w, h = pixel_box(rle)
     return x / width, y / height, (x + w) / width, (y + h) / height
@@ -85,7 +85,7 @@ def read_runs(rle: Rle) -> NDArray[np.int64]:
 
 
 def coverage(rle: Rle, size: int) -> NDArray[np.float32]:
-    """The exact share of each of ``size`` x ``size`` cells that the mask covers.
+    """The exact fraction of each of ``size`` x ``size`` cells that the mask covers.
 
     Cells need not hold whole pixels. Only the pixels and cells of the mask's bounding box are
     visited.
@@ -102,12 +102,12 @@ def coverage(rle: Rle, size: int) -> NDArray[np.float32]:
 def _overlaps(start: int, length: int, total: int, size: int) -> tuple[slice, NDArray[np.float32]]:
     """Which of ``size`` cells along a side a stretch of pixels meets, and their overlaps.
 
-    An overlap is the share of the cell that the pixel takes, [cells, length].
+    An overlap is the fraction of the cell that the pixel takes, [cells, length].
     """
     cell = total / size
     cells = np.arange(start * size // total, -(-(start + length) * size // total))
     pixels = np.arange(start, start + length)
     upper = np.minimum.outer((cells + 1) * cell, pixels + 1)
     lower = np.maximum.outer(cells * cell, pixels)
-    shares = (upper - lower).clip(0) / cell
-    return slice(cells[0], cells[-1] + 1), shares.astype(np.float32)
+    fractions = (upper - lower).clip(0) / cell
+    return slice(cells[0], cells[-1] + 1), fractions.astype(np.float32)

@@ -1,8 +1,8 @@
-"""SA-1B: pairs of sa_<id>.jpg and sa_<id>.json, as annotations, truth masks and pixels.
+"""SA-1B: pairs of sa_<id>.jpg and sa_<id>.json, as annotations, ground-truth masks and pixels.
 
     images = open_images(Path("data/sa1b"), cache_mib=128)  # as the manifest lists them
     images.record(i).annotations[0].mask()                  # [height, width] bool
-    normalise(images.pixels(i))                             # [3, S, S], as the teacher wants it
+    normalize(images.pixels(i))                             # [3, S, S], as the teacher wants it
 
 The format is that of Kirillov et al., "Segment Anything" (2023): an `image` with its size, and
 `annotations` whose masks are COCO's compressed run lengths. SA-1B has no text. Three more keys are
@@ -81,13 +81,12 @@ class Sidecar(Strict):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         width, height = self.image.width, self.image.height
-        for number, each in enumerate(self.annotations):
-            if each.segmentation.size != (height, width):
-                found = list(each.segmentation.size)
-                raise ValueError(f"annotations.{number}: size {found}, image {[height, width]}")
-            x, y, w, h = each.bbox
+        for number, annotation in enumerate(self.annotations):
+            size, (x, y, w, h) = annotation.segmentation.size, annotation.bbox
+            if size != (height, width):
+                raise ValueError(f"annotations.{number}: size {[*size]}, image {[height, width]}")
             if min(x, y, w, h) < 0 or x + w > width + 1 or y + h > height + 1:
-                raise ValueError(f"annotations.{number}: bbox {list(each.bbox)} leaves the image")
+                raise ValueError(f"annotations.{number}: bbox {[x, y, w, h]} leaves the image")
         return self
 
     def require_name(self, stem: str) -> None:
@@ -96,8 +95,8 @@ class Sidecar(Strict):
         Raises:
             ValueError: the file is of another image.
         """
-        named = STEM.fullmatch(stem)
-        if named is None or self.image.image_id != int(named[1]):
+        match = STEM.fullmatch(stem)
+        if match is None or self.image.image_id != int(match[1]):
             raise ValueError(f"image_id {self.image.image_id}, expected that of the file's name")
         if self.image.file_name != f"{stem}.jpg":
             raise ValueError(f"file_name {self.image.file_name!r}, expected {stem}.jpg")
@@ -106,8 +105,8 @@ class Sidecar(Strict):
 def first_fault(error: ValidationError) -> str:
     """Where the first fault is and what, on one line."""
     fault = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(each) for each in fault["loc"])
-    return ": ".join(each for each in (place, fault["msg"]) if each)
+    place = ".".join(map(str, fault["loc"]))
+    return f"{place}: {fault['msg']}" if place else fault["msg"]
 
 
 # ---- manifest.json: which images there are, where they lie, how they are split, and what was wrong
@@ -146,7 +145,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read manifest.json.
 
     Raises:
-        ValueError: it is not there, or not what `survey.write_manifest` writes.
+        ValueError: it is not there, or not what `scan.write_manifest` writes.
     """
     path = folder / MANIFEST
     try:
@@ -159,7 +158,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 _OBJECTS = 1024  # bytes of an annotation's Python objects
-_Held = TypeVar("_Held", "Record", Tensor)
+_Cached = TypeVar("_Cached", "Record", Tensor)
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ class Annotation:
         return decode(self.rle)
 
     def coverage(self, size: int) -> NDArray[np.float32]:
-        """The share of each cell of a grid that the object covers, [size, size] in [0, 1]."""
+        """The fraction of each cell of a grid that the object covers, [size, size] in [0, 1]."""
         return coverage(self.rle, size)
 
 
@@ -233,22 +232,22 @@ class Images:
 
     def _once(
         self,
-        held: dict[int, _Held],
+        cached: dict[int, _Cached],
         index: int,
-        read: Callable[[], _Held],
-        weigh: Callable[[_Held], int],
-    ) -> _Held:
+        read: Callable[[], _Cached],
+        size_of: Callable[[_Cached], int],
+    ) -> _Cached:
         """Read, and keep while there is room.
 
         What is kept stays: epochs through more images than there is room for would find nothing
         in a cache that drops the oldest.
         """
-        if index in held:
-            return held[index]
+        if index in cached:
+            return cached[index]
         value = read()
-        if weigh(value) <= self._cache:
-            held[index] = value
-            self._cache -= weigh(value)
+        if size_of(value) <= self._cache:
+            cached[index] = value
+            self._cache -= size_of(value)
         return value
 
 
@@ -268,10 +267,10 @@ def open_images(folder: Path, *, cache_mib: int) -> Images:
 
 def _bytes_of(record: Record) -> int:
     """What a record takes in memory, about."""
-    return sum(_OBJECTS + len(each.rle["counts"]) for each in record.annotations)
+    return sum(_OBJECTS + len(annotation.rle["counts"]) for annotation in record.annotations)
 
 
-def normalise(
+def normalize(
     pixels: Tensor,  # [..., 3, S, S] uint8
 ) -> Tensor:
     """Pixels as SAM3's processor gives them to the teacher, float32 in [-1, 1]."""
@@ -303,20 +302,20 @@ def read_record(path: Path) -> Record:
             image, or it belongs to another image than its name says.
     """
     try:
-        found = Sidecar.model_validate_json(path.read_bytes())
-        found.require_name(path.stem)
+        sidecar = Sidecar.model_validate_json(path.read_bytes())
+        sidecar.require_name(path.stem)
         return Record(
-            id=found.image.image_id,
-            file=found.image.file_name,
-            width=found.image.width,
-            height=found.image.height,
+            id=sidecar.image.image_id,
+            file=sidecar.image.file_name,
+            width=sidecar.image.width,
+            height=sidecar.image.height,
             annotations=tuple(
-                Annotation(rle, tight_box(rle), each.noun_phrase)
-                for each in found.annotations
-                for rle in [each.segmentation.model_dump()]
+                Annotation(rle, tight_box(rle), entry.noun_phrase)
+                for entry in sidecar.annotations
+                for rle in [entry.segmentation.model_dump()]
             ),
-            captions=found.captions,
-            exhaustive=found.exhaustive,
+            captions=sidecar.captions,
+            exhaustive=sidecar.exhaustive,
         )
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None

@@ -1,1 +1,1 @@
-"""The distillation losses."""
+"""Training a student on the predictions of its teacher."""

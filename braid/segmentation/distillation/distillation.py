@@ -1,67 +1,118 @@
-"""How a student is trained: on a teacher's answers, or on the truth alone."""
+"""How a student is trained: on its teacher's predictions, or on ground truth alone.
+
+    supervisions = supervisions_of(choice, phases, prompted, cache, loss)
+    sampler = PromptSampler(prompted, train, ...)
+    results = train_phases(student, sampler, supervisions, held_out, config, phases, run, hooks)
+
+A phase has an objective, an optimizer and an order of images of its own; students go on where the
+phase before has left them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from braid.common.rng import generator
+from braid.segmentation.cache.cache import Cache
+from braid.segmentation.config import DistillConfig, PhaseConfig, StudentTrainingConfig
 from braid.segmentation.data.prompted import Pair, PromptedImages
 from braid.segmentation.distillation.losses import DistillationLoss
-from braid.segmentation.sam3.sam3 import Prediction, predict
-from braid.segmentation.student.student import measured_batch_norm
-from braid.segmentation.supervised.batches import Asked, Epochs, Questions, on_cpu
-from braid.segmentation.supervised.loss import TruthLoss
+from braid.segmentation.sam3.sam3 import Prediction, count_parameters, predict
+from braid.segmentation.student.student import freeze_batch_norm, measured_batch_norm
+from braid.segmentation.training.batches import Batch, Epochs, PromptSampler, on_cpu
+from braid.segmentation.training.ground_truth import GroundTruthLoss
 from braid.training.device import autocast
+from braid.training.trainer import Hook, Row, Run, train
 
 Terms = dict[str, Tensor]
 
-MEASURED_BATCHES, MEASURED_AT_ONCE = 16, 4  # of images, for batch normalisation
+HELD_OUT = 256  # prompts on which the loss is taken around each phase
+MEASURED_BATCHES, MEASURED_AT_ONCE = 16, 4  # of images, for batch normalization
 
 
 class Teacher(Protocol):
-    """Whoever knows the teacher's answers: the cache, or the teacher itself."""
+    """Where the teacher's predictions come from: the cache, or the teacher itself."""
 
     def predictions(self, pairs: Sequence[Pair]) -> Prediction:
-        """Its answers in the order of the pairs, and features of their images where it has them."""
+        """Those in the order of the pairs, with features of their images where it has them."""
 
 
 class Supervision(Protocol):
-    """What makes loss terms of a student's answers."""
+    """What makes loss terms of a student's predictions."""
 
     features: bool  # whether it wants the student's features too
 
-    def __call__(self, answer: Prediction, pairs: Sequence[Pair]) -> Terms:
+    def __call__(self, prediction: Prediction, pairs: Sequence[Pair]) -> Terms:
         """Weighted terms."""
 
 
-class FromTeacher:
-    """The eight terms against the teacher's answers."""
+class TeacherSupervision:
+    """The eight terms against the teacher's predictions."""
 
     def __init__(self, teacher: Teacher, loss: DistillationLoss, *, features: bool) -> None:
         self.teacher, self.loss, self.features = teacher, loss, features
 
-    def __call__(self, answer: Prediction, pairs: Sequence[Pair]) -> Terms:
+    def __call__(self, prediction: Prediction, pairs: Sequence[Pair]) -> Terms:
         """Weighted terms; those of features only where they are wanted."""
-        given = self.teacher.predictions(pairs)
-        return self.loss(answer, given.to(answer.logits.device))
+        target = self.teacher.predictions(pairs)
+        return self.loss(prediction, target.to(prediction.logits.device))
 
 
-class FromTruth:
+class GroundTruthSupervision:
     """What the annotations say, without a teacher: the control."""
 
     features = False
 
-    def __init__(self, prompted: PromptedImages, loss: TruthLoss) -> None:
+    def __init__(self, prompted: PromptedImages, loss: GroundTruthLoss) -> None:
         self.prompted, self.loss = prompted, loss
 
-    def __call__(self, answer: Prediction, pairs: Sequence[Pair]) -> Terms:
+    def __call__(self, prediction: Prediction, pairs: Sequence[Pair]) -> Terms:
         """Weighted terms."""
-        truth = self.prompted.truth(pairs, answer.masks.shape[-1])
-        return self.loss(answer, truth.to(answer.logits.device))
+        truth = self.prompted.ground_truth(pairs, prediction.masks.shape[-1])
+        return self.loss(prediction, truth.to(prediction.logits.device))
+
+
+def supervisions_of(
+    choice: StudentTrainingConfig,
+    phases: Mapping[str, PhaseConfig],
+    prompted: PromptedImages,
+    cache: Cache,
+    loss: DistillationLoss,
+) -> dict[str, Supervision]:
+    """What each phase learns from.
+
+    Raises:
+        ValueError: a phase wants features that the cache has not; the message names its key.
+    """
+    if choice.supervision == "ground_truth":
+        return dict.fromkeys(phases, GroundTruthSupervision(prompted, GroundTruthLoss()))
+    features = {name: choice.features and phase.features for name, phase in phases.items()}
+    wanting = [name for name in phases if features[name]]
+    if wanting and not cache.kept.levels:
+        raise ValueError(
+            f"sam3.phases.{wanting[0]}.features is true, but the cache has none: expected "
+            "sam3.cache.mode full or online"
+        )
+    return {
+        name: TeacherSupervision(cache, loss, features=wanted) for name, wanted in features.items()
+    }
+
+
+def supervised_pairs(
+    prompted: PromptedImages, choice: StudentTrainingConfig
+) -> tuple[list[Pair], list[Pair]]:
+    """Prompts to train on, and some held-out ones.
+
+    A teacher predicts for all prompts, ground truth is shown of labeled ones alone.
+    """
+    shown = True if choice.supervision == "ground_truth" else None
+    train, val = (prompted.pairs(split, labeled=shown, known=shown) for split in ("train", "val"))
+    return train, val[:HELD_OUT]
 
 
 class Distillation(nn.Module):
@@ -70,13 +121,13 @@ class Distillation(nn.Module):
     def __init__(
         self,
         student: nn.Module,
-        questions: Questions,
+        sampler: PromptSampler,
         supervision: Supervision,
         epochs: Epochs,
         prompts: int,  # of an image
     ) -> None:
         super().__init__()
-        self.student, self.questions, self.supervision = student, questions, supervision
+        self.student, self.sampler, self.supervision = student, sampler, supervision
         self.epochs, self.prompts = epochs, prompts
         self._place = (-1, 0)  # the running step, and how many of its micro-steps have begun
 
@@ -85,45 +136,150 @@ class Distillation(nn.Module):
         before, begun = self._place
         micro = begun if step == before else 0
         self._place = (step, micro + 1)
-        asked = self.questions.draw(self.epochs(step, micro), self.prompts, on_cpu(stream))
-        return self.terms(asked)
+        batch = self.sampler.draw(self.epochs(step, micro), self.prompts, on_cpu(stream))
+        return self.terms(batch)
 
-    def terms(self, asked: Asked) -> Terms:
+    def terms(self, batch: Batch) -> Terms:
         """The weighted terms of a given batch."""
         features = self.supervision.features
-        answer = predict(self.student, asked.pixels, asked.inputs, features=features)
-        return self.supervision(answer, asked.pairs)
+        prediction = predict(self.student, batch.pixels, batch.inputs, features=features)
+        return self.supervision(prediction, batch.pairs)
 
     @torch.no_grad()
-    def judged(self, pairs: Sequence[Pair], batch: int, precision: str) -> dict[str, float]:
+    def validate(self, pairs: Sequence[Pair], batch: int, precision: str) -> dict[str, float]:
         """The mean of each term over given prompts, without dropout and batch statistics."""
         training = self.student.training
         self.student.eval()
         sums: dict[str, float] = {}
         for start in range(0, len(pairs), batch):
             part = pairs[start : start + batch]
-            with autocast(self.questions.device, precision):
-                terms = self.terms(self.questions.ask(part))
+            with autocast(self.sampler.device, precision):
+                terms = self.terms(self.sampler.batch(part))
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(term) * len(part) / len(pairs)
         self.student.train(training)
         return {"loss": sum(sums.values()), **sums}
 
 
-@torch.no_grad()
-def measure_batch_norm(student: nn.Module, questions: Questions, images: int, seed: int) -> None:
-    """Statistics of a network without pretrained weights, before they are held still.
+@dataclass(frozen=True)
+class PhaseResult:
+    """What a phase of the training leaves beside the weights."""
 
-    Batches are of at least `MEASURED_AT_ONCE` images: one alone has no statistics to speak of.
+    name: str
+    steps: int
+    history: list[dict[str, Any]]  # rows of the training curve; steps count from the first phase on
+    before: dict[str, float]  # terms of held-out prompts, and their sum `loss`
+    after: dict[str, float]
+
+
+def train_phases(
+    student: nn.Module,
+    sampler: PromptSampler,
+    supervisions: Mapping[str, Supervision],  # by phase
+    held_out: Sequence[Pair],
+    config: DistillConfig,
+    phases: Mapping[str, PhaseConfig],
+    run: Run,
+    hooks: Mapping[str, Hook],  # of the training loop, by phase
+) -> list[PhaseResult]:
+    """Train the student in place, and take the loss of held-out prompts around each phase."""
+    at_once = config.images * config.prompts
+    results: list[PhaseResult] = []
+    for name, phase in phases.items():
+        epochs = Epochs(
+            sampler.images,
+            batch=config.images,
+            accumulate=config.accumulate,
+            seed=run.seed,
+            phase=name,
+            process=run.process,
+        )
+        objective = Distillation(student, sampler, supervisions[name], epochs, config.prompts)
+        begin, steps = sum(result.steps for result in results), phase.epochs * epochs.steps
+        before = objective.validate(held_out, at_once, run.precision)
+        result = train(
+            objective,
+            config.optimizer(phase),
+            _continued(run, begin),
+            steps=steps,
+            name=name,
+            fused=True,
+            hooks={"phase": hooks[name]},
+        )
+        after = objective.validate(held_out, at_once, run.precision)
+        rows = [{**row, "step": begin + row["step"], "phase": name} for row in result.history]
+        results.append(PhaseResult(name, steps, rows, before, after))
+    return results
+
+
+def _continued(run: Run, begin: int) -> Run:
+    """The run, with a log whose steps go on after those of earlier phases."""
+    log = run.on_log
+    if log is None:
+        return run
+
+    def shifted(row: Row) -> None:
+        log(row | {"step": begin + row["step"]})
+
+    return replace(run, on_log=shifted)
+
+
+def term_rows(
+    results: Sequence[PhaseResult],
+    transferred: int,  # parameters that were copied from the teacher
+) -> list[dict[str, Any]]:
+    """The loss of held-out prompts around each phase: a row for each term, and for their sum."""
+    return [
+        {
+            "phase": result.name,
+            "steps": result.steps,
+            "term": term,
+            "before": value,
+            "after": result.after[term],
+            "transferred_parameters": transferred,
+        }
+        for result in results
+        for term, value in result.before.items()
+    ]
+
+
+def headline(
+    results: Sequence[PhaseResult], student: nn.Module, sampler: PromptSampler
+) -> dict[str, Any]:
+    """The loss of held-out prompts around the last phase, the steps of all, what was trained on."""
+    last = results[-1]
+    return {
+        "loss": {"before": last.before["loss"], "after": last.after["loss"]},
+        "steps": sum(result.steps for result in results),
+        "parameters": count_parameters(student),
+        "train": len(sampler.by_image),
+        "prompts": sum(map(len, sampler.by_image.values())),
+    }
+
+
+def hold_batch_norm(
+    student: nn.Module,
+    sampler: PromptSampler,
+    config: DistillConfig,
+    seed: int,
+    *,
+    measured: bool,  # no backbone brings statistics
+) -> None:
+    """Put the student into training mode with the statistics of its batch normalization held still.
+
+    Those of a network without pretrained weights are measured first, on batches of at least
+    `MEASURED_AT_ONCE` images: one alone has no statistics to speak of.
     """
-    epochs = Epochs(
-        sorted(questions.of_image),
-        batch=max(images, MEASURED_AT_ONCE),
-        accumulate=1,
-        seed=seed,
-        phase="batch norm",
-    )
+    if measured:
+        measure_batch_norm(student, sampler, max(config.images, MEASURED_AT_ONCE), seed)
+    freeze_batch_norm(student.train())
+
+
+@torch.no_grad()
+def measure_batch_norm(student: nn.Module, sampler: PromptSampler, images: int, seed: int) -> None:
+    """Set the statistics to those of `MEASURED_BATCHES` batches."""
+    epochs = Epochs(sampler.images, batch=images, accumulate=1, seed=seed, phase="batch norm")
     with measured_batch_norm(student):
         for step in range(MEASURED_BATCHES):
-            asked = questions.draw(epochs(step, 0), 1, generator(seed, "batch norm", step))
-            predict(student, asked.pixels, asked.inputs)
+            batch = sampler.draw(epochs(step, 0), 1, generator(seed, "batch norm", step))
+            predict(student, batch.pixels, batch.inputs)

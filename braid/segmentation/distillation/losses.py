@@ -1,9 +1,9 @@
-"""The eight terms of the distillation: a student's answers against its teacher's.
+"""The eight terms of the distillation: a student's predictions against its teacher's.
 
 Pairs of queries are matched first (`matching`). Terms of the pairs are sums over a prompt's pairs,
 weighted by the teacher's score w and divided by max(1, sum of w), the number of objects that the
-teacher sees, as DETR divides by the number of boxes: an answer that the teacher does not believe
-teaches nothing, and a prompt for what is not there leaves masks and boxes alone.
+teacher detects, as DETR divides by the number of boxes: what the teacher is sure is nothing teaches
+nothing, and a prompt for what is not there leaves masks and boxes alone.
 
     mask      Dice + cross-entropy of the matched masks, on the teacher's grid
     box       |b_s - b_t|_1 of xyxy in [0, 1]
@@ -30,8 +30,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from braid.segmentation.config import LossesConfig
 from braid.segmentation.distillation.matching import Matcher, Matches
-from braid.segmentation.sam3.masks import dice, giou, resized
+from braid.segmentation.sam3.geometry import dice, giou, resized
 from braid.segmentation.sam3.sam3 import Prediction
 
 NO_OBJECT = -12.0  # the lowest logit that SAM3 gives a query
@@ -40,22 +41,10 @@ NO_OBJECT = -12.0  # the lowest logit that SAM3 gives a query
 class DistillationLoss:
     """Weights of the terms; calling it gives them. A term of weight 0 is not computed."""
 
-    def __init__(
-        self,
-        matcher: Matcher,
-        *,
-        mask: float = 5.0,
-        box: float = 5.0,
-        giou: float = 2.0,
-        logit: float = 2.0,
-        presence: float = 1.0,
-        semantic: float = 2.0,
-        fpn: float = 1.0,
-        encoder: float = 1.0,
-    ) -> None:
+    def __init__(self, matcher: Matcher, config: LossesConfig) -> None:
         self.matcher = matcher
-        self.on_pairs = {"mask": mask, "box": box, "giou": giou, "logit": logit}
-        self.on_maps = {"presence": presence, "semantic": semantic, "fpn": fpn, "encoder": encoder}
+        self.on_pairs = {name: getattr(config, name) for name in PAIR_TERMS}
+        self.on_maps = {name: getattr(config, name) for name in MAP_TERMS}
 
     def __call__(
         self,
@@ -65,7 +54,7 @@ class DistillationLoss:
         """Weighted scalars by name; fpn and encoder only where both have such features.
 
         Raises:
-            ValueError: the two do not answer the same prompts, or features differ in channels.
+            ValueError: the two are not of the same prompts, or features differ in channels.
         """
         _check(student, teacher)
         comparable = _comparable(student, teacher)
@@ -119,7 +108,7 @@ def semantic_term(student: Prediction, teacher: Prediction) -> Tensor:
 
 
 def fpn_term(student: Prediction, teacher: Prediction) -> Tensor:
-    """Squared difference of the levels that the teacher shows, the coarsest ones."""
+    """Squared difference of the levels that the teacher gives, the coarsest ones."""
     levels = zip(student.fpn[-len(teacher.fpn) :], teacher.fpn, strict=True)
     return torch.stack([feature_error(*level) for level in levels]).mean()
 
@@ -186,7 +175,7 @@ def _taken(
 
 
 def _objects(pairs: Matches) -> Tensor:
-    """How many objects the teacher sees, at least 1, [B]."""
+    """How many objects the teacher detects, at least 1, [B]."""
     return pairs.weight.sum(1).clamp_min(1)
 
 
@@ -208,9 +197,9 @@ def _comparable(student: Prediction, teacher: Prediction) -> set[str]:
 
 
 def _check(student: Prediction, teacher: Prediction) -> None:
-    given, asked = len(student.logits), len(teacher.logits)
-    if given != asked:
-        raise ValueError(f"the student answers {given} prompts, the teacher {asked}")
+    prompts = len(student.logits), len(teacher.logits)
+    if prompts[0] != prompts[1]:
+        raise ValueError(f"the student's prompts are {prompts[0]}, the teacher's {prompts[1]}")
     levels = len(student.fpn), len(teacher.fpn)
     if all(levels) and levels[0] < levels[1]:
         raise ValueError(f"the student's FPN has {levels[0]} levels, the teacher's {levels[1]}")

@@ -1,4 +1,4 @@
-"""Which of the student's queries answers for which of the teacher's.
+"""Which of the student's queries is matched to which of the teacher's.
 
 For each prompt the one-to-one assignment that loses least (Kuhn 1955; Carion et al. 2020, DETR,
 section 3.1). A pair of a student's query s and a teacher's query t disagrees by
@@ -6,21 +6,20 @@ section 3.1). A pair of a student's query s and a teacher's query t disagrees by
     c(s, t) = mask (1 - T) + box |b_s - b_t|_1 + giou (1 - GIoU) + logit |sigma(l_s) - sigma(l_t)|,
 
 where T = pq / (p^2 + q^2 - pq), summed over cells, is the IoU of two soft masks p and q (Tanimoto
-1958): unlike pq / (p + q - pq) it is 1 for a soft mask and itself. Masks are compared as shares of
-coarse cells; at 64 x 64 the assignment is that of full resolution.
+1958): unlike pq / (p + q - pq) it is 1 for a soft mask and itself. Masks are compared as fractions
+of coarse cells; at 64 x 64 the assignment is that of full resolution.
 
 The teacher has more queries than the student, most of them sure of nothing. So the assignment
 
-    minimises  the sum over pairs of  w_t (c(s, t) - C),   w_t = sigma(l_t) sigma(presence),
+    minimizes  the sum over pairs of  w_t (c(s, t) - C),   w_t = sigma(l_t) sigma(presence),
 
 the teacher's score times what a match saves, C being the worst disagreement there is: no query is
 left out that the teacher is sure of while doubtful ones, easier to agree with, are matched. A
-student that gives the teacher's answers, all or the surest, is matched to these very ones.
+student that predicts what the teacher does, all or the surest, is matched to these very queries.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +27,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from braid.segmentation.sam3.masks import giou, shares
+from braid.segmentation.config import MatchingConfig
+from braid.segmentation.sam3.geometry import area_means, giou
 from braid.segmentation.sam3.sam3 import Prediction
 
 
@@ -40,20 +40,13 @@ class Matches(NamedTuple):
     weight: Tensor  # [B, K] float32, the teacher's score
 
 
-@dataclass(frozen=True)
 class Matcher:
     """Weights of the disagreements; calling it matches."""
 
-    mask: float = 5.0
-    box: float = 5.0
-    giou: float = 2.0
-    logit: float = 2.0
-    size: int = 64  # cells a side at which masks are compared, unless they are smaller
-
-    @property
-    def worst(self) -> float:
-        """C: what a pair costs that has nothing in common."""
-        return self.mask + 4 * self.box + 2 * self.giou + self.logit
+    def __init__(self, config: MatchingConfig) -> None:
+        self.config = config
+        # C: what a pair costs that has nothing in common
+        self.worst = config.mask + 4 * config.box + 2 * config.giou + config.logit
 
     @torch.no_grad()
     def __call__(
@@ -68,16 +61,18 @@ class Matcher:
 
     def cost(self, student: Prediction, teacher: Prediction) -> Tensor:
         """Disagreement of all pairs, [B, Qs, Qt] float32."""
-        size = min(self.size, student.masks.shape[-1], teacher.masks.shape[-1])
+        weights = self.config
+        size = min(weights.size, student.masks.shape[-1], teacher.masks.shape[-1])
         with torch.autocast(student.masks.device.type, enabled=False):
-            overlap = soft_iou(*(_coarse(each.masks, size) for each in (student, teacher)))
+            p, q = (_coarse(prediction.masks, size) for prediction in (student, teacher))
+            overlap = soft_iou(p, q)
         a, b = student.boxes.float()[:, :, None], teacher.boxes.float()[:, None]
         left, right = student.logits.float().sigmoid(), teacher.logits.float().sigmoid()
         return (
-            self.mask * (1 - overlap)
-            + self.box * (a - b).abs().sum(-1)
-            + self.giou * (1 - giou(a, b))
-            + self.logit * (left[:, :, None] - right[:, None]).abs()
+            weights.mask * (1 - overlap)
+            + weights.box * (a - b).abs().sum(-1)
+            + weights.giou * (1 - giou(a, b))
+            + weights.logit * (left[:, :, None] - right[:, None]).abs()
         )
 
 
@@ -98,19 +93,20 @@ def assign(
 
     A pair whose cost is no number is taken only where every other way takes as many of them.
     """
-    pairs = [linear_sum_assignment(_finite(each)) for each in cost.cpu().double().numpy()]
+    costs = cost.cpu().double().numpy()
+    pairs = [linear_sum_assignment(_finite(of_prompt)) for of_prompt in costs]
     rows, columns = torch.from_numpy(np.array(pairs)).to(cost.device).unbind(1)
     return rows, columns
 
 
 def _finite(cost: np.ndarray) -> np.ndarray:
     """One such pair costs more than all others together can save."""
-    known = np.isfinite(cost)
-    least, most = (cost[known].min(), cost[known].max()) if known.any() else (0.0, 0.0)
-    return np.where(known, cost, most + (most - least + 1) * min(cost.shape))
+    finite = np.isfinite(cost)
+    least, most = (cost[finite].min(), cost[finite].max()) if finite.any() else (0.0, 0.0)
+    return np.where(finite, cost, most + (most - least + 1) * min(cost.shape))
 
 
 def _coarse(masks: Tensor, size: int) -> Tensor:
-    """Shares of `size` x `size` cells, [B, Q, size * size]."""
-    chances = masks.float().sigmoid()
-    return (chances if chances.shape[-1] == size else shares(chances, size)).flatten(2)
+    """Covered fractions of `size` x `size` cells, [B, Q, size * size]."""
+    p = masks.float().sigmoid()
+    return (p if p.shape[-1] == size else area_means(p, size)).flatten(2)

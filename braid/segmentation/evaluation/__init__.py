@@ -1,1 +1,1 @@
-"""Agreement, calibration, cost and reports."""
+"""The student beside its teacher, controls and baselines: tables, figures, cost."""

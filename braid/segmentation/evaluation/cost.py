@@ -1,4 +1,11 @@
-"""How long a model takes to answer, and what it holds on the device."""
+"""What a model costs in use: its size, its latency, and a student made smaller or faster.
+
+`fused` folds batch normalization and parallel branches of the backbone into single convolutions
+(Ding et al. 2021, RepVGG; RepViT is made for it): the same function in fewer steps. `quantized`
+keeps the matrices of linear layers and the text encoder's embeddings in 8 bits and quantizes
+activations as they come (dynamic quantization): another function, close to the first. Both are for
+inference.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +20,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from braid.segmentation.evaluation.evaluation import Question, Respondent
-
-# ---- A trained student made smaller or faster for use, and the size of what results ------------
-# `fused` folds batch normalisation and parallel branches of the backbone into single convolutions
-# (Ding et al. 2021, RepVGG; RepViT is made for it): the same function in fewer steps. `quantised`
-# keeps the matrices of linear layers and the text encoder's words in 8 bits and quantises
-# activations as they come (dynamic quantisation): another function, close to the first. Both are
-# for inference.
+from braid.segmentation.data.prompted import PromptBatch
+from braid.segmentation.sam3.predictor import Predictor
 
 MEGABYTE = 1_000_000
+WARM_UP = 2  # calls that are not counted: caches, kernels, lazy allocations
 
 
 def fused(student: Any) -> Any:
@@ -30,15 +32,15 @@ def fused(student: Any) -> Any:
     from timm.utils.model import reparameterize_model
 
     dtype = student.vision_encoder.gain.dtype
-    copied = copy.deepcopy(student).eval().float()
-    reparameterize_model(copied.vision_encoder.backbone, inplace=True)
-    return copied.to(dtype)
+    folded = copy.deepcopy(student).eval().float()
+    reparameterize_model(folded.vision_encoder.backbone, inplace=True)
+    return folded.to(dtype)
 
 
-def quantised(student: Any) -> Any:
-    """A copy on the CPU with linear layers and words in int8, in evaluation mode.
+def quantized(student: Any) -> Any:
+    """A copy on the CPU with linear layers and token embeddings in int8, in evaluation mode.
 
-    Convolutions, normalisation and the heads' few embeddings stay in float32.
+    Convolutions, normalization and the heads' few embeddings stay in float32.
     """
     from torch.ao.quantization import (
         default_dynamic_qconfig,
@@ -46,13 +48,13 @@ def quantised(student: Any) -> Any:
         quantize_dynamic,
     )
 
-    words = "text_encoder.embeddings.token_embedding"
+    embedding = "text_encoder.embeddings.token_embedding"
     copied = copy.deepcopy(student).eval().float().cpu()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it will move to another library one day
         return quantize_dynamic(
             copied,
-            {nn.Linear: default_dynamic_qconfig, words: float_qparams_weight_only_qconfig},
+            {nn.Linear: default_dynamic_qconfig, embedding: float_qparams_weight_only_qconfig},
             inplace=True,
         )
 
@@ -64,19 +66,15 @@ def megabytes(model: nn.Module) -> float:
     return file.tell() / MEGABYTE
 
 
-WARM_UP = 2  # calls that are not counted: caches, kernels, lazy allocations
-
-
 def latencies(
-    respondents: Mapping[str, Respondent],
-    question: Question,
+    predictors: Mapping[str, Predictor],
+    batch: PromptBatch,
     runs: int,
-) -> dict[str, float]:
-    """Of each model's answer; images are encoded, texts have been before."""
+) -> dict[str, dict[str, float]]:
+    """Those of each model's prediction; images are encoded, texts have been before."""
     return {
-        f"{key}_{name}": value
-        for name, each in respondents.items()
-        for key, value in latency(each.asked(question), runs, each.device).items()
+        name: latency(predictor.prepared(batch), runs, predictor.device)
+        for name, predictor in predictors.items()
     }
 
 
@@ -90,13 +88,13 @@ def latency(call: Callable[[], object], runs: int, device: torch.device) -> dict
     if device.type != "cuda":
         return percentiles([_timed(call, device) for _ in range(runs)])
     torch.cuda.reset_peak_memory_stats(device)
-    found = percentiles([_timed(call, device) for _ in range(runs)])
-    return {**found, "peak_mib": torch.cuda.max_memory_allocated(device) / 2**20}
+    times = percentiles([_timed(call, device) for _ in range(runs)])
+    return {**times, "peak_mib": torch.cuda.max_memory_allocated(device) / 2**20}
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """Median and 95th percentile in milliseconds."""
-    return {f"p{share}_ms": float(np.percentile(seconds, share)) * 1000 for share in (50, 95)}
+    return {f"p{rank}_ms": float(np.percentile(seconds, rank)) * 1000 for rank in (50, 95)}
 
 
 def _timed(call: Callable[[], object], device: torch.device) -> float:

@@ -1,162 +1,211 @@
-"""From what was judged to named figures, and to a verdict on the student.
+"""Tables of all models, the headline metrics, and the status of the student.
 
-Figures against the teacher's answers are `matched_iou`, `extra_iou`, `score_gap` and all that begin
-with `agreement`, of which `agreement_presence` is a balanced accuracy; the others are against the
-truth. `_withheld` and `_labelled` are those of the prompts whose truth no student saw in training
-and of the rest, all of them on held-out images.
+Metrics against the teacher's detections are `matched_iou`, `extra_iou`, `score_gap` and all that
+begin with `agreement`, of which `agreement_presence` is a balanced accuracy; the others are against
+ground truth. Withheld prompts are those whose ground truth no student was given in training; all
+are of held-out images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from braid.segmentation.evaluation.agreement import (
-    Figures,
-    Table,
-    mask_figures,
-    presence_figures,
-    ratio,
-    reliability,
+from braid.segmentation.evaluation.calibration import reliability
+from braid.segmentation.evaluation.cost import MEGABYTE, megabytes
+from braid.segmentation.evaluation.evaluator import (
+    INT8,
+    RANDOM_TEACHER,
+    STUDENT,
+    TEACHER,
+    TRUTH,
+    TRUTH_ONLY,
+    UNTRAINED,
+    Evaluation,
 )
-from braid.segmentation.evaluation.evaluation import RANDOM_TEACHER, TEACHER, TRUTH, Judged
+from braid.segmentation.metrics.agreement import (
+    Metrics,
+    mask_metrics,
+    presence_metrics,
+    ratio,
+    rows_of,
+)
+from braid.segmentation.sam3.predictor import Predictor
+from braid.segmentation.sam3.sam3 import count_parameters
 
-STUDENT, TRUTH_ONLY, UNTRAINED, INT8 = "student", "truth_only", "untrained", "int8"
+Row = dict[str, Any]
+
 SENSITIVE = 0.5  # of the teacher's prompt sensitivity that a student must have
-BLIND = 0.55  # balanced accuracy of a presence that says nothing; a constant has 0.5
-NEAR = 0.8  # of the teacher's IoU with the truth that a student must have
-BY_LABEL = (
-    "miou",
+BLIND = 0.55  # balanced accuracy of a presence that predicts nothing; a constant has 0.5
+NEAR = 0.8  # of the teacher's IoU with ground truth that a student must have
+BY_SPLIT = (
+    "iou",
     "presence_balanced_accuracy",
     "matched_iou",
     "agreement_iou",
     "agreement_presence",
     "score_gap",
-)  # figures that are given for labelled and withheld prompts too
-COMPARED = (
-    "miou",
-    "boundary_iou",
-    "presence_f1",
-    "presence_balanced_accuracy",
-    "ece",
-    "prompt_sensitivity",
-    "matched_iou",
-    "agreement_iou",
-    "agreement_iou_withheld",
-    "score_gap",
-)  # figures of every model that stand beside the student's
+)  # metrics that are given for labeled and withheld prompts too
+NULL_REASON = "nothing to average over: no such prompt, no such object, or nothing detected"
 
 
-def report(
-    judged: Mapping[str, Judged],
-    labelled: Tensor,  # [P] bool, of the prompts
+def model_metrics(
+    evaluations: Mapping[str, Evaluation],
     bins: int,  # of the calibration error
-) -> dict[str, Figures]:
-    """All figures of every model, but those of the truth and of the teacher by themselves."""
-    return {name: _figures(name, each, labelled, bins) for name, each in judged.items()}
+) -> dict[str, Metrics]:
+    """All metrics of every model, but those of ground truth and of the teacher by themselves."""
+    models = {name: _of_all(name, evaluation, bins) for name, evaluation in evaluations.items()}
+    own, teacher = models[STUDENT]["iou"], models[TEACHER]["iou"]
+    for metrics in models.values():
+        if "iou" in metrics:
+            iou = metrics["iou"]
+            metrics["iou_ratio"] = ratio(iou, teacher)
+            metrics["iou_drop"] = None if own is None or iou is None else own - iou
+    return models
 
 
-def _figures(model: str, judged: Judged, labelled: Tensor, bins: int) -> Figures:
-    made = _of_prompts(model, judged, labelled | True)
-    for name, rows in {"labelled": labelled, "withheld": ~labelled}.items():
-        some = _of_prompts(model, judged, rows)
-        made |= {f"{figure}_{name}": some[figure] for figure in BY_LABEL if figure in some}
+def _of_all(model: str, evaluation: Evaluation, bins: int) -> Metrics:
+    every = torch.ones_like(evaluation.by_truth["known"], dtype=torch.bool)
+    metrics = _of_prompts(model, evaluation, every)
     if model != TRUTH:
-        scores, right, found = judged.scored
-        made["ece"] = reliability(scores, right, bins).error()
-        made["ece_found"] = reliability(scores[found], right[found], bins).error()
-    made["prompt_sensitivity"] = mean(judged.sensitivity)
-    return made
+        scores, right, detected = evaluation.scored
+        metrics["ece"] = reliability(scores, right, bins).error()
+        metrics["ece_detected"] = reliability(scores[detected], right[detected], bins).error()
+    sensitivity = evaluation.sensitivity
+    metrics["prompt_sensitivity"] = float(sensitivity.mean()) if len(sensitivity) else None
+    return metrics
 
 
-def _of_prompts(model: str, judged: Judged, rows: Tensor) -> Figures:
-    made: Figures = {}
+def _of_prompts(model: str, evaluation: Evaluation, rows: Tensor) -> Metrics:
+    """Metrics of some prompts, [P] bool."""
+    metrics: Metrics = {}
     if model != TRUTH:
-        made |= _by_truth({name: each[rows] for name, each in judged.by_truth.items()})
+        table = rows_of(evaluation.by_truth, rows)
+        masks = mask_metrics(table)
+        metrics |= {
+            "iou": masks["matched_iou"],
+            "detected_iou": masks["extra_iou"],
+            "boundary_iou": masks["boundary_iou"],
+            "box_iou": masks["box_iou"],
+            "semantic_iou": masks["semantic_iou"],
+            **presence_metrics(table),
+        }
     if model != TEACHER:
-        made |= _by_teacher({name: each[rows] for name, each in judged.by_teacher.items()})
-    return made
+        table = rows_of(evaluation.by_teacher, rows)
+        masks = mask_metrics(table)
+        metrics |= {
+            "matched_iou": masks["matched_iou"],
+            "extra_iou": masks["extra_iou"],
+            "agreement_iou": masks["agreement_iou"],
+            "agreement_boundary_iou": masks["boundary_iou"],
+            "agreement_box_iou": masks["box_iou"],
+            "agreement_semantic_iou": masks["semantic_iou"],
+            "agreement_presence": presence_metrics(table)["presence_balanced_accuracy"],
+            "score_gap": masks["score_gap"],
+            "score_gap_signed": masks["score_gap_signed"],
+        }
+    return metrics
 
 
-def _by_truth(table: Table) -> Figures:
-    masks = mask_figures(table)
+def model_rows(
+    models: Mapping[str, Metrics], predictors: Mapping[str, Predictor], prompts: int
+) -> list[Row]:
+    """The table of models: all metrics of all prompts, parameters, size."""
+    columns = models[STUDENT]
+    return [
+        {
+            "model": name,
+            **{column: metrics.get(column) for column in columns},
+            "prompts": prompts,
+            **_size(name, predictors),
+            "null_reason": _null_reason(metrics),
+        }
+        for name, metrics in models.items()
+    ]
+
+
+def _size(name: str, predictors: Mapping[str, Predictor]) -> Row:
+    """Parameters and millions of bytes: in half precision, or in 8 bits as it is."""
+    if name not in predictors:
+        return {"parameters": None, "megabytes": None}
+    model = predictors[name].model
+    if name == INT8:
+        return {"parameters": None, "megabytes": megabytes(model)}
+    count = count_parameters(model)
+    return {"parameters": count, "megabytes": 2 * count / MEGABYTE}
+
+
+def split_rows(
+    evaluations: Mapping[str, Evaluation],
+    labeled: Tensor,  # [P] bool, of the prompts
+) -> list[Row]:
+    """The table of labeled and withheld prompts: a row for each model and either of them."""
+    return [
+        _split_row(name, split, _of_prompts(name, evaluation, rows), int(rows.sum()))
+        for name, evaluation in evaluations.items()
+        for split, rows in {"labeled": labeled, "withheld": ~labeled}.items()
+    ]
+
+
+def _split_row(model: str, split: str, metrics: Metrics, prompts: int) -> Row:
+    chosen = {name: metrics[name] for name in BY_SPLIT if name in metrics}
     return {
-        "miou": masks["matched_iou"],
-        "found_iou": masks["extra_iou"],
-        "boundary_iou": masks["boundary_iou"],
-        "box_iou": masks["box_iou"],
-        "semantic_iou": masks["semantic_iou"],
-        **presence_figures(table),
+        "model": model,
+        "split": split,
+        "prompts": prompts,
+        **{name: chosen.get(name) for name in BY_SPLIT},
+        "null_reason": _null_reason(chosen),
     }
 
 
-def _by_teacher(table: Table) -> Figures:
-    masks = mask_figures(table)
+def _null_reason(metrics: Metrics) -> str | None:
+    """Why some metrics are None, where any is; those that a model has not are left out."""
+    return NULL_REASON if None in metrics.values() else None
+
+
+def headline(models: Mapping[str, Metrics], predictors: Mapping[str, Predictor]) -> Row:
+    """What the student is worth in a few numbers, and its status."""
+
+    def of(metric: str, *names: str) -> Metrics:
+        return {name: models[name][metric] for name in names}
+
     return {
-        "matched_iou": masks["matched_iou"],
-        "extra_iou": masks["extra_iou"],
-        "agreement_iou": masks["agreement_iou"],
-        "agreement_boundary_iou": masks["boundary_iou"],
-        "agreement_box_iou": masks["box_iou"],
-        "agreement_semantic_iou": masks["semantic_iou"],
-        "agreement_presence": presence_figures(table)["presence_balanced_accuracy"],
-        "score_gap": masks["score_gap"],
-        "score_gap_signed": masks["score_gap_signed"],
+        "iou": of("iou", STUDENT, TEACHER, TRUTH_ONLY),
+        "agreement": of("agreement_iou", STUDENT, TRUTH_ONLY),
+        "presence": of("presence_balanced_accuracy", STUDENT, TEACHER),
+        "sensitivity": of("prompt_sensitivity", STUDENT),
+        "parameters": count_parameters(predictors[STUDENT].model),
+        "status": status(models),
     }
 
 
-def mean(values: Tensor) -> float | None:
-    """The mean of a vector; None of none."""
-    return float(values.mean()) if len(values) else None
-
-
-def flattened(models: Mapping[str, Figures]) -> Figures:
-    """All of the student's figures, and of the others `<figure>_<model>` for those of `COMPARED`.
-
-    The student's IoU with the truth is `miou_student`.
-    """
-    flat = {"miou_student" if name == "miou" else name: v for name, v in models[STUDENT].items()}
-    for model in [each for each in models if each != STUDENT]:
-        some = {name: models[model][name] for name in COMPARED if name in models[model]}
-        flat |= {f"{name}_{model}": value for name, value in some.items()}
-    own, quantised = models[STUDENT]["miou"], models[INT8]["miou"]
-    flat["miou_ratio"] = ratio(own, models[TEACHER]["miou"])
-    flat["miou_drop_int8"] = None if own is None or quantised is None else own - quantised
-    return flat
-
-
-def null_reason(figures: Figures) -> str | None:
-    """Why some figures are None, where any is."""
-    if None not in figures.values():
-        return None
-    return "nothing to average over: no such prompt, no such object, or nothing found"
-
-
-def verdict(models: Mapping[str, Figures]) -> str:
+def status(models: Mapping[str, Metrics]) -> str:
     """`ok`, or what is wrong with the student, worst first.
 
     - `teacher_finds_nothing`: there is nothing to agree with
     - `collapsed`: it agrees with the teacher no more than chance or fresh weights do
     - `prompt_blind`: masks of other prompts differ less than half as much as the teacher's do
-    - `always_present`: its presence tells hardly better than always saying the same
-    - `no_distillation`: the control, which never saw the teacher, agrees with it as much
-    - `far_from_teacher`: its IoU with the truth is less than 0.8 of the teacher's
+    - `always_present`: its presence is hardly better than always the same
+    - `no_distillation`: the control, which never had the teacher, agrees with it as much
+    - `far_from_teacher`: its IoU with ground truth is less than 0.8 of the teacher's
     """
     own, teacher = models[STUDENT], models[TEACHER]
 
-    def no_more(figure: str, than: float | None) -> bool:
-        value = own[figure]
+    def no_more(metric: str, than: float | None) -> bool:
+        value = own[metric]
         return value is not None and than is not None and value <= than
 
-    def below(share: float, figure: str) -> bool:
-        reached = ratio(own[figure], teacher[figure])
-        return reached is not None and reached < share
+    def below(fraction: float, metric: str) -> bool:
+        reached = ratio(own[metric], teacher[metric])
+        return reached is not None and reached < fraction
 
     if own["matched_iou"] is None:
         return "teacher_finds_nothing"
-    chance = (models[each]["agreement_iou"] for each in (RANDOM_TEACHER, UNTRAINED))
-    if any(no_more("agreement_iou", each) for each in chance):
+    chance = (models[name]["agreement_iou"] for name in (RANDOM_TEACHER, UNTRAINED))
+    if any(no_more("agreement_iou", value) for value in chance):
         return "collapsed"
     if below(SENSITIVE, "prompt_sensitivity"):
         return "prompt_blind"
@@ -164,4 +213,4 @@ def verdict(models: Mapping[str, Figures]) -> str:
         return "always_present"
     if no_more("agreement_iou", models[TRUTH_ONLY]["agreement_iou"]):
         return "no_distillation"
-    return "far_from_teacher" if below(NEAR, "miou") else "ok"
+    return "far_from_teacher" if below(NEAR, "iou") else "ok"

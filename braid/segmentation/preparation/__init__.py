@@ -1,1 +1,1 @@
-"""Scanning an SA-1B folder, and the built-in images."""
+"""Making data/sa1b: a scan of SA-1B pairs, the built-in images, sampled prompts."""

@@ -17,6 +17,7 @@ from scipy import ndimage
 from skimage.filters import sobel
 from skimage.segmentation import felzenszwalb, find_boundaries, watershed
 
+from braid.segmentation.config import ShapesConfig
 from braid.segmentation.data.run_lengths import encode, pixel_box
 
 # ---- An annotated image that Braid makes itself, written as a pair of SA-1B files --------------
@@ -61,8 +62,8 @@ def write_annotated(folder: Path, identity: int, image: Annotated) -> None:
 def _annotation(number: int, mask: NDArray[np.bool_], name: str | None) -> dict[str, Any]:
     rle = encode(mask)
     rows, columns = mask.nonzero()
-    centre = np.square(rows - rows.mean()) + np.square(columns - columns.mean())
-    nearest = int(centre.argmin())
+    distance = np.square(rows - rows.mean()) + np.square(columns - columns.mean())
+    nearest = int(distance.argmin())
     return {
         "id": number,
         "segmentation": rle,
@@ -105,9 +106,9 @@ class Photo(NamedTuple):
 
 def coins(pixels: Pixels) -> Labels:
     """Coins that are lighter than their uneven background: the basins of its gradient."""
-    grey = pixels[..., 0]
-    seeds = np.select([grey < 30, grey > 150], [1, 2])
-    inside = ndimage.binary_fill_holes(watershed(sobel(grey), seeds) == 2)
+    gray = pixels[..., 0]
+    seeds = np.select([gray < 30, gray > 150], [1, 2])
+    inside = ndimage.binary_fill_holes(watershed(sobel(gray), seeds) == 2)
     return ndimage.label(ndimage.binary_opening(inside, iterations=2))[0].astype(np.int32)
 
 
@@ -122,12 +123,12 @@ def nothing(pixels: Pixels) -> Labels:
 
 
 def segments(pixels: Pixels) -> Labels:
-    """Regions of one colour, but those that are rather a background or a contour."""
+    """Regions of one color, but those that are rather a background or a contour."""
     labels = felzenszwalb(pixels, scale=200, sigma=0.8, min_size=100).astype(np.int32) + 1
     depth = ndimage.distance_transform_edt(~find_boundaries(labels, mode="inner"))
     thickness = ndimage.maximum(depth, labels, np.arange(labels.max() + 1))
-    share = np.bincount(labels.ravel()) / labels.size
-    labels[((thickness < _THICKNESS) | (share > _MOST))[labels]] = 0
+    fraction = np.bincount(labels.ravel()) / labels.size
+    labels[((thickness < _THICKNESS) | (fraction > _MOST))[labels]] = 0
     return labels
 
 
@@ -169,14 +170,14 @@ def crop_photo(number: int, *, size: int) -> Annotated:
     shape = (round(width * scale), round(height * scale))
     pixels = np.array(image.resize(shape, Image.Resampling.BILINEAR, box))
     if labels is None:
-        found = segments(pixels)
+        objects = segments(pixels)
     else:
-        found = np.array(Image.fromarray(labels).resize(shape, Image.Resampling.NEAREST, box))
-    areas = np.bincount(found.ravel())[1:]
+        objects = np.array(Image.fromarray(labels).resize(shape, Image.Resampling.NEAREST, box))
+    areas = np.bincount(objects.ravel())[1:]
     kept = np.flatnonzero(areas >= _FRAGMENT) + 1
     return Annotated(
         pixels=pixels,
-        masks=tuple(found == label for label in kept),
+        masks=tuple(objects == label for label in kept),
         names=(photo.name,) * len(kept),
         captions=(),
         exhaustive=labels is not None and len(kept) == int((areas > 0).sum()),
@@ -197,11 +198,11 @@ def _read(photo: Photo) -> tuple[Image.Image, Labels | None]:
     raise ValueError(f"{photo.file}: not installed, expected it to come with the package")
 
 
-# ---- Drawn scenes: shapes of four kinds in four colours, with exact masks and names ------------
+# ---- Drawn scenes: shapes of four kinds in four colors, with exact masks and names -------------
 # Real segmentation data have neither names nor the certainty that nothing was left out. Here both
-# are known, so that prompts by text have a truth, the negative ones as well.
+# are known, so that text prompts have known targets, the negative ones as well.
 
-COLOURS = {
+COLORS = {
     "red": (205, 45, 45),
     "green": (45, 150, 65),
     "blue": (50, 80, 200),
@@ -209,11 +210,11 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "star")
 VISIBLE = 0.6  # of a shape, at least
-_DIAMETERS = (0.22, 0.46)  # as shares of the image's shorter side
+_DIAMETERS = (0.22, 0.46)  # as fractions of the image's shorter side
 _TILT = 0.35  # radians, at most
-_COLOUR_JITTER, _NOISE = 15, 4  # of 255
+_COLOR_JITTER, _NOISE = 15, 4  # of 255
 _BRIGHTNESS = (0.75, 1.1)
-_RESIZED, _STRETCH = 0.25, 1.4  # the share of images whose sides are up to this much longer
+_RESIZED, _STRETCH = 0.25, 1.4  # the fraction of images whose sides are up to this much longer
 _SUPERSAMPLE = 4  # samples a pixel's side
 _TRIES = 20  # to find a place
 
@@ -229,27 +230,27 @@ def draw_scene(rng: np.random.Generator, *, size: int, most_shapes: int) -> Anno
         most_shapes: in a scene.
     """
     stretch = rng.uniform(1, _STRETCH, 2) if rng.random() < _RESIZED else np.ones(2)
-    height, width = (round(each) for each in size * stretch)
+    height, width = (round(side) for side in size * stretch)
     canvas = _background(rng, height, width)
     names: list[str] = []
     masks: list[Mask] = []
     areas: list[int] = []
     for _ in range(rng.integers(1, most_shapes + 1)):
-        colour, shape = str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))
-        # Where two shapes of one colour overlapped, their common edge could hardly be seen.
+        color, shape = str(rng.choice(list(COLORS))), str(rng.choice(SHAPES))
+        # Where two shapes of one color overlapped, their common edge could hardly be seen.
         needed = [
-            int(mask.sum()) if name.startswith(colour) else VISIBLE * area
+            int(mask.sum()) if name.startswith(color) else VISIBLE * area
             for mask, name, area in zip(masks, names, areas, strict=True)
         ]
         cover = _place(rng, shape, masks, needed, (height, width))
         if cover is None:
             continue
-        shade = COLOURS[colour] + rng.integers(-_COLOUR_JITTER, _COLOUR_JITTER + 1, 3)
+        shade = COLORS[color] + rng.integers(-_COLOR_JITTER, _COLOR_JITTER + 1, 3)
         canvas.paste(tuple(shade.tolist()), mask=cover)
         own = _inside(cover)
         masks = [*(mask & ~own for mask in masks), own]
         areas.append(int(own.sum()))
-        names.append(f"{colour} {shape}")
+        names.append(f"{color} {shape}")
     pixels = np.asarray(canvas) * np.float32(rng.uniform(*_BRIGHTNESS))
     pixels += _NOISE * rng.standard_normal(pixels.shape, np.float32)
     return Annotated(
@@ -262,13 +263,13 @@ def draw_scene(rng: np.random.Generator, *, size: int, most_shapes: int) -> Anno
 
 
 def cover_of(
-    shape: str, centre: NDArray[np.float64], radius: float, tilt: float, size: tuple[int, int]
+    shape: str, center: NDArray[np.float64], radius: float, tilt: float, size: tuple[int, int]
 ) -> Image.Image:
-    """The share of each pixel that a shape covers, 255 for all of it.
+    """The fraction of each pixel that a shape covers, 255 for all of it.
 
     Args:
         shape: of `SHAPES`.
-        centre: x, y in pixels.
+        center: x, y in pixels.
         radius: of the circle around the shape, in pixels.
         tilt: clockwise, in radians.
         size: height and width in pixels.
@@ -277,9 +278,9 @@ def cover_of(
     angle = tilt + np.linspace(0, 2 * np.pi, turns, endpoint=False)
     angle += np.pi / 4 if shape == "square" else -np.pi / 2
     reach = np.where(np.arange(turns) % 2 & (shape == "star"), 0.45, 1.0) * radius
-    corners = centre + reach[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+    corners = center + reach[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
     fine = Image.new("L", (size[1] * _SUPERSAMPLE, size[0] * _SUPERSAMPLE))
-    ImageDraw.Draw(fine).polygon([tuple(each) for each in corners * _SUPERSAMPLE], fill=255)
+    ImageDraw.Draw(fine).polygon([tuple(corner) for corner in corners * _SUPERSAMPLE], fill=255)
     return fine.reduce(_SUPERSAMPLE)
 
 
@@ -299,8 +300,8 @@ def _place(
     radius = min(size) * rng.uniform(*_DIAMETERS) / 2
     tilt = rng.uniform(-_TILT, _TILT)
     for _ in range(_TRIES):
-        centre = rng.uniform(radius, np.array(size[::-1]) - radius)
-        cover = cover_of(shape, centre, radius, tilt, size)
+        center = rng.uniform(radius, np.array(size[::-1]) - radius)
+        cover = cover_of(shape, center, radius, tilt, size)
         free = ~_inside(cover)
         remaining = [(mask & free).sum() for mask in masks]
         if all(left >= least for left, least in zip(remaining, needed, strict=True)):
@@ -309,7 +310,7 @@ def _place(
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> Image.Image:
-    """A muted colour, blotched at a random scale."""
+    """A muted color, blotched at a random scale."""
     base = rng.uniform(70, 180) + rng.uniform(-20, 20, 3)
     cells = rng.integers(2, 13, 2)
     blotches = base + rng.normal(0, rng.uniform(5, 25), (*cells, 1)) + rng.normal(0, 5, (*cells, 3))
@@ -321,29 +322,25 @@ def _caption(rng: np.random.Generator, names: Sequence[str]) -> str:
     """A sentence that names two of the objects, or the only one."""
     kinds = sorted(set(names))
     named = rng.permutation(kinds)[:2]
-    return " and ".join(f"a {each}" for each in named)
+    return " and ".join(f"a {name}" for name in named)
 
 
-def write_built_in(
-    folder: Path, *, scenes: int, photos: int, most_shapes: int, size: int, seed: int
-) -> None:
-    """Write sa_1 and so forth; photos stand at equal distances, so that each split has its share.
+def write_built_in(folder: Path, config: ShapesConfig, *, size: int, seed: int) -> None:
+    """Write sa_1 and so forth; photos stand at equal distances, so that each split has its part.
 
     Args:
         folder: where to write; made if it is not there.
-        scenes: how many are drawn.
-        photos: how many crops of photos.
-        most_shapes: in a scene.
+        config: how many images of either kind.
         size: pixels of the shorter side.
         seed: of all draws.
 
     Raises:
         ValueError: there are not as many crops, or a photo is not installed.
     """
-    if photos > len(TILES):
-        raise ValueError(f"shapes.photos is {photos}, expected at most {len(TILES)}")
+    if config.photos > len(TILES):
+        raise ValueError(f"sam3.shapes.photos is {config.photos}, expected at most {len(TILES)}")
     folder.mkdir(parents=True, exist_ok=True)
-    count = scenes + photos
+    photos, count = config.photos, config.scenes + config.photos
     crops = np.random.default_rng([seed, 0]).permutation(len(TILES))
     for place in range(count):
         before, after = place * photos // count, (place + 1) * photos // count
@@ -351,5 +348,5 @@ def write_built_in(
             image = crop_photo(crops[before], size=size)
         else:
             rng = np.random.default_rng([seed, 1, place])
-            image = draw_scene(rng, size=size, most_shapes=most_shapes)
+            image = draw_scene(rng, size=size, most_shapes=config.most_shapes)
         write_annotated(folder, place + 1, image)

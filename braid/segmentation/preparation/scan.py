@@ -10,11 +10,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from PIL import Image
 
-from braid.segmentation.data.sa1b import MANIFEST, STEM, Entry, Fault, Manifest, Record, read_record
+from braid.segmentation.data.sa1b import (
+    MANIFEST,
+    STEM,
+    Entry,
+    Fault,
+    Images,
+    Manifest,
+    Record,
+    read_record,
+)
 
 _END_OF_IMAGE = b"\xff\xd9"  # 255 is followed by 0 in a JPEG's data, so that it stands nowhere else
 _TAIL = 1024  # bytes at the end of a file; some writers pad it
@@ -22,15 +31,15 @@ _TAIL = 1024  # bytes at the end of a file; some writers pad it
 _Read = TypeVar("_Read")
 
 
-class Found(NamedTuple):
-    """The images that can be used, by their ids, and the files that cannot."""
+class Scan(NamedTuple):
+    """The images of a folder that can be used, by their ids, and the files that cannot."""
 
     root: Path
     images: tuple[Entry, ...]
     faults: tuple[Fault, ...]
 
 
-def survey(folder: Path, *, val: int, faults: Literal["skip", "fatal"]) -> Found:
+def scan(folder: Path, *, val: int, faults: Literal["skip", "fatal"]) -> Scan:
     """Find and check all pairs of sa_<id>.jpg and sa_<id>.json.
 
     Args:
@@ -44,33 +53,33 @@ def survey(folder: Path, *, val: int, faults: Literal["skip", "fatal"]) -> Found
             image would be left to train on.
     """
     if not folder.is_dir():
-        raise ValueError(f"sa1b.source: {folder}: no such folder")
-    found: list[Fault] = []
+        raise ValueError(f"sam3.data.source: {folder}: no such folder")
+    all_faults: list[Fault] = []
     records: dict[int, Record] = {}
     for stem in _stems(folder):
-        record = _checked_pair(folder, stem, found)
+        record = _checked_pair(folder, stem, all_faults)
         if record is not None and record.id in records:
             reason = f"has the same id as {records[record.id].file}"
-            found.append(Fault(file=record.file, reason=reason))
+            all_faults.append(Fault(file=record.file, reason=reason))
         elif record is not None:
             records[record.id] = record
-    _require(folder, len(records), found, val, faults)
+    _require(folder, len(records), all_faults, val, faults)
     train = len(records) - val
     images = tuple(
         _entry(records[identity], "train" if place < train else "val")
         for place, identity in enumerate(sorted(records))
     )
-    return Found(folder, images, tuple(found))
+    return Scan(folder, images, tuple(all_faults))
 
 
-def write_manifest(folder: Path, found: Found, *, image_size: int) -> None:
+def write_manifest(folder: Path, scan: Scan, *, image_size: int) -> None:
     """Write manifest.json; images in or below ``folder`` are found relative to it."""
-    root, here = found.root.resolve(), folder.resolve()
+    root, here = scan.root.resolve(), folder.resolve()
     manifest = Manifest(
         root=str(root.relative_to(here) if root.is_relative_to(here) else root),
         image_size=image_size,
-        images=found.images,
-        faults=found.faults,
+        images=scan.images,
+        faults=scan.faults,
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
@@ -100,47 +109,48 @@ def jpeg_size(path: Path) -> tuple[int, int]:
 
 def _stems(folder: Path) -> list[str]:
     """The pairs of which at least one file is there, by their ids."""
-    files = [each for each in folder.iterdir() if each.suffix in (".jpg", ".json")]
-    ids = {each.stem: named for each in files if (named := STEM.fullmatch(each.stem))}
-    return sorted(ids, key=lambda stem: (int(ids[stem][1]), stem))
+    files = [path for path in folder.iterdir() if path.suffix in (".jpg", ".json")]
+    matches = {path.stem: match for path in files if (match := STEM.fullmatch(path.stem))}
+    return sorted(matches, key=lambda stem: (int(matches[stem][1]), stem))
 
 
-def _checked_pair(folder: Path, stem: str, found: list[Fault]) -> Record | None:
-    """The annotations of a good pair; else its faults are added to ``found``."""
+def _checked_pair(folder: Path, stem: str, faults: list[Fault]) -> Record | None:
+    """The annotations of a good pair; else its faults are added to ``faults``."""
     image = folder / f"{stem}.jpg"
-    record = _noted(folder / f"{stem}.json", read_record, found)
-    size = _noted(image, jpeg_size, found)
+    record = _noted(folder / f"{stem}.json", read_record, faults)
+    size = _noted(image, jpeg_size, faults)
     if record is None or size is None:
         return None
     if size != (record.width, record.height):
-        told = f"{record.width} x {record.height}"
-        reason = f"is {size[0]} x {size[1]} pixels, its JSON says {told}"
-        found.append(Fault(file=image.name, reason=reason))
+        expected = f"{record.width} x {record.height}"
+        reason = f"is {size[0]} x {size[1]} pixels, its JSON says {expected}"
+        faults.append(Fault(file=image.name, reason=reason))
         return None
     return record
 
 
-def _noted(path: Path, read: Callable[[Path], _Read], found: list[Fault]) -> _Read | None:
+def _noted(path: Path, read: Callable[[Path], _Read], faults: list[Fault]) -> _Read | None:
     try:
         return read(path)
     except ValueError as error:
-        found.append(Fault(file=path.name, reason=str(error).removeprefix(f"{path}: ")))
+        faults.append(Fault(file=path.name, reason=str(error).removeprefix(f"{path}: ")))
         return None
 
 
-def _require(folder: Path, good: int, found: Sequence[Fault], val: int, faults: str) -> None:
-    first = f"{found[0].file}: {found[0].reason}" if found else None
-    if found and faults == "fatal":
+def _require(folder: Path, good: int, faults: Sequence[Fault], val: int, mode: str) -> None:
+    first = f"{faults[0].file}: {faults[0].reason}" if faults else None
+    if faults and mode == "fatal":
         raise ValueError(
-            f"{folder}: {first} ({len(found)} faults in all; sa1b.faults: skip leaves such images "
-            "out)"
+            f"{folder}: {first} ({len(faults)} faults in all; sam3.data.faults: skip leaves such "
+            "images out)"
         )
     if not good:
         reason = f"the first fault: {first}" if first else "expected sa_<id>.jpg and sa_<id>.json"
         raise ValueError(f"{folder}: no image can be read; {reason}")
     if val >= good:
         raise ValueError(
-            f"sa1b.val is {val}, expected less than the {good} images that can be read in {folder}"
+            f"sam3.data.val is {val}, expected less than the {good} images that can be read in "
+            f"{folder}"
         )
 
 
@@ -153,3 +163,24 @@ def _entry(record: Record, split: Literal["train", "val"]) -> Entry:
         annotations=len(record.annotations),
         split=split,
     )
+
+
+def image_rows(images: Images) -> list[dict[str, Any]]:
+    """How many images there are, all and in each split, and what their annotations tell."""
+    splits = {split: images.indices(split) for split in ("train", "val")}
+    return [
+        _counts(split, [images.record(int(index)) for index in indices])
+        for split, indices in {"all": range(len(images)), **splits}.items()
+    ]
+
+
+def _counts(split: str, records: Sequence[Record]) -> dict[str, Any]:
+    annotations = [annotation for record in records for annotation in record.annotations]
+    return {
+        "split": split,
+        "images": len(records),
+        "exhaustive": sum(record.exhaustive for record in records),
+        "annotations": len(annotations),
+        "named": sum(annotation.name is not None for annotation in annotations),
+        "masks_per_image": round(len(annotations) / len(records), 3),
+    }

@@ -1,1 +1,1 @@
-"""The Sam3Model that teacher and student share: calls, tiny configuration, tokenizers, masks."""
+"""The `Sam3Model` that teacher and student share: its call, predictors, tokenizers, checkpoints."""

@@ -27,8 +27,8 @@ def words_in(texts: Iterable[str]) -> list[str]:
     from tokenizers import normalizers, pre_tokenizers
 
     lower, split = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    found = [split.pre_tokenize_str(lower.normalize_str(text)) for text in set(texts)]
-    return sorted({word for text in found for word, _ in text})
+    pieces = [split.pre_tokenize_str(lower.normalize_str(text)) for text in set(texts)]
+    return sorted({word for text in pieces for word, _ in text})
 
 
 def word_tokenizer(
@@ -94,7 +94,7 @@ def encode(
     length: int,  # tokens; longer texts are cut
 ) -> tuple[Tensor, Tensor]:
     """Ids and attention, both [B, length] long; 0 in the attention is padding."""
-    found = tokenizer(
+    tokens = tokenizer(
         list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
     )
-    return found["input_ids"], found["attention_mask"]
+    return tokens["input_ids"], tokens["attention_mask"]

@@ -1,19 +1,19 @@
 """EfficientSAM3: a `Sam3Model` with the teacher's heads and encoders a tenth of its size.
 
 The heads (geometry encoder, DETR encoder and decoder, mask decoder, scoring) are SAM3's own (Carion
-et al. 2025) with fewer queries. Images are seen by a mobile backbone with a feature pyramid, text
-is read by transformers' lite text encoder, that of MobileCLIP (Vasu et al. 2024). With RepViT-M2.3,
-6 text layers and 100 queries that makes 100.2 M parameters: 22.4 backbone, 2.7 pyramid, 42.4 text
-encoder, 32.7 heads.
+et al. 2025) with fewer queries. The image encoder is a mobile backbone with a feature pyramid, the
+text encoder transformers' lite one, that of MobileCLIP (Vasu et al. 2024). With RepViT-M2.3, 6 text
+layers and 100 queries that makes 100.2 M parameters: 22.4 backbone, 2.7 pyramid, 42.4 text encoder,
+32.7 heads.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,40 +23,210 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from braid.common.config import Config, Count
 from braid.common.io import load_model, save_model
 from braid.common.torchvision import mend_torchvision
-from braid.segmentation.sam3.tiny_sam3 import spread
-from braid.segmentation.sam3.tokens import save_tokenizer
+from braid.segmentation.config import ArchitectureConfig
+from braid.segmentation.sam3.geometry import spread
+from braid.segmentation.sam3.predictor import text_length
+from braid.segmentation.sam3.tokens import load_tokenizer, save_tokenizer, word_tokenizer, words_in
 from braid.segmentation.student.vision import StudentVision, load_backbone
 
-# ---- What a student inherits: the teacher's heads, with as many of its queries as the student has
-
-INHERITED = (
-    "geometry_encoder",
-    "detr_encoder",
-    "detr_decoder",
-    "mask_decoder",
-    "dot_product_scoring",
-)
+HEADS = ("geometry_encoder", "detr_encoder", "detr_decoder", "mask_decoder")  # with a config each
+TRANSFERRED = (*HEADS, "dot_product_scoring")
 QUERIES = ("detr_decoder.query_embed.weight", "detr_decoder.reference_points.weight")
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+HEAD_CHANNELS = 64  # of one attention head of the text encoder, as in MobileCLIP
+
+
+class _OfTeacher(Config):
+    """What a student takes over: the teacher's interface, its own tokenizer's size."""
+
+    heads: dict[str, Any]  # of `heads_of`
+    vocabulary: Count  # tokens of the student's tokenizer
+    context: Count  # tokens of a prompt, at most
+
+
+class StudentRecipe(ArchitectureConfig, _OfTeacher):
+    """All that `build_student` needs to know, as config.json holds it."""
+
+
+def heads_of(teacher: Any) -> dict[str, Any]:
+    """The configurations of a `Sam3Model`'s heads; those of the student have the same."""
+    parts = {name: getattr(teacher.config, f"{name}_config") for name in HEADS}
+    return {name: json.loads(part.to_json_string()) for name, part in parts.items()}
+
+
+def student_tokenizer(folder: Path | None, texts: Iterable[str], teacher: Any) -> Any:
+    """A student's own tokenizer: that of a folder, or one of all words in some texts.
+
+    Raises:
+        ValueError: as `load_tokenizer`.
+    """
+    if folder is None:
+        return word_tokenizer(words_in(texts), length=text_length(teacher))
+    return load_tokenizer(folder)
+
+
+def new_student(
+    config: ArchitectureConfig,
+    teacher: Any,
+    tokenizer: Any,
+    backbone_weights: Path | None = None,
+) -> Any:
+    """A student of this teacher, as `build_student` makes it."""
+    architecture = {name: getattr(config, name) for name in ArchitectureConfig.model_fields}
+    recipe = StudentRecipe(
+        heads=heads_of(teacher),
+        vocabulary=len(tokenizer),
+        context=text_length(teacher),
+        **architecture,
+    )
+    return build_student(recipe, backbone_weights)
+
+
+def build_student(recipe: StudentRecipe, backbone_weights: Path | None = None) -> Any:
+    """A `Sam3Model` that `predict` runs like the teacher, with weights from the global stream.
+
+    Args:
+        recipe: the architecture.
+        backbone_weights: a file of timm's weights for the backbone; None: random ones.
+
+    Returns:
+        The model in evaluation mode; its images come in the teacher's normalization.
+
+    Raises:
+        ValueError: the backbone or its weights do not fit, or heads do not divide the text's width.
+    """
+    mend_torchvision()
+    from transformers import Sam3Model
+
+    config = _heads_config(recipe)
+    width = config.detr_encoder_config.hidden_size
+    model: Any = Sam3Model(config)
+    model.vision_encoder = StudentVision(recipe.backbone, recipe.backbone_options, width)
+    model.text_encoder = _text_encoder(recipe)
+    model.recipe = recipe
+    _initialize(model)
+    if backbone_weights is not None:
+        load_backbone(model.vision_encoder.backbone, backbone_weights)
+    if recipe.checkpointing:
+        checkpoint_layers(_heavy_layers(model))
+    return model.eval()
+
+
+def save_student(folder: Path, student: Any, tokenizer: Any) -> None:
+    """Write `model.safetensors`, `config.json` and the tokenizer; equal models give equal bytes."""
+    save_model(folder, student, student.recipe.model_dump())
+    save_tokenizer(folder / "tokenizer", tokenizer)
+
+
+def load_student(folder: Path) -> Any:
+    """Read a student, in evaluation mode; its tokenizer lies in `folder`/tokenizer.
+
+    Raises:
+        ValueError: a file is missing or broken; the message names the folder.
+    """
+    return load_model(folder, _rebuild, "student")[1].float()
+
+
+def _rebuild(**recipe: Any) -> Any:
+    return build_student(StudentRecipe(**recipe))
+
+
+def _heads_config(recipe: StudentRecipe) -> Any:
+    """Of a `Sam3Model` with the heads wanted, and encoders of no size that are to be replaced."""
+    from transformers import Sam3Config
+
+    heads: dict[str, Any] = {f"{name}_config": dict(recipe.heads[name]) for name in HEADS}
+    heads["detr_decoder_config"]["num_queries"] = recipe.queries
+    width = heads["detr_encoder_config"]["hidden_size"]
+    nothing = {"num_hidden_layers": 0, "num_attention_heads": 1, "intermediate_size": 1}
+    text = {"hidden_size": recipe.text_width, "max_position_embeddings": recipe.context}
+    tokens = {**text, "vocab_size": 1, "projection_dim": 1}
+    vit = {"model_type": "sam3_vit_model", "hidden_size": 4, **nothing}
+    return Sam3Config(
+        vision_config={"backbone_config": vit, "fpn_hidden_size": width},
+        text_config={"model_type": "clip_text_model", **tokens, **nothing, **dict.fromkeys(IDS, 0)},
+        **heads,
+    )
+
+
+def _text_encoder(recipe: StudentRecipe) -> Any:
+    """MobileCLIP's kind: RepMixer blocks first and last, transformer layers between them."""
+    from transformers.models.sam3_lite_text import Sam3LiteTextTextConfig
+    from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextTextModel
+
+    width = recipe.text_width
+    heads = max(1, width // HEAD_CHANNELS)
+    if width % heads:
+        raise ValueError(
+            f"sam3.student.text_width is {width}, expected less than {2 * HEAD_CHANNELS} "
+            f"or a multiple of {HEAD_CHANNELS}"
+        )
+    config = Sam3LiteTextTextConfig(
+        vocab_size=recipe.vocabulary,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        num_hidden_layers=recipe.text_layers,
+        num_attention_heads=heads,
+        max_position_embeddings=recipe.context,
+    )
+    return Sam3LiteTextTextModel(config)
+
+
+@torch.no_grad()
+def _initialize(student: Any) -> None:
+    """Weights from which the new parts learn: the library's are meant to be loaded over.
+
+    Those of the teacher's heads, where they are copied, come over these. timm's own are left.
+    """
+    for name, module in student.named_modules():
+        if name.startswith("vision_encoder.backbone"):
+            continue
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
+    tokens = student.text_encoder.embeddings.token_embedding.weight
+    tokens.div_(math.sqrt(tokens.shape[1]))  # a token weighs as much as its position
+    references = student.detr_decoder.reference_points.weight
+    references.copy_(spread(len(references)).logit())
+    student.detr_decoder.box_head.layer3.weight.zero_()
+
+
+def _heavy_layers(student: Any) -> list[nn.Module]:
+    """Those whose activations fill the memory in training."""
+    return [
+        *student.vision_encoder.backbone.children(),
+        *student.detr_encoder.layers,
+        *student.detr_decoder.layers,
+        student.mask_decoder.pixel_decoder,
+    ]
+
+
+# ---- The teacher's heads as a start, with as many of its queries as the student has ------------
 
 
 @dataclass
-class Inheritance:
-    """What was copied."""
+class Transfer:
+    """What was copied of the teacher's heads."""
 
     tensors: int = 0
     parameters: int = 0
     queries: list[int] = field(default_factory=list)  # of the teacher, the student's in order
-    left: list[str] = field(default_factory=list)  # of the student's heads, not copied
+    left_out: list[str] = field(default_factory=list)  # of the student's heads, not copied
 
 
 @torch.no_grad()
-def initialise_heads(
+def transfer_heads(
     student: Any,  # Sam3Model
     teacher: Any,  # Sam3Model
-    usage: Tensor | None = None,  # [Qt] how often each of the teacher's queries found something
-) -> Inheritance:
+    usage: Tensor | None = None,  # [Qt] how often each of the teacher's queries detected something
+) -> Transfer:
     """Copy the heads' weights whose names and shapes agree; the student's queries become the
     teacher's most used ones, or its first without `usage`. Nothing else changes.
 
@@ -64,20 +234,20 @@ def initialise_heads(
         ValueError: `usage` is not one finite number for each of the teacher's queries.
     """
     weights = teacher.state_dict()
-    report = Inheritance(queries=most_used(usage, len(weights[QUERIES[0]]), student))
+    transfer = Transfer(queries=most_used(usage, len(weights[QUERIES[0]]), student))
     for name, own in student.state_dict().items():
-        if name.partition(".")[0] not in INHERITED:
+        if name.partition(".")[0] not in TRANSFERRED:
             continue
         given = weights.get(name)
         if name in QUERIES and given.shape[1:] == own.shape[1:]:
-            given = torch.cat([given[report.queries], own[len(report.queries) :].to(given)])
+            given = torch.cat([given[transfer.queries], own[len(transfer.queries) :].to(given)])
         if given is None or given.shape != own.shape:
-            report.left.append(name)
+            transfer.left_out.append(name)
             continue
         own.copy_(given)
-        report.tensors += 1
-        report.parameters += own.numel()
-    return report
+        transfer.tensors += 1
+        transfer.parameters += own.numel()
+    return transfer
 
 
 def most_used(usage: Tensor | None, count: int, student: Any) -> list[int]:
@@ -93,17 +263,17 @@ def most_used(usage: Tensor | None, count: int, student: Any) -> list[int]:
     return sorted(order[:wanted].tolist())
 
 
-# ---- Batch normalisation where a batch is too small for it -------------------------------------
+# ---- Batch normalization where a batch is too small for it -------------------------------------
 # RepViT and the text encoder's RepMixer blocks hold `BatchNorm2d`. One image at a time, as at full
-# size, does not stand for the others: a network that learnt with its batches' statistics fails with
-# the running ones in evaluation. So they are held still (as usual in detection since He et al.
+# size, does not stand for the others: a network that learned with its batches' statistics fails
+# with the running ones in evaluation. So they are held still (as usual in detection since He et al.
 # 2016), those of the pretrained backbone. One without pretrained weights has none, only mean 0 and
 # variance 1, with which the signal fades in some backbones: there they are measured first, over
 # some batches.
 
 
 def freeze_batch_norm(model: nn.Module) -> int:
-    """Normalise by the statistics as they are, in training too, whatever `model.train()` says.
+    """Normalize by the statistics as they are, in training too, whatever `model.train()` says.
 
     Scale and shift still learn. Gives how many layers that concerns.
     """
@@ -147,7 +317,7 @@ def unmoved_batch_norm(model: nn.Module) -> Iterator[None]:
 
 
 def _norms(model: nn.Module) -> list[_BatchNorm]:
-    return [each for each in model.modules() if isinstance(each, _BatchNorm)]
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
 def _as_in_evaluation(norm: nn.Module, inputs: object) -> None:
@@ -181,152 +351,3 @@ def _forward(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs
         use_reentrant=False,
         context_fn=lambda: (nullcontext(), unmoved_batch_norm(layer)),
     )
-
-
-HEADS = ("geometry_encoder", "detr_encoder", "detr_decoder", "mask_decoder")
-IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-HEAD_CHANNELS = 64  # of one attention head of the text encoder, as in MobileCLIP
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentRecipe:
-    """All that `build_student` needs to know, as JSON holds it."""
-
-    heads: Mapping[str, Any]  # of `heads_of`
-    vocabulary: int  # tokens of the student's tokenizer
-    context: int  # tokens of a prompt, at most
-    queries: int
-    backbone: str  # of timm, with features at strides 4, 8, 16 and 32
-    backbone_options: Mapping[str, Any]  # of its constructor
-    text_layers: int
-    text_width: int
-    checkpointing: bool  # compute activations again in the backward pass
-
-
-def heads_of(teacher: Any) -> dict[str, Any]:
-    """The configurations of a `Sam3Model`'s heads; those of the student have the same."""
-    parts = {name: getattr(teacher.config, f"{name}_config") for name in HEADS}
-    return {name: json.loads(part.to_json_string()) for name, part in parts.items()}
-
-
-def build_student(recipe: StudentRecipe, backbone_weights: str | None = None) -> Any:
-    """A `Sam3Model` that `predict` runs like the teacher, with weights from the global stream.
-
-    Args:
-        recipe: the architecture.
-        backbone_weights: a file of timm's weights for the backbone; None: random ones.
-
-    Returns:
-        The model in evaluation mode; its images come in the teacher's normalisation.
-
-    Raises:
-        ValueError: the backbone or its weights do not fit, or heads do not divide the text's width.
-    """
-    mend_torchvision()
-    from transformers import Sam3Model
-
-    config = _heads_config(recipe)
-    width = config.detr_encoder_config.hidden_size
-    model: Any = Sam3Model(config)
-    model.vision_encoder = StudentVision(recipe.backbone, recipe.backbone_options, width)
-    model.text_encoder = _text_encoder(recipe)
-    model.recipe = recipe
-    _initialise(model)
-    if backbone_weights is not None:
-        load_backbone(model.vision_encoder.backbone, backbone_weights)
-    if recipe.checkpointing:
-        checkpoint_layers(_heavy_layers(model))
-    return model.eval()
-
-
-def save_student(folder: Path, student: Any, tokenizer: Any) -> None:
-    """Write `model.safetensors`, `config.json` and the tokenizer; equal models give equal bytes."""
-    save_model(folder, student, asdict(student.recipe))
-    save_tokenizer(folder / "tokenizer", tokenizer)
-
-
-def load_student(folder: Path) -> Any:
-    """Read a student, in evaluation mode; its tokenizer lies in `folder`/tokenizer.
-
-    Raises:
-        ValueError: a file is missing or broken; the message names the folder.
-    """
-    return load_model(folder, _rebuild, "student")[1].float()
-
-
-def _rebuild(**recipe: Any) -> Any:
-    return build_student(StudentRecipe(**recipe))
-
-
-def _heads_config(recipe: StudentRecipe) -> Any:
-    """Of a `Sam3Model` with the heads wanted, and encoders of no size that are to be replaced."""
-    from transformers import Sam3Config
-
-    heads: dict[str, Any] = {f"{name}_config": dict(recipe.heads[name]) for name in HEADS}
-    heads["detr_decoder_config"]["num_queries"] = recipe.queries
-    width = heads["detr_encoder_config"]["hidden_size"]
-    nothing = {"num_hidden_layers": 0, "num_attention_heads": 1, "intermediate_size": 1}
-    text = {"hidden_size": recipe.text_width, "max_position_embeddings": recipe.context}
-    words = {**text, "vocab_size": 1, "projection_dim": 1}
-    vit = {"model_type": "sam3_vit_model", "hidden_size": 4, **nothing}
-    return Sam3Config(
-        vision_config={"backbone_config": vit, "fpn_hidden_size": width},
-        text_config={"model_type": "clip_text_model", **words, **nothing, **dict.fromkeys(IDS, 0)},
-        **heads,
-    )
-
-
-def _text_encoder(recipe: StudentRecipe) -> Any:
-    """MobileCLIP's kind: RepMixer blocks first and last, transformer layers between them."""
-    from transformers.models.sam3_lite_text import Sam3LiteTextTextConfig
-    from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextTextModel
-
-    width = recipe.text_width
-    heads = max(1, width // HEAD_CHANNELS)
-    if width % heads:
-        raise ValueError(
-            f"sam3_student.text_width is {width}, expected less than {2 * HEAD_CHANNELS} "
-            f"or a multiple of {HEAD_CHANNELS}"
-        )
-    config = Sam3LiteTextTextConfig(
-        vocab_size=recipe.vocabulary,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        projection_dim=width,
-        num_hidden_layers=recipe.text_layers,
-        num_attention_heads=heads,
-        max_position_embeddings=recipe.context,
-    )
-    return Sam3LiteTextTextModel(config)
-
-
-@torch.no_grad()
-def _initialise(student: Any) -> None:
-    """Weights from which the new parts learn: the library's are meant to be loaded over.
-
-    Those of the teacher's heads, where they are copied, come over these. timm's own are left.
-    """
-    for name, module in student.named_modules():
-        if name.startswith("vision_encoder.backbone"):
-            continue
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                module.bias.zero_()
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight)
-    tokens = student.text_encoder.embeddings.token_embedding.weight
-    tokens.div_(math.sqrt(tokens.shape[1]))  # a word weighs as much as its place in the prompt
-    references = student.detr_decoder.reference_points.weight
-    references.copy_(spread(len(references)).logit())
-    student.detr_decoder.box_head.layer3.weight.zero_()
-
-
-def _heavy_layers(student: Any) -> list[nn.Module]:
-    """Those whose activations fill the memory in training."""
-    return [
-        *student.vision_encoder.backbone.children(),
-        *student.detr_encoder.layers,
-        *student.detr_decoder.layers,
-        student.mask_decoder.pixel_decoder,
-    ]

@@ -1,4 +1,4 @@
-"""The student's eyes: a small backbone of timm under a feature pyramid that SAM3's heads can read.
+"""The student's image encoder: a small backbone of timm under a feature pyramid for SAM3's heads.
 
 SAM3's heads take feature maps of four sizes and their sine position encodings
 (`Sam3VisionEncoderOutput`). The teacher makes all of them from the one grid of its ViT; here they
@@ -9,6 +9,7 @@ are the stages of a convolutional backbone, RepViT (Wang et al. 2023) in the fir
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +24,11 @@ TEACHER_MEAN, TEACHER_STD = 0.5, 0.5  # of all three channels, as SAM3's process
 
 
 class Pyramid(nn.Module):
-    """Feature maps of several sizes, each told what the coarser ones saw; all `width` wide."""
+    """Feature maps of several sizes, each with what the coarser ones have; all `width` wide."""
 
     def __init__(self, channels: list[int], width: int) -> None:
         super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv2d(each, width, 1) for each in channels)
+        self.lateral = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
         self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
@@ -54,7 +55,7 @@ class ChannelScale(nn.Conv2d):
 class StudentVision(nn.Module):
     """What stands in a `Sam3Model` where `Sam3VisionModel` was."""
 
-    gain: Tensor  # [3, 1, 1] from the teacher's normalisation to the backbone's own
+    gain: Tensor  # [3, 1, 1] from the teacher's normalization to the backbone's own
     offset: Tensor
 
     def __init__(
@@ -79,13 +80,13 @@ class StudentVision(nn.Module):
         channels = self.backbone.feature_info.channels()
         self.pyramid = Pyramid([channels[level] for level in self.levels], width)
         self.position = Sam3SinePositionEmbedding(width // 2, normalize=True)
-        self.answer = Sam3VisionEncoderOutput
-        gain, offset = normalisation(backbone)
+        self.output_class = Sam3VisionEncoderOutput
+        gain, offset = normalization(backbone)
         self.register_buffer("gain", gain, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> Any:
-        """Images [I, 3, S, S] in the teacher's normalisation to a `Sam3VisionEncoderOutput`."""
+        """Images [I, 3, S, S] in the teacher's normalization to a `Sam3VisionEncoderOutput`."""
         pixels = pixel_values.to(self.gain.dtype) * self.gain + self.offset
         features = self.backbone(pixels)
         levels = self.pyramid([features[level] for level in self.levels])
@@ -93,7 +94,9 @@ class StudentVision(nn.Module):
             self.position((1, *level.shape[1:]), level.device, level.dtype).expand_as(level)
             for level in levels
         ]
-        return self.answer(fpn_hidden_states=tuple(levels), fpn_position_encoding=tuple(positions))
+        return self.output_class(
+            fpn_hidden_states=tuple(levels), fpn_position_encoding=tuple(positions)
+        )
 
 
 def make_backbone(name: str, options: Mapping[str, Any]) -> tuple[Any, list[int]]:
@@ -105,19 +108,19 @@ def make_backbone(name: str, options: Mapping[str, Any]) -> tuple[Any, list[int]
     import timm
 
     if not timm.is_model(name):  # nor a hub's: those would be fetched
-        raise ValueError(f"sam3_student.backbone {name!r} is no model of timm {timm.__version__}")
+        raise ValueError(f"sam3.student.backbone {name!r} is no model of timm {timm.__version__}")
     try:
         backbone: Any = timm.create_model(name, pretrained=False, features_only=True, **options)
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
         message = " ".join(str(error).split())
         raise ValueError(
-            f"sam3_student.backbone {name!r} with options {dict(options)}: timm says «{message}»"
+            f"sam3.student.backbone {name!r} with options {dict(options)}: timm says «{message}»"
         ) from None
     strides = backbone.feature_info.reduction()
     layout = str(getattr(backbone, "output_fmt", "NCHW")).rpartition(".")[2]
     if layout != "NCHW" or not set(STRIDES) <= set(strides):
         raise ValueError(
-            f"sam3_student.backbone {name!r} has {layout} features at strides {strides}, "
+            f"sam3.student.backbone {name!r} has {layout} features at strides {strides}, "
             f"expected NCHW features at strides {list(STRIDES)}"
         )
     for module in backbone.modules():
@@ -131,16 +134,16 @@ def _is_channel_scale(layer: nn.Conv2d) -> bool:
     return depthwise and layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0)
 
 
-def normalisation(backbone: str) -> tuple[Tensor, Tensor]:
+def normalization(backbone: str) -> tuple[Tensor, Tensor]:
     """Gain and offset, [3, 1, 1], that turn the teacher's pixels into those of the backbone."""
     import timm
 
     config: Any = timm.get_pretrained_cfg(backbone)
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (config.mean, config.std))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
     return TEACHER_STD / std, (TEACHER_MEAN - mean) / std
 
 
-def load_backbone(backbone: nn.Module, path: str) -> None:
+def load_backbone(backbone: nn.Module, path: Path) -> None:
     """Give a feature extractor the weights of timm's classifier, a .safetensors or .pth file.
 
     Raises:
@@ -149,19 +152,20 @@ def load_backbone(backbone: nn.Module, path: str) -> None:
     from timm.models import load_state_dict
 
     try:
-        found = load_state_dict(path, weights_only=True)
+        weights = load_state_dict(str(path), weights_only=True)
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, EOFError) as error:
-        raise ValueError(f"sam3_student.backbone_weights {path}: unreadable ({error})") from None
+        raise ValueError(f"sam3.student.backbone_weights {path}: unreadable ({error})") from None
     # Where timm cuts the features out of a classifier, `stages.0` becomes `stages_0`.
-    named = {**found, **{name.replace(".", "_", 1): each for name, each in found.items()}}
-    wanted = backbone.state_dict()
-    fits = {
-        name: name in named and named[name].shape == each.shape for name, each in wanted.items()
-    }
-    wrong = [name for name, each in fits.items() if not each]
+    weights |= {name.replace(".", "_", 1): tensor for name, tensor in weights.items()}
+    own = backbone.state_dict()
+    wrong = [
+        name
+        for name, tensor in own.items()
+        if name not in weights or weights[name].shape != tensor.shape
+    ]
     if wrong:
         raise ValueError(
-            f"sam3_student.backbone_weights {path}: {len(wrong)} of the backbone's {len(wanted)} "
+            f"sam3.student.backbone_weights {path}: {len(wrong)} of the backbone's {len(own)} "
             f"tensors are missing or have another shape, the first is {wrong[0]}"
         )
-    backbone.load_state_dict({name: named[name] for name in wanted})
+    backbone.load_state_dict({name: weights[name] for name in own})

@@ -1,1 +1,1 @@
-"""The teacher's checkpoint, its outputs and their cache."""
+"""The tiny teacher: its architecture, its training, how good a teacher is."""

@@ -30,7 +30,7 @@ from braid.clips.preparation.moving_digits import (
     render,
     write_digit_shards,
 )
-from braid.common.splits import SPLITS, split_of
+from braid.data.splits import SPLITS, split_of
 
 FRACTIONS = (0.125, 0.25)
 KEYS = [f"{n:09d}" for n in range(120)]

@@ -11,7 +11,7 @@ import torch
 
 from braid.clips.preparation.scan import scan_shards, write_manifest
 from braid.clips.shards.dataset import Clips, open_clips
-from braid.common.splits import SPLITS, split_of
+from braid.data.splits import SPLITS, split_of
 from tests.clips.shard_files import (
     SHAPE,
     TEXT,

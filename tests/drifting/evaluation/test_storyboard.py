@@ -85,8 +85,8 @@ def test_only_given_frames_are_read_and_they_are_kept() -> None:
     mask = given_frames([0, 2, 4], 5)
     poisoned = torch.where(mask[:, None, :, None, None], clips[:1], torch.nan)
     imputed = [
-        impute_given(each, mask, toy_corruption(), generator(0)).latents
-        for each in (clips[:1], poisoned)
+        impute_given(values, mask, toy_corruption(), generator(0)).latents
+        for values in (clips[:1], poisoned)
     ]
     assert torch.equal(*imputed)
     assert torch.equal(imputed[0][:, :, [0, 2, 4]], clips[:1, :, [0, 2, 4]])

@@ -147,7 +147,7 @@ def test_the_solution_is_where_the_energy_is_flat(grid):
 
 
 def test_gradients_reach_the_known_values():
-    values, known, start = (each.double() for each in problem((4, 3), batch=1, channels=1))
+    values, known, start = (part.double() for part in problem((4, 3), batch=1, channels=1))
     solve = usual(sigma_feature=1e6)  # edges that hang on the values are no part of this
     assert torch.autograd.gradcheck(
         lambda v: harmonic(v, known.bool(), start, solve),
@@ -202,7 +202,7 @@ def test_a_hard_system_in_the_batch_changes_no_other():
     known[3, 0, 0] = True  # many more iterations than the rest
     whole = harmonic(values, known, start, usual(lambda_reg=0.0))
     for clip in range(4):
-        one = (each[clip : clip + 1] for each in (values, known, start))
+        one = (part[clip : clip + 1] for part in (values, known, start))
         alone = harmonic(*one, usual(lambda_reg=0.0))
         assert torch.equal(alone[0], whole[clip])
 

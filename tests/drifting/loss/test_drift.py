@@ -57,7 +57,7 @@ def test_banked_and_unconditional_negatives_may_be_absent(missing):
 
 
 def test_in_single_precision_the_gradient_is_that_of_the_reference_far_from_the_origin():
-    single = moved(example(dims=256, locations=3), lambda each: (each + 30).float())
+    single = moved(example(dims=256, locations=3), lambda vectors: (vectors + 30).float())
     _, actual = differentiate(drift_loss(temperatures=TAUS), single)
     _, expected = by_reference(moved(single, Tensor.double))
     assert actual.dtype == torch.float32
@@ -68,8 +68,8 @@ def test_in_single_precision_a_sample_is_at_no_distance_from_itself():
     double = Samples(normal(0, 1, 5, 1, 512), normal(1, 1, 2, 1, 512))
     single = Samples(double.generated.float(), double.positives.float())
     actual, expected = (
-        drift_loss()({"x": each}, WEIGHT[:1], statistics=True).statistics["field_scale_x"].item()
-        for each in (single, double)
+        drift_loss()({"x": samples}, WEIGHT[:1], statistics=True).statistics["field_scale_x"].item()
+        for samples in (single, double)
     )
     assert actual == pytest.approx(expected, rel=1e-6)
 
@@ -90,13 +90,13 @@ def test_one_temperature_costs_one_whatever_the_samples_are():
 
 def test_groups_add_up_and_each_carries_its_gradient():
     groups = {"a": example(0), "b": example(5, locations=1, dims=8)}
-    leaves = {name: each.generated.clone().requires_grad_() for name, each in groups.items()}
+    leaves = {name: samples.generated.clone().requires_grad_() for name, samples in groups.items()}
     result = drift_loss()(
-        {name: replace(each, generated=leaves[name]) for name, each in groups.items()}, WEIGHT
+        {name: replace(samples, generated=leaves[name]) for name, samples in groups.items()}, WEIGHT
     )
     torch.testing.assert_close(result.loss, result.per_group["a"] + result.per_group["b"])
-    for name, each in groups.items():
-        loss, gradient = differentiate(drift_loss(), each)
+    for name, samples in groups.items():
+        loss, gradient = differentiate(drift_loss(), samples)
         torch.testing.assert_close(result.per_group[name].detach(), loss)
         (actual,) = torch.autograd.grad(3 * result.per_group[name], leaves[name])
         torch.testing.assert_close(actual, 3 * gradient)
@@ -115,12 +115,12 @@ def test_only_what_is_generated_gets_a_gradient():
 def test_the_drift_follows_translation_rotation_and_scale(attraction):
     loss = drift_loss(attraction=attraction)
     value, gradient = differentiate(loss, example())
-    shifted = differentiate(loss, moved(example(), lambda each: each + 7))
+    shifted = differentiate(loss, moved(example(), lambda vectors: vectors + 7))
     torch.testing.assert_close(shifted, (value, gradient))
     rotation = torch.linalg.qr(normal(9, 16, 16)).Q
-    turned = differentiate(loss, moved(example(), lambda each: each @ rotation))
+    turned = differentiate(loss, moved(example(), lambda vectors: vectors @ rotation))
     torch.testing.assert_close(turned, (value, gradient @ rotation))
-    scaled = differentiate(loss, moved(example(), lambda each: 50 * each))
+    scaled = differentiate(loss, moved(example(), lambda vectors: 50 * vectors))
     torch.testing.assert_close(scaled, (value, gradient / 50), rtol=1e-5, atol=1e-9)
 
 

@@ -51,17 +51,17 @@ def test_two_processes_have_the_gradients_of_one_on_the_joint_batch(tmp_path):
         subprocess.Popen(command, cwd=ROOT, env={**environment, "RANK": rank}) for rank in "01"
     ]
     try:
-        assert [each.wait(timeout=120) for each in running] == [0, 0]
+        assert [process.wait(timeout=120) for process in running] == [0, 0]
     finally:
-        for each in running:
-            each.kill()
+        for process in running:
+            process.kill()
     halves = [checkpoint.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     joint = evaluate(-1)
     for index in range(2 * len(CASES)):
-        losses = torch.stack([each[f"loss{index}"] for each in halves])
+        losses = torch.stack([half[f"loss{index}"] for half in halves])
         torch.testing.assert_close(losses.mean(), joint[f"loss{index}"])
-        # DDP averages gradients over processes: each holds half of what it sends.
-        gradients = torch.cat([each[f"gradient{index}"] for each in halves]) / 2
+        # DDP averages gradients over processes: half holds half of what it sends.
+        gradients = torch.cat([half[f"gradient{index}"] for half in halves]) / 2
         torch.testing.assert_close(gradients, joint[f"gradient{index}"])
 
 

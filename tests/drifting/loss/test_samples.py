@@ -32,8 +32,8 @@ def test_padding_has_no_effect_whatever_it_holds(switches):
     assert (gradient[padding] == 0).all()
     assert (gradient[~padding].abs().sum((-1, -2)) > 0).all()
     both = [
-        loss({"g": poisoned(each)}, WEIGHT, statistics=True).statistics
-        for each in (float("nan"), 3.0)
+        loss({"g": poisoned(value)}, WEIGHT, statistics=True).statistics
+        for value in (float("nan"), 3.0)
     ]
     torch.testing.assert_close(*both)
 
@@ -65,7 +65,8 @@ def test_equal_counts_are_shorter_blocks():
     value, gradient = differentiate(drift_loss(), padded)
     torch.testing.assert_close((value, gradient[:, :4]), differentiate(drift_loss(), short))
     figures = [
-        drift_loss()({"x": each}, WEIGHT, statistics=True).statistics for each in (padded, short)
+        drift_loss()({"x": samples}, WEIGHT, statistics=True).statistics
+        for samples in (padded, short)
     ]
     torch.testing.assert_close(*figures)
 

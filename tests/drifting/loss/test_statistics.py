@@ -45,7 +45,7 @@ def test_names_are_few_and_finite():
     ):
         assert name in actual
     assert len(actual) == 3 * 10 + 2 * 4
-    assert all(each.ndim == 0 and each.isfinite() for each in actual.values())
+    assert all(figure.ndim == 0 and figure.isfinite() for figure in actual.values())
 
 
 def test_scale_and_squared_drift_are_those_of_the_formula():
@@ -57,9 +57,14 @@ def test_scale_and_squared_drift_are_those_of_the_formula():
     unit = distance.mean() / 4
     fields = [
         compute_v(
-            each / distance.mean(), torch.ones(12).double(), column / unit, 7, 0.2, configs.loss()
+            distances / distance.mean(),
+            torch.ones(12).double(),
+            column / unit,
+            7,
+            0.2,
+            configs.loss(),
         )
-        for each, column in zip(distance, columns, strict=True)
+        for distances, column in zip(distance, columns, strict=True)
     ]
     torch.testing.assert_close(actual["field_sq_x_0.2"], torch.stack(fields).square().mean())
 
@@ -68,8 +73,8 @@ def test_families_are_means_over_their_groups():
     groups = {"layer1/mean": example(0), "layer1/std": example(4)}
     both = drift_loss()(groups, WEIGHT, statistics=True).statistics
     single = [
-        drift_loss()({name: each}, WEIGHT, statistics=True).statistics
-        for name, each in groups.items()
+        drift_loss()({name: samples}, WEIGHT, statistics=True).statistics
+        for name, samples in groups.items()
     ]
     for name in ("field_scale_layer1", "field_sq_layer1_0.02", "kernel_mass_positive_0.2"):
         torch.testing.assert_close(both[name], (single[0][name] + single[1][name]) / 2)

@@ -29,8 +29,8 @@ def test_a_convolution_is_that_of_torch(kernel, stride):
     values = clips(2, 4, 5, 7, 6)
     time, height, width = kernel
     weight = conv.weight.view(6, time, height, width, 4).permute(0, 4, 1, 2, 3)
-    steps = [stride if each > 1 else 1 for each in kernel]
-    expected = F.conv3d(values, weight, stride=steps, padding=[each // 2 for each in kernel])
+    steps = [stride if size > 1 else 1 for size in kernel]
+    expected = F.conv3d(values, weight, stride=steps, padding=[size // 2 for size in kernel])
     torch.testing.assert_close(conv(values), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -108,7 +108,9 @@ def test_the_head_scores_the_pooled_last_stage():
 def test_muon_gets_the_convolutions_but_not_the_first_and_the_last():
     mae = small()
     hidden = hidden_matrices(mae, mae.outer_layers)
-    convolutions = {f"{name}.weight" for name, each in mae.named_modules() if type(each) is _Conv}
+    convolutions = {
+        f"{name}.weight" for name, module in mae.named_modules() if type(module) is _Conv
+    }
     assert set(hidden) == convolutions - {"stem.0.weight", "out.weight"}
     assert len(hidden) > 8
     assert small(classes=0).outer_layers == ["stem.0", "out"]
@@ -134,7 +136,7 @@ def test_a_stored_model_computes_the_same_and_is_frozen(tmp_path):
     again = load_latent_mae(tmp_path / "mae")
     assert torch.equal(again(batch), mae(batch))
     assert not again.training
-    assert not any(each.requires_grad for each in again.parameters())
+    assert not any(weights.requires_grad for weights in again.parameters())
     first = (tmp_path / "mae/model.safetensors").read_bytes()
     save_latent_mae(tmp_path / "mae", again)
     assert (tmp_path / "mae/model.safetensors").read_bytes() == first

@@ -27,9 +27,9 @@ def images(*shape, seed=0):
 def planar(**changes):
     torch.manual_seed(0)
     mae = LatentMae(**{"channels": 1, "width": 8, "blocks": (1, 1, 1), "planar": True, **changes})
-    for name, each in mae.named_parameters():  # as after a training
+    for name, weights in mae.named_parameters():  # as after a training
         if name.endswith("norm2.weight") or name == "out.weight":
-            nn.init.normal_(each)
+            nn.init.normal_(weights)
     return mae
 
 
@@ -57,8 +57,8 @@ def test_every_weight_is_trained_by_images():
     config = configs.mae(steps=10, batch=6, head_fraction=1.0)
     objective = MaeObjective(mae, MASKING, pictures.__getitem__, torch.arange(12), labels, config)
     sum(objective(9, generator()).values()).backward()
-    for name, each in mae.named_parameters():
-        assert (each.grad != 0).float().mean() > 0.8, name  # a few rest behind a ReLU
+    for name, weights in mae.named_parameters():
+        assert (weights.grad != 0).float().mean() > 0.8, name  # a few rest behind a ReLU
 
 
 def test_a_stored_planar_model_is_planar(tmp_path):
@@ -90,8 +90,8 @@ def test_trivial_predictors_of_images_are_what_loops_compute():
             typical.append((average[:, 0, y, x] - pictures[b, :, 0, y, x]).square().mean())
         errors["interpolation"].append(torch.stack(around).mean())
         errors["average"].append(torch.stack(typical).mean())
-    for name, each in errors.items():
-        expected = float(torch.stack(each).mean())
+    for name, parts in errors.items():
+        expected = float(torch.stack(parts).mean())
         assert actual.errors["patch"][name] == pytest.approx(expected, rel=1e-4)
 
 

@@ -35,7 +35,7 @@ def test_training_beats_every_trivial_predictor_and_teaches_the_head():
     assert report.errors["patch"]["mae"] < 0.3 * report.errors["patch"]["mean"]
     assert report.head_accuracy > 0.9
     assert report.head_chance == 0.25
-    assert report.parameters == sum(each.numel() for each in objective.mae.parameters())
+    assert report.parameters == sum(weights.numel() for weights in objective.mae.parameters())
 
 
 def test_the_report_says_what_trivial_predictors_score():

@@ -50,7 +50,7 @@ def test_the_middle_bends_the_way_its_class_does(kind: str) -> None:
     before, truth = middle(objective)
     run(objective, 80)
     after, _ = middle(objective)
-    points = [each.flatten(1).double().numpy() for each in (truth, before, after)]
+    points = [frames.flatten(1).double().numpy() for frames in (truth, before, after)]
     assert energy_distance(points[0], points[2]) < 0.3 * energy_distance(points[0], points[1])
     _, labels = toy_clips()
     assert after[labels == 0].mean() > 0.5 > -0.5 > after[labels == 1].mean()
@@ -84,7 +84,7 @@ def test_banked_negatives_are_clips_of_earlier_steps(monkeypatch) -> None:
     monkeypatch.setattr(objective, "loss", _recording(objective.loss, calls))
     for step in range(2):
         objective(step, generator(0, "step", step))
-    first, second = (each["tokens"] for each in calls)
+    first, second = (groups["tokens"] for groups in calls)
     assert first.negative_count.tolist() == [0, 0]
     assert second.negative_count.tolist() == [3, 3]
     generated = first.generated.flatten(0, 1)

@@ -38,10 +38,10 @@ def test_more_classes_than_there_are_repeat_classes() -> None:
 def test_every_class_and_every_member_has_the_same_chance() -> None:
     sampler = ClassSampler(LABELS)
     drawn = [sampler.draw(1, 2, draw(seed)) for seed in range(900)]
-    classes = torch.bincount(torch.cat([each.classes for each in drawn]), minlength=6)
+    classes = torch.bincount(torch.cat([batch.classes for batch in drawn]), minlength=6)
     assert classes[[0, 2, 5]].min() > 240
     assert classes[[1, 3, 4]].sum() == 0
-    members = torch.cat([each.members[0] for each in drawn if each.classes[0] == 2])
+    members = torch.cat([batch.members[0] for batch in drawn if batch.classes[0] == 2])
     counts = torch.bincount(members, minlength=8)[LABELS == 2].double()
     assert counts.min() > 0.75 * counts.mean()
 

@@ -98,7 +98,7 @@ def test_frames_without_noise_keep_their_bits():
     latents = torch.full(clips().shape, -0.0)
     actual = corrupted(latents, noise="gauss", keyframe_noise=0.0)
     kept = actual.mask[:, None, :, None, None].expand(latents.shape)
-    bits, expected = (each[kept].view(torch.int32) for each in (actual.latents, latents))
+    bits, expected = (values[kept].view(torch.int32) for values in (actual.latents, latents))
     assert torch.equal(bits, expected)
     assert (actual.latents[~kept] != 0).all()
 

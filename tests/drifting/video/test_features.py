@@ -52,8 +52,8 @@ def test_every_group_is_what_a_loop_computes():
             for i in range(0, 6, side)
             for j in range(0, 5, side)  # those at the far edge are narrower
         ]
-        mean = torch.stack([each.mean((2, 3)) for each in windows], dim=1)
-        deviation = torch.stack([std(each, (2, 3)) for each in windows], dim=1)
+        mean = torch.stack([window.mean((2, 3)) for window in windows], dim=1)
+        deviation = torch.stack([std(window, (2, 3)) for window in windows], dim=1)
         torch.testing.assert_close(actual[f"map/patch{side}_mean"], mean)
         torch.testing.assert_close(actual[f"map/patch{side}_std"], deviation, rtol=1e-4, atol=1e-4)
     rms = (values.square().mean((2, 3, 4)) + 1e-6).sqrt()
@@ -104,7 +104,9 @@ def test_what_a_small_map_would_repeat_is_left_out(size, missing):
     actual = groups(clips(2, 5, *size))
     families = {name.split("/")[1].split("_")[0] for name in actual}
     assert families == set(FAMILIES) - missing
-    constant = [name for name, each in actual.items() if name.endswith("std") and each.std() == 0]
+    constant = [
+        name for name, vectors in actual.items() if name.endswith("std") and vectors.std() == 0
+    ]
     assert not constant
 
 
@@ -151,16 +153,16 @@ def mae_features(**choice):
 
 def test_gradients_reach_the_clips_and_leave_the_encoder_alone():
     features, values = mae_features(), clips(2, 3, 3, 6, 6).requires_grad_()
-    sum(each.square().sum() for each in features(values).values()).backward()
+    sum(vectors.square().sum() for vectors in features(values).values()).backward()
     assert values.grad.abs().min() > 0
-    assert all(each.grad is None for each in features.parameters())
+    assert all(weights.grad is None for weights in features.parameters())
     assert not features.mae.training
 
 
 def test_sizes_count_what_forward_gives():
     features = mae_features(locations=12)
     sizes, actual = features.sizes((3, 3, 6, 6)), features(clips(2, 3, 3, 6, 6))
-    assert sizes == {name: tuple(each.shape[1:]) for name, each in actual.items()}
+    assert sizes == {name: tuple(vectors.shape[1:]) for name, vectors in actual.items()}
     assert {name.split("/")[0] for name in sizes} == {
         "input",
         "stem",
@@ -174,4 +176,4 @@ def test_sizes_count_what_forward_gives():
 def test_statistics_are_in_single_precision_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         actual = mae_features()(clips(2, 3, 3, 6, 6))
-    assert {each.dtype for each in actual.values()} == {torch.float32}
+    assert {vectors.dtype for vectors in actual.values()} == {torch.float32}

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from braid.common.splits import split_of
+from braid.data.splits import split_of
 from braid.images.preparation.indexing import digits, noise
 from tests.images.configs import images_config
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from braid.common.splits import split_of
+from braid.data.splits import split_of
 from braid.images.preparation.indexing import Listing, scan_folder
 from tests.images.configs import folder_config
 from tests.images.picture_folder import CLASSES, write_folder, write_picture

@@ -13,7 +13,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from braid.radiance.evaluation import figures
-from braid.radiance.evaluation.figures import RESIDUAL_LIMIT, Tradeoff, image_table, tradeoff_chart
+from braid.radiance.evaluation.figures import (
+    RESIDUAL_LIMIT,
+    Tradeoff,
+    image_table,
+    pictured_frames,
+    publication_figure,
+    tradeoff_chart,
+)
 
 TEACHER = Tradeoff("teacher", 29.3, 11.2, 640)
 STUDENTS = [
@@ -28,11 +35,11 @@ def images(seed: int = 0, count: int = 2) -> torch.Tensor:
 
 
 def draw_images(path: Path) -> None:
-    image_table(path, images(0), {"teacher": images(1), "sh": images(2)}, ["0", "7"])
+    image_table(path, images(0), {"teacher": images(1), "sh": images(2)}, [0, 7])
 
 
 def draw_tradeoff(path: Path) -> None:
-    tradeoff_chart(path, STUDENTS, "response", TEACHER, {"white": 8.25}, "RSS", "bricks")
+    tradeoff_chart(path, STUDENTS, TEACHER, {"white": 8.25}, "RSS", "bricks")
 
 
 DRAW = [draw_images, draw_tradeoff]
@@ -72,10 +79,10 @@ def panel_axes(figure: Figure) -> list[Any]:
 def test_an_image_table_shows_truth_renders_and_their_absolute_differences(
     drawn: list[Figure], tmp_path: Path
 ) -> None:
-    image_table(tmp_path / "x.png", images(0), {"render": images(1)}, ["view 0", "view 7"])
+    image_table(tmp_path / "x.png", images(0), {"render": images(1)}, [0, 7])
     panels = panel_axes(drawn[0])
-    assert [ax.get_title() for ax in panels[:3]] == ["truth", "render", "residual\nrender"]
-    assert [ax.get_ylabel() for ax in panels[::3]] == ["view 0", "view 7"]
+    assert [ax.get_title() for ax in panels[:3]] == ["ground truth", "render", "residual\nrender"]
+    assert [ax.get_ylabel() for ax in panels[::3]] == ["test view 0", "test view 7"]
     shown = [ax.get_images()[0].get_array() for ax in panels[3:]]
     np.testing.assert_array_equal(shown[0], images(0)[1])
     np.testing.assert_array_equal(shown[1], images(1)[1])
@@ -89,17 +96,35 @@ def test_an_image_table_prints_each_views_psnr_below_it(
 ) -> None:
     truth = 0.5 * images(0)
     models = {"teacher": truth + 0.01, "sh": truth + torch.tensor([0.1, 0.2])[:, None, None, None]}
-    image_table(tmp_path / "x.png", truth, models, ["0", "7"])
+    image_table(tmp_path / "x.png", truth, models, [0, 7])
     panels = panel_axes(drawn[0])
-    titles = ["truth", "teacher", "sh", "residual\nteacher", "residual\nsh"]
+    titles = ["ground truth", "teacher", "sh", "residual\nteacher", "residual\nsh"]
     assert [ax.get_title() for ax in panels[:5]] == titles
     assert [ax.get_xlabel() for ax in panels[:5]] == ["", "40.00 dB", "20.00 dB", "", ""]
     assert panels[7].get_xlabel() == "13.98 dB"
 
 
-def test_labels_and_frames_must_agree(tmp_path: Path) -> None:
+def test_frames_and_images_must_agree(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="zip"):
-        image_table(tmp_path / "x.png", images(0), {"sh": images(1)}, ["one"])
+        image_table(tmp_path / "x.png", images(0), {"sh": images(1)}, [1])
+
+
+def test_the_publication_figure_has_the_teacher_and_a_student_of_either_stage(
+    drawn: list[Figure], tmp_path: Path
+) -> None:
+    stored = {"truth": images(0), "teacher": images(1)}
+    first, last = (stored | {"end of training": images(seed)} for seed in (2, 3))
+    publication_figure(tmp_path / "x.png", {"response": ([0, 7], first), "sh": ([0, 7], last)})
+    panels = panel_axes(drawn[0])
+    titles = [ax.get_title() for ax in panels[:4]]
+    assert titles == ["ground truth", "teacher", "Stage 1B", "Stage 2\nsh"]
+    np.testing.assert_array_equal(panels[3].get_images()[0].get_array(), images(3)[0])
+
+
+def test_frames_that_the_scene_has_are_pictured() -> None:
+    assert pictured_frames([0, 7, 14], views=8) == [0, 7]
+    with pytest.raises(ValueError, match=r"figure_frames: expected one of 0 to 4, got \[9\]"):
+        pictured_frames([9], views=5)
 
 
 def test_the_tradeoff_chart_tells_stages_apart_and_draws_the_lines(

@@ -13,7 +13,6 @@ from braid.radiance.evaluation.image_metrics import (
     evaluate,
     foreground_psnr,
     psnr,
-    quality,
     ssim,
     status,
     trivial_predictions,
@@ -40,7 +39,7 @@ def test_psnr_of_equal_images_is_finite() -> None:
     assert float(psnr(noise(1, 4, 4, 3), noise(1, 4, 4, 3))) == pytest.approx(100)
 
 
-def test_foreground_psnr_sees_the_foreground_alone() -> None:
+def test_foreground_psnr_is_of_the_foreground_alone() -> None:
     truth, alpha = noise(2, 6, 6, 3), torch.zeros(2, 6, 6)
     alpha[0, :3] = 0.51
     alpha[0, 3:] = 0.5
@@ -52,14 +51,14 @@ def test_foreground_psnr_sees_the_foreground_alone() -> None:
     assert math.isnan(float(measured[1]))
 
 
-def test_background_dilutes_the_error_by_the_foregrounds_share() -> None:
+def test_background_dilutes_the_error_by_the_foregrounds_fraction() -> None:
     scene = views()
     image = scene.on_white()
     image = torch.where(scene.alpha[..., None] > 0.5, image * 0.5, image)
-    share = float((scene.alpha > 0.5).float().mean())
+    fraction = float((scene.alpha > 0.5).float().mean())
     whole = psnr(image, scene.on_white())
     foreground = foreground_psnr(image, scene.on_white(), scene.alpha)
-    np.testing.assert_allclose(whole - foreground, -10 * math.log10(share), atol=1e-4)
+    np.testing.assert_allclose(whole - foreground, -10 * math.log10(fraction), atol=1e-4)
 
 
 def reference_ssim(x: np.ndarray, y: np.ndarray) -> float:
@@ -121,13 +120,13 @@ def test_trivial_predictions_are_what_they_say() -> None:
     trivial = trivial_predictions(truth, train)
     assert all(image.shape == (2, 16, 16, 3) for image in trivial.values())
     inside = truth.alpha > 0.5
-    colour = trivial["silhouette"][inside]
+    color = trivial["silhouette"][inside]
     mean = train.rgba[..., :3][train.alpha > 0.5].mean(dim=0)
-    torch.testing.assert_close(colour, mean.expand_as(colour))
+    torch.testing.assert_close(color, mean.expand_as(color))
     assert bool((trivial["silhouette"][~inside] == 1).all())
     assert bool((trivial["white"] == 1).all())
     torch.testing.assert_close(trivial["mean_image"][1], train.on_white().mean(dim=0))
-    torch.testing.assert_close(trivial["mean_colour"][0, 3, 4], train.on_white().mean((0, 1, 2)))
+    torch.testing.assert_close(trivial["mean_color"][0, 3, 4], train.on_white().mean((0, 1, 2)))
 
 
 def test_named_states() -> None:
@@ -143,31 +142,48 @@ def test_named_states() -> None:
 def test_evaluation_names_every_figure_and_knows_a_blank_image() -> None:
     truth, train = views(2, seed=0), views(3, seed=1)
     blank = torch.ones(2, 16, 16, 3)
-    figures = dict(evaluate(blank, truth, train, teacher=blank, lpips=None))
+    evaluation = evaluate(blank, truth, train, teacher=blank, weights=None)
+    figures = evaluation.figures
     assert list(figures) == [
         "psnr",
         "ssim",
-        "psnr_foreground",
         "lpips",
         "lpips_reason",
+        "psnr_foreground",
         "psnr_vs_teacher",
-        "psnr_white",
-        "psnr_mean_colour",
-        "psnr_mean_image",
-        "psnr_silhouette",
         "status",
     ]
-    assert figures["psnr"] == figures["psnr_white"]
+    assert list(evaluation.baselines) == ["white", "mean_color", "mean_image", "silhouette"]
+    assert figures["psnr"] == evaluation.baselines["white"]
     assert figures["status"] == "collapsed"
     assert figures["psnr_vs_teacher"] == pytest.approx(100)
     assert figures["lpips"] is None
     assert figures["lpips_reason"]
-    perfect = dict(evaluate(truth.on_white(), truth, train, blank, None))
+    perfect = evaluate(truth.on_white(), truth, train, blank, None).figures
     assert perfect["status"] == "ok"
     assert perfect["psnr_vs_teacher"] == figures["psnr"]
+
+
+def test_the_headline_is_short_and_the_table_has_the_rest() -> None:
+    truth, train = views(2, seed=0), views(3, seed=1)
+    evaluation = evaluate(0.9 * truth.on_white(), truth, train, truth.on_white(), None)
+    headline = evaluation.headline()
+    names = {"psnr", "ssim", "lpips", "psnr_vs_teacher", "psnr_silhouette", "status"}
+    assert set(headline) == names
+    model, *trivial = evaluation.rows("lego", "sh", parameters=12)
+    assert (model["scene"], model["variant"], model["parameters"]) == ("lego", "sh", 12)
+    assert evaluation.figures.items() <= model.items()
+    assert "white background" in str(model["conventions"])
+    assert trivial[0] == {
+        "scene": "lego",
+        "variant": "baseline_white",
+        "psnr": evaluation.baselines["white"],
+    }
+    assert trivial[-1]["psnr"] == headline["psnr_silhouette"]
 
 
 def test_a_scene_without_foreground_has_no_foreground_figure() -> None:
     scene = views(1)
     empty = Views(scene.cameras, torch.zeros_like(scene.rgba))
-    assert dict(quality(scene.on_white(), empty, None))["psnr_foreground"] is None
+    figures = evaluate(scene.on_white(), empty, scene, scene.on_white(), None).figures
+    assert figures["psnr_foreground"] is None

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from braid.common.torchvision import mend_torchvision
-from braid.radiance.evaluation.image_metrics import Lpips, quality
+from braid.radiance.evaluation.image_metrics import Lpips, evaluate
 from tests.radiance.pictures import noise, views
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def lpips(trunk: Path) -> Lpips:
     return Lpips(trunk, CPU)
 
 
-def test_lpips_is_zero_for_equal_images_symmetric_and_sees_differences(
+def test_lpips_is_zero_for_equal_images_symmetric_and_positive_for_others(
     lpips: Lpips, trunk: Path
 ) -> None:
     x, y = noise(2, 40, 40, 3), noise(2, 40, 40, 3, seed=1)
@@ -102,9 +102,10 @@ def test_bad_trunk_files_are_named(tmp_path: Path) -> None:
         Lpips(bad, CPU)
 
 
-def test_quality_says_which_lpips_it_measured(lpips: Lpips) -> None:
+def test_an_evaluation_says_which_lpips_it_measured(trunk: Path) -> None:
     scene = views(1, size=40)
-    figures = dict(quality(0.9 * scene.on_white(), scene, lpips))
+    truth = scene.on_white()
+    figures = evaluate(0.9 * truth, scene, scene, truth, trunk).figures
     assert isinstance(figures["lpips"], float)
     assert figures["lpips"] > 0
     assert (figures["lpips_net"], figures["lpips_version"]) == ("alex", "0.1")

@@ -39,18 +39,18 @@ def slow_cell(gaussians, grid, cell, weighting):
     scales = gaussians.log_scales.double().exp().numpy()[inside] / grid.edge
     opacity = gaussians.opacities.double().numpy()[inside]
     weight = opacity * (scales.prod(1) * (2 * math.pi) ** 1.5 if weighting == "mass" else 1)
-    share = weight / weight.sum()
+    fraction = weight / weight.sum()
     low, edge = np.array(grid.lower), np.array(grid.edges)
     offset = (means - low) / edge - grid.coordinates(torch.tensor(cell)).numpy() - 0.5
-    mean = share @ offset
+    mean = fraction @ offset
     covariances = gaussians.covariances().double().numpy()[inside] / grid.edge**2
     outer = offset[:, :, None] * offset[:, None, :]
-    total = np.tensordot(share, covariances + outer, 1) - np.outer(mean, mean)
+    total = np.tensordot(fraction, covariances + outer, 1) - np.outer(mean, mean)
     return {
         "position": mean,
-        "sh_dc": share @ gaussians.sh.double().numpy()[inside][:, 0],
+        "sh_dc": fraction @ gaussians.sh.double().numpy()[inside][:, 0],
         "opacity": [-np.log1p(-opacity).sum()],
-        "scale": np.log(np.exp(share @ np.log(scales))),
+        "scale": np.log(np.exp(fraction @ np.log(scales))),
         "covariance": logm(total)[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]],
         "count": [math.log1p(inside.sum())],
     }
@@ -125,19 +125,19 @@ def test_input_order_and_quaternion_sign_change_no_bit(split):
     order = torch.randperm(3000, generator=torch.Generator().manual_seed(5))
     turned = gaussians[order]
     turned.quaternions = -turned.quaternions
-    first, second = (aggregate(each, GRID, split=split) for each in (gaussians, turned))
+    first, second = (aggregate(splats, GRID, split=split) for splats in (gaussians, turned))
     assert torch.equal(first.cells, second.cells)
     assert torch.equal(first.values, second.values)
     assert torch.equal(first.weight, second.weight)
 
 
-def test_even_sums_that_cancel_do_not_feel_the_input_order():
+def test_even_sums_that_cancel_do_not_depend_on_the_input_order():
     gaussians = scatter(300)
     gaussians.opacity_logits.zero_()  # equal weights, so that the large ones cancel
     gaussians.sh[:100], gaussians.sh[100:200] = 1e17, -1e17
     order = torch.randperm(300, generator=torch.Generator().manual_seed(5))
     first, second = (
-        aggregate(each, ONE_CELL, weighting="opacity") for each in (gaussians, gaussians[order])
+        aggregate(splats, ONE_CELL, weighting="opacity") for splats in (gaussians, gaussians[order])
     )
     assert torch.equal(group(first, "sh_dc"), group(second, "sh_dc"))
 
@@ -154,9 +154,9 @@ def test_deviation_is_the_weighted_one():
     gaussians = scatter(40)
     features = aggregate(gaussians, ONE_CELL, weighting="opacity")
     dc = gaussians.sh[:, 0].double().numpy()
-    share = (gaussians.opacities / gaussians.opacities.sum()).double().numpy()
-    mean = share @ dc
-    expected = np.sqrt(share @ (dc - mean) ** 2)
+    fraction = (gaussians.opacities / gaussians.opacities.sum()).double().numpy()
+    mean = fraction @ dc
+    expected = np.sqrt(fraction @ (dc - mean) ** 2)
     names = features.schema.groups["std"]
     start = names.index("std_sh_0_r")
     np.testing.assert_allclose(group(features, "std")[0, start : start + 3], expected, rtol=1e-5)

@@ -7,7 +7,7 @@ from braid.radiance.features.table import (
     FeatureSchema,
     StoredFeatures,
     find_rows,
-    fit_standardisation,
+    fit_standardization,
     load_features,
     save_features,
 )
@@ -22,7 +22,7 @@ def stored(weighting="mass"):
     schema = FeatureSchema(grid, weighting, "hard", GROUPS)
     cells = torch.tensor([1, 4, 20, 21, 63])
     features = CellFeatures(schema, cells, values, torch.ones(5), torch.rand(5))
-    return StoredFeatures(features, fit_standardisation(values), torch.arange(5) < 4)
+    return StoredFeatures(features, fit_standardization(values), torch.arange(5) < 4)
 
 
 def test_a_file_gives_back_what_was_saved_and_the_same_bytes(tmp_path):
@@ -32,7 +32,7 @@ def test_a_file_gives_back_what_was_saved_and_the_same_bytes(tmp_path):
     save_features(tmp_path / "b.npz", again)
     assert again.features.schema == first.features.schema
     assert torch.equal(again.features.values, first.features.values)
-    assert torch.equal(again.standardised, first.standardised)
+    assert torch.equal(again.standardized, first.standardized)
     assert torch.equal(again.training, first.training)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
@@ -41,7 +41,7 @@ def test_selected_groups_keep_their_columns_and_scales():
     chosen = stored().select(["opacity", "sh_dc"])
     assert list(chosen.features.schema.groups) == ["sh_dc", "opacity"]
     assert chosen.features.schema.columns == {"sh_dc": slice(0, 3), "opacity": slice(3, 4)}
-    assert torch.equal(chosen.standardised, stored().standardised[:, [0, 1, 2, 5]])
+    assert torch.equal(chosen.standardized, stored().standardized[:, [0, 1, 2, 5]])
 
 
 def test_sh_stands_for_both_of_its_groups():
@@ -49,8 +49,8 @@ def test_sh_stands_for_both_of_its_groups():
 
 
 def test_an_unknown_group_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown feature group 'colour'.*'opacity', 'sh'"):
-        stored().select(["colour"])
+    with pytest.raises(ValueError, match=r"unknown feature group 'color'.*'opacity', 'sh'"):
+        stored().select(["color"])
 
 
 def test_the_hash_tells_schemas_apart():
@@ -67,7 +67,7 @@ def test_rows_are_found_by_cell_number():
 def edited(path, **changes):
     with np.load(path, allow_pickle=False) as archive:
         content = {name: archive[name] for name in archive.files} | changes
-    np.savez(path, **{name: each for name, each in content.items() if each is not None})
+    np.savez(path, **{name: array for name, array in content.items() if array is not None})
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from braid.radiance.features.vae import (
     load_vae,
     save_vae,
 )
+from tests.radiance.settings import vae_config
 
 COLUMNS = {"a": slice(0, 4), "b": slice(4, 5)}
 
@@ -54,7 +55,8 @@ def test_a_latent_pays_only_above_its_free_bits_and_beta_warms_up():
     for parameter in vae.parameters():
         torch.nn.init.zeros_(parameter)  # the posterior is the prior: no KL
     values = torch.randn(64, 5, generator=generator())
-    objective = VaeObjective(vae, values, COLUMNS, batch=64, beta=0.5, warmup=10, free_bits=0.02)
+    config = vae_config(batch=64, beta=0.5, steps=20, beta_warmup=0.5, free_bits=0.02)
+    objective = VaeObjective(vae, values, COLUMNS, config)
     terms = objective(5, generator())
     assert terms["kl"].item() == pytest.approx(0.25 * 3 * 0.02)
     terms["kl"].backward()
@@ -63,15 +65,16 @@ def test_a_latent_pays_only_above_its_free_bits_and_beta_warms_up():
 
 
 def test_the_same_generator_gives_the_same_terms():
-    objective = VaeObjective(
-        FeatureVae(5, latent=2), torch.randn(64, 5, generator=generator()), COLUMNS, batch=16
-    )
+    vae = FeatureVae(5, hidden=(8,), latent=2)
+    values = torch.randn(64, 5, generator=generator())
+    objective = VaeObjective(vae, values, COLUMNS, vae_config(batch=16))
     first, second = objective(2000, generator(3)), objective(2000, generator(3))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_data_are_no_part_of_the_state():
-    objective = VaeObjective(FeatureVae(5, latent=2), torch.randn(64, 5), COLUMNS)
+    vae = FeatureVae(5, hidden=(8,), latent=2)
+    objective = VaeObjective(vae, torch.randn(64, 5), COLUMNS, vae_config())
     assert all(name.startswith("vae.") for name in objective.state_dict())
 
 
@@ -93,10 +96,7 @@ def test_a_linear_vae_reaches_probabilistic_pca():
         FeatureVae(6, hidden=(), latent=4),
         values,
         {"all": slice(0, 6)},
-        batch=512,
-        beta=2 * noise / 6,
-        warmup=1,
-        free_bits=0.0,
+        vae_config(batch=512, beta=2 * noise / 6, steps=1, beta_warmup=1.0, free_bits=0.0),
     )
     optimizer = torch.optim.Adam(objective.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 800)
@@ -108,8 +108,8 @@ def test_a_linear_vae_reaches_probabilistic_pca():
         schedule.step()
     weight = objective.vae.decoder.linear.weight.detach()
     expected = torch.cat([spectrum[:3] - noise, torch.zeros(3)])
-    learnt = torch.linalg.eigvalsh(weight @ weight.T).flip(0)
-    torch.testing.assert_close(learnt, expected, atol=0.12, rtol=0.04)
+    learned = torch.linalg.eigvalsh(weight @ weight.T).flip(0)
+    torch.testing.assert_close(learned, expected, atol=0.12, rtol=0.04)
     leading = torch.linalg.svd(weight)[0][:, :3]
     torch.testing.assert_close(
         torch.linalg.matrix_norm(leading.T @ axes[:, :3]),

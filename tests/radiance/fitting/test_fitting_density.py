@@ -4,6 +4,7 @@ import torch
 
 from braid.radiance.fitting.fitting import control_density
 from braid.radiance.gaussians.gaussians import Gaussians
+from tests.radiance.settings import teacher_config
 
 
 def row_of(count: int) -> Gaussians:
@@ -17,10 +18,12 @@ def row_of(count: int) -> Gaussians:
     )
 
 
-def control(gaussians, pressure, **changes):
-    options = {"grow": 0.2, "capacity": 100, "prune_opacity": 0.05, "split_scale": 1.0}
+def control(gaussians, pressure, grow=0.2, capacity=100):
+    config = teacher_config(
+        density_grow=grow, density_capacity=capacity, prune_opacity=0.05, split_scale=2.0
+    )
     generator = torch.Generator().manual_seed(0)
-    return control_density(gaussians, pressure, **{**options, **changes}, generator=generator)
+    return control_density(gaussians, pressure, config, voxel=0.5, generator=generator)
 
 
 def test_faint_gaussians_are_pruned_and_nothing_else_changes():
@@ -32,7 +35,7 @@ def test_faint_gaussians_are_pruned_and_nothing_else_changes():
     assert torch.equal(changed.means, gaussians.means[source])
 
 
-def test_the_share_under_most_pressure_is_cloned_in_place():
+def test_the_fraction_under_most_pressure_is_cloned_in_place():
     gaussians = row_of(10)
     changed, source, fresh = control(gaussians, torch.arange(10).float())
     assert source.tolist() == [*range(8), 9, 8, 9, 8]

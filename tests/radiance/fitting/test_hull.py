@@ -6,12 +6,12 @@ import torch
 from braid.radiance.fitting import hull
 from braid.radiance.scenes.cameras import Cameras
 
-CENTRE = torch.tensor([0.3, -0.2, 0.5])
+CENTER = torch.tensor([0.3, -0.2, 0.5])
 RADIUS = 0.6
 
 
 def orbit(views: int = 24, size: int = 48, distance: float = 4.0) -> Cameras:
-    """Cameras on a Fibonacci sphere that look at CENTRE."""
+    """Cameras on a Fibonacci sphere that look at CENTER."""
     poses = []
     for i in range(views):
         z = 1 - (2 * i + 1) / views
@@ -23,17 +23,17 @@ def orbit(views: int = 24, size: int = 48, distance: float = 4.0) -> Cameras:
         right = torch.nn.functional.normalize(right, dim=0)
         pose = torch.eye(4)
         pose[:3, :3] = torch.stack([right, torch.linalg.cross(back, right), back], dim=1)
-        pose[:3, 3] = CENTRE + distance * back
+        pose[:3, 3] = CENTER + distance * back
         poses.append(pose)
     return Cameras(torch.stack(poses), 1.4 * size, size, size)
 
 
 def ball(cameras: Cameras) -> torch.Tensor:
-    """Premultiplied RGBA of a ball that is red where z is above its centre, else blue."""
+    """Premultiplied RGBA of a ball that is red where z is above its center, else blue."""
     images = []
     for view in range(len(cameras)):
         origins, directions = cameras.view_rays(view)
-        offset = origins - CENTRE
+        offset = origins - CENTER
         along = (offset * directions).sum(dim=1)
         square = along**2 - (offset**2).sum(dim=1) + RADIUS**2
         top = (offset + (-along - square.clamp_min(0).sqrt())[:, None] * directions)[:, 2] > 0
@@ -45,19 +45,19 @@ def ball(cameras: Cameras) -> torch.Tensor:
 
 def test_hull_of_a_ball_is_its_surface():
     cameras = orbit()
-    found = hull.visual_hull(cameras, ball(cameras)[..., 3], 24)
-    distance = (found.points - CENTRE).norm(dim=1)
-    assert distance.min() > RADIUS - 2 * found.voxel
-    assert distance.max() < RADIUS + 2 * found.voxel
-    assert len(found.points) == pytest.approx(4 * math.pi * (RADIUS / found.voxel) ** 2, rel=0.6)
+    carved = hull.visual_hull(cameras, ball(cameras)[..., 3], 24)
+    distance = (carved.points - CENTER).norm(dim=1)
+    assert distance.min() > RADIUS - 2 * carved.voxel
+    assert distance.max() < RADIUS + 2 * carved.voxel
+    assert len(carved.points) == pytest.approx(4 * math.pi * (RADIUS / carved.voxel) ** 2, rel=0.6)
 
 
 def test_box_is_found_from_the_masks_alone():
     cameras = orbit()
-    found = hull.visual_hull(cameras, ball(cameras)[..., 3], 24)
-    expected = torch.stack([CENTRE - RADIUS, CENTRE + RADIUS])
-    assert (found.box - expected).abs().max() < 1.5 * found.voxel
-    assert found.voxel == pytest.approx(2 * RADIUS / 24, rel=0.25)
+    carved = hull.visual_hull(cameras, ball(cameras)[..., 3], 24)
+    expected = torch.stack([CENTER - RADIUS, CENTER + RADIUS])
+    assert (carved.box - expected).abs().max() < 1.5 * carved.voxel
+    assert carved.voxel == pytest.approx(2 * RADIUS / 24, rel=0.25)
 
 
 def test_voxel_outside_the_view_of_some_cameras_is_not_carved_by_them():
@@ -66,31 +66,31 @@ def test_voxel_outside_the_view_of_some_cameras_is_not_carved_by_them():
     aside = narrow.camera_to_world.clone()
     aside[:, :3, 3] += 20 * aside[:, :3, 0]  # these see nothing of the ball
     cameras = Cameras(torch.cat([wide.camera_to_world, aside]), wide.focal, 48, 48)
-    box = torch.stack([CENTRE - 1, CENTRE + 1])
+    box = torch.stack([CENTER - 1, CENTER + 1])
     _, alone = hull._carve(wide, masks, box, 16, margin=0.0)
     _, both = hull._carve(cameras, torch.cat([masks, torch.zeros(6, 48, 48)]), box, 16, margin=0.0)
     assert alone.any()
     assert torch.equal(alone, both)
 
 
-def test_colours_are_those_of_the_side_that_is_seen():
+def test_colors_are_those_of_the_side_that_is_seen():
     cameras = orbit()
     rgba = ball(cameras)
-    found = hull.visual_hull(cameras, rgba[..., 3], 24)
-    rgb = hull.surface_colours(found, cameras, rgba)
-    height = found.points[:, 2] - CENTRE[2]
-    assert rgb[height > 3 * found.voxel, 0].mean() > 0.97
-    assert rgb[height < -3 * found.voxel, 2].mean() > 0.97
+    carved = hull.visual_hull(cameras, rgba[..., 3], 24)
+    rgb = hull.surface_colors(carved, cameras, rgba)
+    height = carved.points[:, 2] - CENTER[2]
+    assert rgb[height > 3 * carved.voxel, 0].mean() > 0.97
+    assert rgb[height < -3 * carved.voxel, 2].mean() > 0.97
 
 
-def test_initial_gaussians_are_round_and_coloured():
+def test_initial_gaussians_are_round_and_colored():
     cameras = orbit()
     rgba = ball(cameras)
-    found = hull.visual_hull(cameras, rgba[..., 3], 24)
-    gaussians = hull.initial_gaussians(found, cameras, rgba, 2)
-    assert gaussians.sh.shape == (len(found.points), 9, 3)
+    carved = hull.visual_hull(cameras, rgba[..., 3], 24)
+    gaussians = hull.initial_gaussians(carved, cameras, rgba, 2)
+    assert gaussians.sh.shape == (len(carved.points), 9, 3)
     assert gaussians.sh[:, 1:].eq(0).all()
-    assert gaussians.log_scales.exp().allclose(torch.tensor(0.6 * found.voxel))
+    assert gaussians.log_scales.exp().allclose(torch.tensor(0.6 * carved.voxel))
     torch.testing.assert_close(gaussians.opacities, torch.full_like(gaussians.opacities, 0.7))
 
 

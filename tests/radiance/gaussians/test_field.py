@@ -13,20 +13,21 @@ from braid.radiance.gaussians.field import (
     gaussian_field,
     pixel_footprint,
     render_all,
-    survey,
+    scan_space,
 )
 from braid.radiance.gaussians.gaussians import C0, Gaussians
 from braid.radiance.gaussians.splat import render
+from tests.radiance.settings import renders_config
 from tests.radiance.tiny_teacher import RADIUS, ball, seeded, views
 
 
 def weight_sums(gaussians: Gaussians, cameras) -> torch.Tensor:
     """Each Gaussian's compositing weights, by painting it alone white among black ones."""
-    exact = Gaussians(*(each.double() for each in vars(gaussians).values()))
+    exact = Gaussians(*(tensor.double() for tensor in vars(gaussians).values()))
     total = []
-    for each in range(len(exact)):
+    for index in range(len(exact)):
         sh = torch.full_like(exact.sh[:, :1], -0.5 / C0)  # black
-        sh[each] = 0.5 / C0
+        sh[index] = 0.5 / C0
         painted = replace(exact, sh=sh)
         seen = [
             splat_reference.render(painted, cameras, v).rgb[..., 0] for v in range(len(cameras))
@@ -53,13 +54,12 @@ def test_contributions_sum_to_the_opacity_of_all_pixels() -> None:
 def test_a_gaussian_that_no_view_sees_contributes_nothing() -> None:
     gaussians = ball()
     gaussians.means[7] = torch.tensor([0.0, 0.0, 50.0])
-    found = contributions(gaussians, views())
-    assert found[7] == 0
+    assert contributions(gaussians, views())[7] == 0
     gaussians.means[:] = 50.0
     assert (contributions(gaussians, views()) == 0).all()
 
 
-def test_renders_are_the_rasteriser_s_rounded_to_half() -> None:
+def test_renders_are_the_rasterizer_s_rounded_to_half() -> None:
     gaussians, cameras = ball(), views(2)
     renders = render_all(gaussians, cameras)
     assert renders.rgba.shape == (2, 16, 16, 4)
@@ -81,7 +81,7 @@ def test_a_pixel_s_footprint_is_distance_over_focal_length() -> None:
 
 def test_the_occupancy_holds_all_gaussians_within_two_standard_deviations() -> None:
     gaussians = ball()
-    occupancy, _ = survey(gaussians, views(), voxels=20, points=1, generator=seeded())
+    occupancy, _ = scan_space(gaussians, views(), renders_config(voxels=20), seeded())
     assert occupancy.contains(gaussians.means).all()
     offset = torch.nn.functional.normalize(torch.randn(60, 3, generator=seeded(5)))
     assert occupancy.contains(gaussians.means + 2 * 0.12 * offset).all()
@@ -91,7 +91,7 @@ def test_the_occupancy_holds_all_gaussians_within_two_standard_deviations() -> N
 
 def test_field_points_lie_in_occupied_voxels_and_are_seen_from_the_views() -> None:
     gaussians, cameras = ball(), views()
-    occupancy, field = survey(gaussians, cameras, voxels=12, points=500, generator=seeded())
+    occupancy, field = scan_space(gaussians, cameras, renders_config(field_points=500), seeded())
     assert len(field) == 500
     assert occupancy.contains(field.points).all()
     origins = cameras.camera_to_world[:, :3, 3]
@@ -103,7 +103,7 @@ def test_field_points_lie_in_occupied_voxels_and_are_seen_from_the_views() -> No
 
 def test_the_field_is_that_of_the_gaussians() -> None:
     gaussians, cameras = ball(), views()
-    _, field = survey(gaussians, cameras, voxels=12, points=300, generator=seeded())
+    _, field = scan_space(gaussians, cameras, renders_config(field_points=300), seeded())
     sigma, rgb = gaussian_field(
         field.points,
         field.directions,
@@ -119,9 +119,7 @@ def test_the_field_is_that_of_the_gaussians() -> None:
     assert field.sigma[near].mean() > 2 * field.sigma[~near].mean()
 
 
-def test_the_same_seed_surveys_the_same_points() -> None:
-    first, second = (
-        survey(ball(), views(), voxels=12, points=50, generator=seeded(3))[1] for _ in range(2)
-    )
-    for name, each in vars(first).items():
-        assert torch.equal(each, getattr(second, name)), name
+def test_the_same_seed_gives_the_same_points() -> None:
+    first, second = (scan_space(ball(), views(), renders_config(), seeded(3))[1] for _ in range(2))
+    for name, tensor in vars(first).items():
+        assert torch.equal(tensor, getattr(second, name)), name

@@ -158,7 +158,7 @@ def test_covariance_has_the_squared_scales_along_the_rotated_axes():
 
 
 def test_quaternion_is_w_first():
-    quarter_turn_about_z = torch.tensor([[1.0, 0.0, 0.0, 1.0]])  # not normalised
+    quarter_turn_about_z = torch.tensor([[1.0, 0.0, 0.0, 1.0]])  # not normalized
     gaussians = random_gaussians(1)
     gaussians.quaternions = quarter_turn_about_z
     image_of_x = gaussians.rotations()[0] @ torch.tensor([1.0, 0.0, 0.0])

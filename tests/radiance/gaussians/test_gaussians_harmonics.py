@@ -61,16 +61,16 @@ def test_lower_degree_is_a_prefix_of_the_higher(degree):
     assert harmonics.degree_of(values.shape[1]) == degree
 
 
-def test_degree_zero_colour_is_the_same_from_everywhere():
+def test_degree_zero_color_is_the_same_from_everywhere():
     rgb = torch.tensor([[0.2, 0.5, 0.9]]).repeat(18, 1)
     directions, _ = sphere_quadrature(3)
     sh = harmonics.base_coefficient(rgb)[:, None, :]
-    torch.testing.assert_close(harmonics.colours(sh, directions.float()), rgb)
+    torch.testing.assert_close(harmonics.colors(sh, directions.float()), rgb)
 
 
-def test_colour_is_clamped_below_at_zero():
+def test_color_is_clamped_below_at_zero():
     sh = torch.full((1, 1, 3), -10.0)
-    assert harmonics.colours(sh, torch.tensor([[0.0, 0.0, 1.0]])).eq(0).all()
+    assert harmonics.colors(sh, torch.tensor([[0.0, 0.0, 1.0]])).eq(0).all()
 
 
 @pytest.mark.parametrize("degree", [-1, 4])

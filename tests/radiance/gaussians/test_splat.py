@@ -76,9 +76,9 @@ def test_order_of_the_gaussians_does_not_matter():
         torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
 
 
-def test_round_gaussian_on_the_axis_has_the_closed_form_alpha_and_colour():
+def test_round_gaussian_on_the_axis_has_the_closed_form_alpha_and_color():
     cameras = camera(33, 33, distance=4.0, focal=40.0)
-    rendered = splat.render(one(scale=0.15, opacity=0.8, grey=0.7), cameras, 0)
+    rendered = splat.render(one(scale=0.15, opacity=0.8, gray=0.7), cameras, 0)
     variance = (40.0 * 0.15 / 4.0) ** 2 + 0.3
     place = torch.arange(33, dtype=torch.float64) + 0.5 - 16.5
     squared = place[:, None] ** 2 + place[None, :] ** 2
@@ -114,8 +114,8 @@ def test_depth_is_the_distance_along_the_unit_ray():
 
 
 def test_nearer_of_two_splats_hides_the_farther():
-    near, far = one((0, 0, 1.0), opacity=0.9, grey=1.0), one((0, 0, -1.0), opacity=0.9, grey=0.0)
-    swapped = one((0, 0, -1.0), opacity=0.9, grey=1.0), one((0, 0, 1.0), opacity=0.9, grey=0.0)
+    near, far = one((0, 0, 1.0), opacity=0.9, gray=1.0), one((0, 0, -1.0), opacity=0.9, gray=0.0)
+    swapped = one((0, 0, -1.0), opacity=0.9, gray=1.0), one((0, 0, 1.0), opacity=0.9, gray=0.0)
     cameras = camera(9, 9)
     bright = splat.render(together(near, far), cameras, 0).rgb[4, 4, 0]
     dark = splat.render(together(*swapped), cameras, 0).rgb[4, 4, 0]
@@ -166,7 +166,7 @@ def test_view_without_a_visible_splat_is_empty_and_differentiable():
 
 
 def test_opaque_front_stops_what_lies_behind():
-    stack = together(*(one((0, 0, 0.5 - 0.1 * i), 2.0, 0.98, grey=float(i >= 3)) for i in range(6)))
+    stack = together(*(one((0, 0, 0.5 - 0.1 * i), 2.0, 0.98, gray=float(i >= 3)) for i in range(6)))
     rendered = splat.render(stack, camera(5, 5), 0)
     assert float(rendered.rgb[2, 2].max()) == 0.0  # 0.02^3 < 1e-4 is left behind the first three
     assert float(rendered.alpha[2, 2]) == pytest.approx(1 - 0.02**3, rel=1e-6)
@@ -175,7 +175,7 @@ def test_opaque_front_stops_what_lies_behind():
 def test_slopes_beyond_the_field_are_clamped_in_the_jacobian_only():
     cameras = camera(20, 20, focal=20.0)
     splats = project(one((3.6, 0.0, 0.0), scale=0.1), cameras, 0)
-    assert float(splats.centres[0]) == pytest.approx(20.0 * 3.6 / 4 + 10)
+    assert float(splats.centers[0]) == pytest.approx(20.0 * 3.6 / 4 + 10)
     limit = 1.3 * 0.5
     assert float(splats.covariances[0]) == pytest.approx(
         (20.0 * 0.1 / 4) ** 2 * (1 + limit**2) + 0.3
@@ -197,7 +197,7 @@ def test_backend_that_is_unknown_or_cannot_run_is_refused():
 
 
 def test_gsplat_is_given_activated_values_and_opencv_cameras(monkeypatch):
-    """A stand-in that renders what it is told to with the reference."""
+    """A stand-in that renders its arguments with the reference."""
     gaussians, cameras = random_gaussians(20), camera(12, 10)
     expected = splat.render(gaussians, cameras, 0)
     flip = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
@@ -205,10 +205,10 @@ def test_gsplat_is_given_activated_values_and_opencv_cameras(monkeypatch):
     def rasterization(*, means, quats, scales, opacities, colors, viewmats, Ks, **options):
         assert options["sh_degree"] == 3
         assert options["render_mode"] == "RGB+D"
-        told = Gaussians(means, scales.log(), quats, torch.logit(opacities), colors)
+        splats = Gaussians(means, scales.log(), quats, torch.logit(opacities), colors)
         pose = torch.linalg.inv(viewmats[0]) * flip
         seen = Cameras(pose[None], float(Ks[0, 0, 0]), options["width"], options["height"])
-        rendered = splat_reference.render(told, seen, 0)
+        rendered = splat_reference.render(splats, seen, 0)
         z = rendered.depth * rendered.alpha * -seen.view_rays(0).directions[:, 2].view(10, 12)
         image = torch.cat([rendered.rgb, z[..., None]], dim=-1)
         return image[None], rendered.alpha[None, ..., None], {}

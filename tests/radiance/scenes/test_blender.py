@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from braid.radiance.scenes.blender import Views, load_views, resize, save_views
+from braid.radiance.scenes.blender import Views, downsample, load_scene, load_views, save_views
 from braid.radiance.scenes.cameras import Cameras
 from tests.radiance.blender_scene import edit, pose, write_image, write_scene
 
@@ -69,9 +69,9 @@ def random_views(count: int = 2, height: int = 6, width: int = 8) -> Views:
     generator = torch.Generator().manual_seed(1)
     alpha = torch.rand(count, height, width, 1, generator=generator)
     alpha[:, 0] = 0
-    colour = torch.rand(count, height, width, 3, generator=generator)
+    color = torch.rand(count, height, width, 3, generator=generator)
     poses = torch.tensor([pose((0.1 * i, 0.2, 3)) for i in range(count)])
-    return Views(Cameras(poses, 11.5, width, height), torch.cat([colour * alpha, alpha], dim=-1))
+    return Views(Cameras(poses, 11.5, width, height), torch.cat([color * alpha, alpha], dim=-1))
 
 
 def test_saved_views_load_back_within_eight_bits(tmp_path: Path) -> None:
@@ -95,30 +95,41 @@ def test_equal_views_are_saved_as_equal_bytes(tmp_path: Path) -> None:
     )
 
 
-def test_resize_averages_premultiplied_pixels() -> None:
-    """Invisible red beside opaque green must stay green: averaging straight colour would not."""
+def test_a_scene_has_every_split_that_is_there_in_one_size(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        save_views(tmp_path, split, random_views(2, 4, 6))
+    assert list(load_scene(tmp_path)) == ["train", "test"]
+    save_views(tmp_path, "val", random_views(1, 4, 6))
+    assert list(load_scene(tmp_path)) == ["train", "val", "test"]
+    save_views(tmp_path, "val", random_views(1, 5, 6))
+    with pytest.raises(ValueError, match=r"one image size in all splits.*'val': '6x5'"):
+        load_scene(tmp_path)
+
+
+def test_downsampling_averages_premultiplied_pixels() -> None:
+    """Invisible red beside opaque green must stay green: averaging straight color would not."""
     rgba = torch.zeros(1, 2, 2, 4)
     rgba[0, 0, 0] = torch.tensor([0.0, 1.0, 0.0, 1.0])
-    small = resize(Views(Cameras(torch.eye(4)[None], 10.0, 2, 2), rgba), 1)
+    small = downsample(Views(Cameras(torch.eye(4)[None], 10.0, 2, 2), rgba), 2)
     np.testing.assert_allclose(small.rgba[0, 0, 0], [0, 0.25, 0, 0.25])
 
 
-def test_resize_keeps_the_rays_of_block_centres() -> None:
+def test_downsampling_keeps_the_rays_of_block_centers() -> None:
     views = random_views(1, 6, 9)
-    small = resize(views, 3)
+    small = downsample(views, 3)
     assert (small.cameras.width, small.cameras.height) == (3, 2)
-    centre = small.cameras.rays(torch.tensor([0]), torch.tensor([5])).directions
+    center = small.cameras.rays(torch.tensor([0]), torch.tensor([5])).directions
     fine = views.cameras.rays(torch.tensor([0]), torch.tensor([4 * 9 + 7])).directions
-    torch.testing.assert_close(centre, fine)
+    torch.testing.assert_close(center, fine)
     np.testing.assert_allclose(
         small.rgba[0, 1, 2], views.rgba[0, 3:6, 6:9].mean(dim=(0, 1)), atol=1e-6
     )
 
 
-@pytest.mark.parametrize("width", [0, -2, 3, 16, 4])
-def test_resize_refuses_what_is_no_whole_factor(width: int) -> None:
-    with pytest.raises(ValueError, match=f"width {width}: .*8x5"):
-        resize(random_views(1, 5, 8), width)
+@pytest.mark.parametrize("factor", [2, 3, 4, 5, 16])
+def test_downsampling_refuses_what_is_no_whole_factor(factor: int) -> None:
+    with pytest.raises(ValueError, match=f"downsample: {factor} does not divide .*8x5"):
+        downsample(random_views(1, 5, 8), factor)
 
 
 def breaks(message: str, change: Callable[[dict[str, Any]], object], id: str) -> Any:

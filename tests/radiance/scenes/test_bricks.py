@@ -21,6 +21,7 @@ from braid.radiance.scenes.bricks import (
     render_bricks,
 )
 from braid.radiance.scenes.cameras import Cameras
+from tests.radiance.settings import bricks_config
 
 
 def above(height: float, width: int) -> Cameras:
@@ -57,7 +58,7 @@ def test_axes_are_opengls_up_is_the_first_row_and_right_the_last_column() -> Non
 
 
 def test_images_are_premultiplied_and_in_range() -> None:
-    rgba = make_bricks(24, {"test": 3}, seed=0)["test"].rgba
+    rgba = make_bricks(bricks_config(width=24, test=3), seed=0)["test"].rgba
     assert rgba.dtype == torch.float32
     assert bool((rgba >= 0).all())
     assert bool((rgba[..., :3] <= rgba[..., 3:] + 1e-6).all())
@@ -65,11 +66,11 @@ def test_images_are_premultiplied_and_in_range() -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_splits_are_independent() -> None:
-    first = make_bricks(16, {"train": 2, "val": 2}, seed=3)
-    again = make_bricks(16, {"val": 2, "train": 2}, seed=3)
-    for split in first:
+    first = make_bricks(bricks_config(width=16, train=2, val=2), seed=3)
+    again = make_bricks(bricks_config(width=16, train=2, val=2, test=5), seed=3)
+    for split in ("train", "val"):
         assert torch.equal(first[split].rgba, again[split].rgba)
-    other = make_bricks(16, {"train": 2}, seed=4)["train"]
+    other = make_bricks(bricks_config(width=16, train=2), seed=4)["train"]
     assert not torch.equal(first["train"].rgba, other.rgba)
     poses = [first[split].cameras.camera_to_world for split in ("train", "val")]
     assert not torch.isclose(poses[0], poses[1]).all(dim=(1, 2)).any()
@@ -95,7 +96,7 @@ def test_cameras_stand_on_the_upper_hemisphere_and_look_at_the_origin() -> None:
 
 
 def test_the_whole_model_is_inside_every_view() -> None:
-    views = make_bricks(48, {"train": 24}, seed=0, supersample=2)["train"]
+    views = make_bricks(bricks_config(width=48, train=24, supersample=2), seed=0)["train"]
     assert views.cameras.focal == pytest.approx(24 / math.tan(0.5 * CAMERA_ANGLE_X))
     border = torch.ones(48, 48, dtype=torch.bool)
     border[1:-1, 1:-1] = False
@@ -104,29 +105,29 @@ def test_the_whole_model_is_inside_every_view() -> None:
 
 
 def test_the_highlight_depends_on_the_view() -> None:
-    """The same point of the roof from two places; without gloss it has one colour."""
+    """The same point of the roof from two places; without gloss it has one color."""
     shapes = model()
     cameras = Cameras(hemisphere_poses(40, np.random.default_rng(1)), 100.0, 40, 40)
     cameras = cameras[cameras.camera_to_world[:, 2, 3] > 3]
     for gloss, spread in ((Lighting().gloss, 0.05), (0.0, 0.0)):
-        colours = point_colours(shapes, cameras, roof_point(), Lighting(gloss=gloss))
-        assert len(colours) >= 5
-        width = float((colours.max(0) - colours.min(0)).max())
+        colors = point_colors(shapes, cameras, roof_point(), Lighting(gloss=gloss))
+        assert len(colors) >= 5
+        width = float((colors.max(0) - colors.min(0)).max())
         assert width > spread if spread else width < 1e-9
 
 
 def roof_point() -> np.ndarray:
     """A point of the roof's top face, between four studs."""
-    index = next(i for i, b in enumerate(BRICKS) if b.colour == "white" and b.z == 12)
+    index = next(i for i, b in enumerate(BRICKS) if b.color == "white" and b.z == 12)
     shapes = model()
-    return shapes.centre[index] + [0, 0, shapes.half[index, 2]]
+    return shapes.center[index] + [0, 0, shapes.half[index, 2]]
 
 
-def point_colours(
+def point_colors(
     shapes: Solids, cameras: Cameras, point: np.ndarray, lighting: Lighting
 ) -> np.ndarray:
-    """The point's colour in every view, by aiming each camera's middle pixel at it."""
-    colours = []
+    """The point's color in every view, by aiming each camera's middle pixel at it."""
+    colors = []
     for pose in cameras.camera_to_world.double():
         back = pose[:3, 3] - torch.from_numpy(point)
         back = back / back.norm()
@@ -135,8 +136,8 @@ def point_colours(
         aimed = torch.eye(4, dtype=torch.float64)
         aimed[:3] = torch.stack([right, torch.linalg.cross(back, right), back, pose[:3, 3]], dim=1)
         view = render_bricks(shapes, Cameras(aimed[None].float(), 1000.0, 1, 1), 1, lighting)
-        colours.append(view.rgba[0, 0, 0, :3].numpy())
-    return np.stack(colours)
+        colors.append(view.rgba[0, 0, 0, :3].numpy())
+    return np.stack(colors)
 
 
 def test_studs_inside_the_brick_above_are_left_out() -> None:
@@ -148,8 +149,8 @@ def test_studs_inside_the_brick_above_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "count", "supersample"), [(0, 1, 1), (8, 0, 1), (8, 1, 0), (-1, 1, 1)]
+    ("name", "value"), [("width", 0), ("train", 0), ("supersample", 0), ("width", -1)]
 )
-def test_sizes_below_one_are_refused(width: int, count: int, supersample: int) -> None:
-    with pytest.raises(ValueError, match="must be positive"):
-        make_bricks(width, {"train": count}, seed=0, supersample=supersample)
+def test_sizes_below_one_are_refused(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=rf"{name}\n.*greater than 0"):
+        bricks_config(**{name: value})

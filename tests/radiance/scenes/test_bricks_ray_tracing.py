@@ -20,9 +20,9 @@ from braid.radiance.scenes.bricks import (
 
 
 def solids(*rows: tuple[list[float], list[float], int]) -> Solids:
-    centre, half, axis = zip(*rows, strict=True)
-    colour = np.full((len(rows), 3), 0.5)
-    return Solids(np.array(centre, float), np.array(half, float), np.array(axis), colour)
+    center, half, axis = zip(*rows, strict=True)
+    color = np.full((len(rows), 3), 0.5)
+    return Solids(np.array(center, float), np.array(half, float), np.array(axis), color)
 
 
 def unit(*vector: float) -> np.ndarray:
@@ -74,14 +74,14 @@ def test_chords_are_where_points_along_the_ray_are_inside(axis: int) -> None:
     half = rng.uniform(0.3, 0.8, 3)
     if axis != BOX:
         half[[i for i in range(3) if i != axis]] = 0.6
-    centre = rng.normal(size=3) * 0.2
+    center = rng.normal(size=3) * 0.2
     origins = rng.normal(size=(300, 3))
     origins *= 4 / np.linalg.norm(origins, axis=1, keepdims=True)
     towards = rng.normal(size=(300, 3)) * 0.6 - origins
     directions = towards / np.linalg.norm(towards, axis=1, keepdims=True)
-    enter, leave = chord(centre, half, axis, origins, directions)
+    enter, leave = chord(center, half, axis, origins, directions)
     t = np.linspace(2, 6, 4001)
-    local = (origins[:, None] + t[:, None] * directions[:, None] - centre) / half
+    local = (origins[:, None] + t[:, None] * directions[:, None] - center) / half
     inside = (np.abs(local) <= 1).all(-1)
     if axis != BOX:
         plane = [i for i in range(3) if i != axis]
@@ -117,8 +117,8 @@ def test_shadows_do_not_depend_on_the_order_of_points_or_solids() -> None:
         in_shadow(solids(*rows[::-1]), points[order], light), shadow[order]
     )
     brute = np.zeros(500, bool)
-    for centre, half, axis in rows:
-        enter, leave = chord(np.array(centre), np.array(half), axis, points, light)
+    for center, half, axis in rows:
+        enter, leave = chord(np.array(center), np.array(half), axis, points, light)
         brute |= (enter < leave) & (leave > 0)
     np.testing.assert_array_equal(shadow, brute)
     assert 0.01 < shadow.mean() < 0.9

@@ -16,11 +16,11 @@ def _project(cameras: Cameras, view: int, points: Tensor) -> Tensor:
     """Pixel coordinates (x, y) of world points."""
     matrix = cameras.world_to_camera()[view]
     x, y, z = (points @ matrix[:3, :3].T + matrix[:3, 3]).unbind(1)
-    centre_x, centre_y = 0.5 * cameras.width, 0.5 * cameras.height
-    return torch.stack([cameras.focal * x / z + centre_x, cameras.focal * y / z + centre_y], 1)
+    center_x, center_y = 0.5 * cameras.width, 0.5 * cameras.height
+    return torch.stack([cameras.focal * x / z + center_x, cameras.focal * y / z + center_y], 1)
 
 
-def test_first_pixel_is_the_upper_left_seen_through_its_centre() -> None:
+def test_first_pixel_is_the_upper_left_seen_through_its_center() -> None:
     rays = _cameras().rays(torch.tensor([0]), torch.tensor([0]))
     expected = torch.tensor([-2.5, 1.5, -10.0]) / math.sqrt(2.5**2 + 1.5**2 + 100)
     torch.testing.assert_close(rays.directions[0], expected)
@@ -36,14 +36,14 @@ def test_directions_have_unit_length_and_average_to_the_optical_axis() -> None:
     torch.testing.assert_close(mean, axis, atol=1e-6, rtol=0)
 
 
-def test_a_point_on_a_ray_projects_to_the_centre_of_its_pixel() -> None:
+def test_a_point_on_a_ray_projects_to_the_center_of_its_pixel() -> None:
     cameras = _cameras()
     for view in range(len(cameras)):
         rays = cameras.view_rays(view)
         pixels = _project(cameras, view, rays.origins + 3.0 * rays.directions)
         index = torch.arange(cameras.pixels)
-        centres = torch.stack([index % 6 + 0.5, index // 6 + 0.5], dim=1)
-        torch.testing.assert_close(pixels, centres, atol=1e-4, rtol=0)
+        centers = torch.stack([index % 6 + 0.5, index // 6 + 0.5], dim=1)
+        torch.testing.assert_close(pixels, centers, atol=1e-4, rtol=0)
 
 
 def test_a_bundle_over_views_equals_the_single_views() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from braid.radiance.scenes.cameras import Cameras, gaze, look_at, random_poses
 
-CENTRE = torch.tensor([0.3, -0.2, 0.5])
+CENTER = torch.tensor([0.3, -0.2, 0.5])
 UP = torch.tensor([0.0, 0.0, 1.0])
 
 
@@ -16,11 +16,11 @@ def dome(count: int = 24) -> Cameras:
     back[:, 2] = back[:, 2].abs() + 0.2
     back = torch.nn.functional.normalize(back, dim=-1)
     distance = 3 + torch.rand(count, 1, generator=generator)
-    return Cameras(look_at(CENTRE + distance * back, back, UP), 50.0, 8, 8)
+    return Cameras(look_at(CENTER + distance * back, back, UP), 50.0, 8, 8)
 
 
 def test_gaze_is_the_point_that_all_views_look_at() -> None:
-    torch.testing.assert_close(gaze(dome()), CENTRE, atol=1e-5, rtol=0)
+    torch.testing.assert_close(gaze(dome()), CENTER, atol=1e-5, rtol=0)
 
 
 def test_look_at_is_rigid_even_from_straight_above() -> None:
@@ -33,13 +33,13 @@ def test_look_at_is_rigid_even_from_straight_above() -> None:
 def test_random_poses_look_at_the_scene_from_the_same_zone() -> None:
     cameras = dome()
     poses = random_poses(cameras, 200, torch.Generator().manual_seed(1))
-    torch.testing.assert_close(gaze(poses), CENTRE, atol=1e-4, rtol=0)
+    torch.testing.assert_close(gaze(poses), CENTER, atol=1e-4, rtol=0)
     rotation = poses.camera_to_world[:, :3, :3]
     torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(200))
-    distance = (poses.camera_to_world[:, :3, 3] - CENTRE).norm(dim=-1)
-    given = (cameras.camera_to_world[:, :3, 3] - CENTRE).norm(dim=-1)
+    distance = (poses.camera_to_world[:, :3, 3] - CENTER).norm(dim=-1)
+    given = (cameras.camera_to_world[:, :3, 3] - CENTER).norm(dim=-1)
     assert given.min() - 1e-3 <= distance.min() <= distance.max() <= given.max() + 1e-3
-    height = (poses.camera_to_world[:, :3, 3] - CENTRE)[:, 2] / distance
+    height = (poses.camera_to_world[:, :3, 3] - CENTER)[:, 2] / distance
     assert height.min() >= 0.0
 
 

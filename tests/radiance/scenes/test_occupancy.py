@@ -15,13 +15,13 @@ def _grid(*occupied: tuple[int, int, int], shape: tuple[int, int, int] = (4, 6, 
     return Occupancy(voxels, low, low + 0.5 * torch.tensor(shape))
 
 
-def _centre(index: tuple[int, int, int]) -> Tensor:
+def _center(index: tuple[int, int, int]) -> Tensor:
     return torch.tensor([-1.0, 0.0, 1.0]) + 0.5 * (torch.tensor(index) + 0.5)
 
 
 def test_contains_is_true_inside_occupied_voxels_only() -> None:
     grid = _grid((1, 2, 3), (3, 5, 7))
-    points = torch.stack([_centre((1, 2, 3)), _centre((1, 2, 4)), _centre((3, 5, 7)), grid.high])
+    points = torch.stack([_center((1, 2, 3)), _center((1, 2, 4)), _center((3, 5, 7)), grid.high])
     assert grid.contains(points).tolist() == [True, False, True, True]
     beyond = torch.stack([grid.high + 1e-3, grid.low - 1e-3, torch.full((3,), 99.0)])
     assert not grid.contains(beyond).any()
@@ -72,8 +72,8 @@ def test_samples_are_uniform_over_the_occupied_voxels() -> None:
     grid = _grid((0, 0, 0), (3, 5, 7), (3, 5, 6))
     points = grid.sample(3000, torch.Generator().manual_seed(0))
     assert grid.contains(points).all()
-    share = (points[:, 0] < -0.5).float().mean()
-    assert abs(share - 1 / 3) < 0.03
+    fraction = (points[:, 0] < -0.5).float().mean()
+    assert abs(fraction - 1 / 3) < 0.03
 
 
 def test_state_restores_the_grid() -> None:

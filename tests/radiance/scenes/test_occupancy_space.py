@@ -23,12 +23,12 @@ def test_a_stored_space_comes_back_exactly_with_the_same_bytes(tmp_path: Path) -
     for name in ("a", "b"):
         save_space(tmp_path / name, occupancy, field)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    again, known = load_space(tmp_path / "a")
+    again, points = load_space(tmp_path / "a")
     for name, stored in occupancy.state().items():
         assert torch.equal(again.state()[name], stored), name
     assert again.occupied.dtype == torch.bool
     for name in ("points", "directions", "sigma", "rgb"):
-        assert torch.equal(getattr(known, name), getattr(field, name)), name
+        assert torch.equal(getattr(points, name), getattr(field, name)), name
 
 
 def test_chosen_points_keep_what_belongs_together() -> None:
@@ -38,14 +38,14 @@ def test_chosen_points_keep_what_belongs_together() -> None:
     for name in ("points", "directions", "sigma", "rgb"):
         assert torch.equal(getattr(chosen, name), getattr(field, name)[[5, 0, 5]]), name
     moved = field.to(torch.device("meta"))
-    assert {each.device.type for each in vars(moved).values()} == {"meta"}
+    assert {tensor.device.type for tensor in vars(moved).values()} == {"meta"}
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no safetensors at all"])
 def test_a_missing_or_broken_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "space.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"space\.safetensors: expected a surveyed space"):
+    with pytest.raises(ValueError, match=r"space\.safetensors: expected an occupied space"):
         load_space(tmp_path / "space.safetensors")
 
 
@@ -53,7 +53,7 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "space.safetensors"
     save_space(path, *space())
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(ValueError, match=r"space\.safetensors: expected a surveyed space"):
+    with pytest.raises(ValueError, match=r"space\.safetensors: expected an occupied space"):
         load_space(path)
 
 

@@ -42,13 +42,6 @@ def test_a_ray_number_is_a_view_and_a_row_major_pixel() -> None:
     assert batch.rgb.dtype == batch.depth.dtype == torch.float32
 
 
-def test_the_sampler_draws_only_rays_that_exist_from_every_view() -> None:
-    renders = random_renders()
-    drawn = renders.sampler(hard=0.0, tile=4).draw(2000, seeded())
-    assert len(renders) == 72
-    assert set(drawn.ray.tolist()) == set(range(72))
-
-
 def test_premultiplied_pixels_are_composited_over_white() -> None:
     renders = random_renders()
     rgba = torch.from_numpy(renders.rgba.astype(np.float32))

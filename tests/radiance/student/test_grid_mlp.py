@@ -5,13 +5,14 @@ import torch
 from torch import Tensor
 
 from braid.radiance.student.grid_mlp import Architecture, evaluate, make_tiles
+from tests.radiance.settings import network_config
 
-SMALL = Architecture(hidden=8, layers=4, frequencies=5, direction_frequencies=2)
-PAPER = Architecture(hidden=32, layers=4, frequencies=10, direction_frequencies=4)
+SMALL = Architecture(network_config(hidden=8, frequencies=5, direction_frequencies=2))
+PAPER = Architecture(network_config(frequencies=10, direction_frequencies=4))
 
 
 def _inputs(points: int, networks: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """A skewed share of points, as along a surface: some networks get many, some none."""
+    """Unevenly many points, as along a surface: some networks get many, some none."""
     generator = torch.Generator().manual_seed(seed)
     skewed = torch.rand(points, generator=generator) ** 3
     network = (skewed * networks).long()
@@ -39,12 +40,12 @@ def _gathered(
     def affine(layer: Tensor, x: Tensor) -> Tensor:
         return torch.einsum("pi,pio->po", x, layer[:, :-1]) + layer[:, -1]
 
-    *trunk, density, colour, rgb = architecture.split(parameters.double()[network])
-    hidden = _encode(x.double(), architecture.frequencies)
+    *trunk, density, color, rgb = architecture.split(parameters.double()[network])
+    hidden = _encode(x.double(), architecture.sizes.frequencies)
     for layer in trunk:
         hidden = affine(layer, hidden).relu()
-    view = _encode(d.double(), architecture.direction_frequencies)
-    mixed = affine(colour, torch.cat([hidden, view], dim=1)).relu()
+    view = _encode(d.double(), architecture.sizes.direction_frequencies)
+    mixed = affine(color, torch.cat([hidden, view], dim=1)).relu()
     return torch.cat([affine(density, hidden), affine(rgb, mixed)], dim=1), hidden
 
 
@@ -63,7 +64,7 @@ def test_gradients_equal_a_per_point_gather(points: int, networks: int) -> None:
     inputs = _inputs(points, networks)
     generator = torch.Generator().manual_seed(2)
     raw_weight = torch.randn(points, 4, generator=generator)
-    feature_weight = torch.randn(points, SMALL.hidden, generator=generator)
+    feature_weight = torch.randn(points, SMALL.sizes.hidden, generator=generator)
     gradients = []
     for function in (evaluate, _gathered):
         parameters = _parameters(SMALL, networks).requires_grad_()
@@ -78,14 +79,14 @@ def test_gradients_of_features_alone_stop_at_the_trunk() -> None:
     parameters = _parameters(SMALL, 3).requires_grad_()
     evaluate(SMALL, parameters, *_inputs(50, 3))[1].sum().backward()
     assert parameters.grad is not None
-    trunk = SMALL.split(parameters.grad)[: SMALL.layers - 1]
-    heads = SMALL.split(parameters.grad)[SMALL.layers - 1 :]
+    trunk = SMALL.split(parameters.grad)[: SMALL.sizes.layers - 1]
+    heads = SMALL.split(parameters.grad)[SMALL.sizes.layers - 1 :]
     assert all(layer.any() for layer in trunk)
     assert not any(layer.any() for layer in heads)
 
 
 def test_gradients_pass_a_float64_gradcheck() -> None:
-    architecture = Architecture(hidden=3, layers=3, frequencies=1, direction_frequencies=1)
+    architecture = Architecture(network_config(hidden=3, layers=3, frequencies=1))
     network, positions, directions = _inputs(12, 3)
     parameters = _parameters(architecture, 3).double().requires_grad_()
     assert torch.autograd.gradcheck(

@@ -4,17 +4,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from braid.radiance.config import StudentConfig
 from braid.radiance.student.grid_mlp import evaluate
 from braid.radiance.student.kilonerf import Field, KiloNeRF, fitted_resolution
+from tests.radiance.settings import student_config
 
 LOW, HIGH = [-1.0, -0.5, 0.0], [1.0, 0.5, 3.0]
-SIZES = {"density_scale": 30.0, "hidden": 8, "frequencies": 3, "direction_frequencies": 1}
 
 
-def _model(resolution: tuple[int, int, int] = (4, 2, 3), **options: float) -> KiloNeRF:
+def _sizes(margin: float = 0.0) -> StudentConfig:
+    return student_config(density_scale=30.0, hidden=8, frequencies=3, margin=margin)
+
+
+def _model(resolution: tuple[int, int, int] = (4, 2, 3), margin: float = 0.0) -> KiloNeRF:
     cells = torch.ones(resolution, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
-    return KiloNeRF.for_cells(cells, LOW, HIGH, generator, **SIZES, **options)
+    return KiloNeRF.for_cells(cells, LOW, HIGH, _sizes(margin), generator)
 
 
 def _points(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -61,17 +66,17 @@ def test_each_cell_uses_its_own_network() -> None:
 def test_points_on_faces_belong_to_one_cell_and_the_last_face_stays_inside() -> None:
     model = _model()
     faces = torch.stack([_in_cell(model, (x, 0, 0), [0, 0.5, 0.5]) for x in range(5)])
-    share = model.shares(faces)
-    assert share.point.tolist() == [0, 1, 2, 3, 4]
-    assert share.network.tolist() == [model.network_of_cell[x, 0, 0] for x in (0, 1, 2, 3, 3)]
-    torch.testing.assert_close(share.local[:, 0], torch.tensor([-1.0, -1, -1, -1, 1]))
+    blend = model.blend(faces)
+    assert blend.point.tolist() == [0, 1, 2, 3, 4]
+    assert blend.network.tolist() == [model.network_of_cell[x, 0, 0] for x in (0, 1, 2, 3, 3)]
+    torch.testing.assert_close(blend.local[:, 0], torch.tensor([-1.0, -1, -1, -1, 1]))
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.2])
 def test_density_is_zero_outside_the_box_and_in_cells_without_a_network(margin: float) -> None:
     cells = torch.ones(4, 2, 3, dtype=torch.bool)
     cells[1, 1, 2] = False
-    model = KiloNeRF.for_cells(cells, LOW, HIGH, **SIZES, margin=margin)
+    model = KiloNeRF.for_cells(cells, LOW, HIGH, _sizes(margin))
     empty = _in_cell(model, (1, 1, 2), [0.01, 0.5, 0.5])
     outside = torch.tensor([[1.01, 0, 1], [0, -0.51, 1], [0, 0, -0.01], [5, 5, 5]])
     points = torch.cat([empty.unsqueeze(0), outside])
@@ -82,7 +87,7 @@ def test_density_is_zero_outside_the_box_and_in_cells_without_a_network(margin: 
 
 def test_no_occupied_cell_is_an_error() -> None:
     with pytest.raises(ValueError, match="the 2x3x4 grid has no occupied cell"):
-        KiloNeRF.for_cells(torch.zeros(2, 3, 4, dtype=torch.bool), LOW, HIGH, **SIZES)
+        KiloNeRF.for_cells(torch.zeros(2, 3, 4, dtype=torch.bool), LOW, HIGH, _sizes())
 
 
 @pytest.mark.parametrize(
@@ -102,7 +107,7 @@ def test_a_config_that_makes_no_sense_is_an_error(change: dict[str, object], mes
 
 def test_config_and_state_restore_the_model() -> None:
     cells = torch.rand(4, 2, 3, generator=torch.Generator().manual_seed(1)) > 0.4
-    model = KiloNeRF.for_cells(cells, LOW, HIGH, **SIZES, margin=0.1)
+    model = KiloNeRF.for_cells(cells, LOW, HIGH, _sizes(margin=0.1))
     restored = KiloNeRF.from_config(json.loads(json.dumps(model.config)))
     restored.load_state_dict(model.state_dict())
     points, directions = _points(100)
@@ -112,21 +117,21 @@ def test_config_and_state_restore_the_model() -> None:
 def test_blend_weights_sum_to_one_and_reach_up_to_eight_networks() -> None:
     model = _model(margin=0.3)
     points = _points(400)[0]
-    share = model.shares(points)
-    total = torch.zeros(400).index_add_(0, share.point, share.weight)
+    blend = model.blend(points)
+    total = torch.zeros(400).index_add_(0, blend.point, blend.weight)
     torch.testing.assert_close(total, torch.ones(400))
-    assert torch.bincount(share.point).max() == 8
-    assert share.weight.min() > 0
-    assert share.local.abs().max() <= 1.6 + 1e-5
+    assert torch.bincount(blend.point).max() == 8
+    assert blend.weight.min() > 0
+    assert blend.local.abs().max() <= 1.6 + 1e-5
 
 
 def test_blend_is_even_on_a_face_and_absent_beyond_the_margin() -> None:
     model = _model(margin=0.1)
     on_face = _in_cell(model, (2, 1, 1), [0, 0.5, 0.5])
     away = _in_cell(model, (2, 1, 1), [0.101, 0.5, 0.5])
-    share = model.shares(torch.stack([on_face, away]))
-    torch.testing.assert_close(share.weight[share.point == 0], torch.tensor([0.5, 0.5]))
-    assert share.weight[share.point == 1].tolist() == [1.0]
+    blend = model.blend(torch.stack([on_face, away]))
+    torch.testing.assert_close(blend.weight[blend.point == 0], torch.tensor([0.5, 0.5]))
+    assert blend.weight[blend.point == 1].tolist() == [1.0]
 
 
 def test_field_is_continuous_across_faces_with_a_margin_only() -> None:
@@ -144,11 +149,11 @@ def test_field_is_continuous_across_faces_with_a_margin_only() -> None:
             assert (jump < 1e-3) == (margin > 0)
 
 
-def test_blend_stays_continuous_where_a_neighbour_has_no_network() -> None:
+def test_blend_stays_continuous_where_a_neighbor_has_no_network() -> None:
     cells = torch.ones(4, 2, 3, dtype=torch.bool)
     cells[1, 0, 1] = False
     generator = torch.Generator().manual_seed(0)
-    model = KiloNeRF.for_cells(cells, LOW, HIGH, generator, **SIZES, margin=0.25)
+    model = KiloNeRF.for_cells(cells, LOW, HIGH, _sizes(margin=0.25), generator)
     sides = [_in_cell(model, (1, 1, 1), [offset, 0.05, 0.4]) for offset in (-1e-5, 1e-5)]
     sigma = model(torch.stack(sides), torch.tensor([[0.0, 0, 1]] * 2)).sigma.detach()
     assert abs(float(sigma[0] - sigma[1])) < 1e-3 * float(sigma[0])
@@ -174,7 +179,7 @@ def test_density_scale_is_per_longest_cell_edge() -> None:
     assert _model((1, 1, 6)).density_scale == pytest.approx(30 / 2)
 
 
-def test_a_fresh_field_is_a_grey_fog() -> None:
+def test_a_fresh_field_is_a_gray_fog() -> None:
     model = _model()
     with torch.no_grad():
         field = model(*_points(500))

@@ -1,4 +1,4 @@
-"""A student trained through the marcher learns what it is shown."""
+"""A student trained through the marcher fits the view that it is trained on."""
 
 import math
 
@@ -9,10 +9,11 @@ from braid.radiance.scenes.cameras import Cameras
 from braid.radiance.scenes.occupancy import Occupancy
 from braid.radiance.student.kilonerf import Field, KiloNeRF
 from braid.radiance.student.marching import march
+from tests.radiance.settings import student_config
 
 
 def _overfit(steps: int) -> tuple[KiloNeRF, Tensor]:
-    """A small grid fitted to one 20 x 20 view of a patterned ball, and the MSE of its colour."""
+    """A small grid fitted to one 20 x 20 view of a patterned ball, and the MSE of its color."""
 
     def truth(points: Tensor, directions: Tensor, features: bool = True) -> Field:
         sigma = 40 * (points.norm(dim=1) < 0.7).float()
@@ -26,9 +27,8 @@ def _overfit(steps: int) -> tuple[KiloNeRF, Tensor]:
     generator = torch.Generator().manual_seed(0)
     cells = torch.ones(2, 2, 2, dtype=torch.bool)
     corners = box.low.tolist(), box.high.tolist()
-    model = KiloNeRF.for_cells(
-        cells, *corners, generator, density_scale=30.0, hidden=16, frequencies=3
-    )
+    sizes = student_config(density_scale=30.0, hidden=16, frequencies=3)
+    model = KiloNeRF.for_cells(cells, *corners, sizes, generator)
     optimizer = torch.optim.Adam(model.parameters(), 2e-2)
     error = torch.zeros(())
     for step in range(steps):

@@ -19,7 +19,7 @@ from braid.radiance.student.marching import (
     sample,
 )
 
-COLOUR = torch.tensor([0.2, 0.5, 0.9])
+COLOR = torch.tensor([0.2, 0.5, 0.9])
 
 
 def _box(extent: float = 1.0, voxels: int = 8) -> Occupancy:
@@ -27,9 +27,9 @@ def _box(extent: float = 1.0, voxels: int = 8) -> Occupancy:
     return Occupancy(full, torch.full((3,), -extent), torch.full((3,), extent))
 
 
-def _field(density: Callable[[Tensor], Tensor], colour: Tensor = COLOUR) -> RadianceField:
+def _field(density: Callable[[Tensor], Tensor], color: Tensor = COLOR) -> RadianceField:
     def field(points: Tensor, directions: Tensor, features: bool = True) -> Field:
-        return Field(density(points), colour.expand(len(points), 3), points[:, :0])
+        return Field(density(points), color.expand(len(points), 3), points[:, :0])
 
     return field
 
@@ -55,7 +55,7 @@ def test_homogeneous_sphere_shows_its_chords() -> None:
     chord = torch.tensor([2 * math.sqrt(max(0.0, radius**2 - b**2)) for b in offsets])
     alpha = 1 - torch.exp(-sigma * chord)
     torch.testing.assert_close(result.alpha, alpha, atol=2e-3, rtol=0)
-    torch.testing.assert_close(result.rgb, alpha.unsqueeze(1) * COLOUR, atol=2e-3, rtol=0)
+    torch.testing.assert_close(result.rgb, alpha.unsqueeze(1) * COLOR, atol=2e-3, rtol=0)
     # Expected distance in a homogeneous chord, measured from its beginning.
     within = 1 / sigma - chord * torch.exp(-sigma * chord) / alpha.clamp_min(1e-9)
     expected = torch.where(alpha > 0, 3 - chord / 2 + within, 0.0)
@@ -185,7 +185,7 @@ def test_rays_that_miss_give_nothing_and_rays_may_start_inside() -> None:
     assert not march(_field(lambda x: torch.ones(len(x))), _box(), only_misses, 0.1).alpha.any()
 
 
-def test_gradients_reach_the_field_through_colour_alpha_and_depth() -> None:
+def test_gradients_reach_the_field_through_color_alpha_and_depth() -> None:
     scale = torch.tensor(2.0, dtype=torch.float32, requires_grad=True)
     field = _field(lambda x: scale * (x.norm(dim=1) < 0.8).float())
     rays = _rays(0.0, 0.4)

@@ -9,24 +9,25 @@ import pytest
 import torch
 
 from braid.radiance.scenes.occupancy import Occupancy
-from braid.radiance.student.student import build_student, load_student, save_student
+from braid.radiance.student.student import Student, build_student, load_student, save_student
+from tests.radiance.settings import evaluation_config, student_config
 from tests.radiance.tiny_teacher import seeded, student, views
 
 
-def image(of, view: int = 0) -> torch.Tensor:
-    return of.render(views(), view, chunk=100, stop=0.0).rgb
+def image(trained: Student, view: int = 0) -> torch.Tensor:
+    return trained.render(views(), view, chunk=100, stop=0.0).rgb
 
 
 def test_a_stored_student_renders_the_same_bytes(tmp_path: Path) -> None:
-    made = student()
-    save_student(tmp_path / "s", made)
+    trained = student()
+    save_student(tmp_path / "s", trained)
     again = load_student(tmp_path / "s")
-    assert again.step == made.step
-    assert again.field.config == made.field.config
-    assert image(made).max() > 0
-    assert torch.equal(image(again), image(made))
-    for name, each in made.occupancy.state().items():
-        assert torch.equal(again.occupancy.state()[name], each), name
+    assert again.step == trained.step
+    assert again.field.config == trained.field.config
+    assert image(trained).max() > 0
+    assert torch.equal(image(again), image(trained))
+    for name, tensor in trained.occupancy.state().items():
+        assert torch.equal(again.occupancy.state()[name], tensor), name
 
 
 def test_a_snapshot_has_other_weights_and_all_else_alike(tmp_path: Path) -> None:
@@ -39,8 +40,8 @@ def test_a_snapshot_has_other_weights_and_all_else_alike(tmp_path: Path) -> None
 
 def test_equal_students_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        made = student()
-        save_student(tmp_path / name, made, {"warm": made.field.state_dict()})
+        trained = student()
+        save_student(tmp_path / name, trained, {"warm": trained.field.state_dict()})
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == ["config.json", "model.safetensors", "warm.safetensors"]
     for file in files:
@@ -48,46 +49,60 @@ def test_equal_students_give_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_the_grid_has_the_cells_of_the_networks() -> None:
-    made = student()
-    points = made.occupancy.sample(500, seeded())
-    share = made.field.shares(points)
-    cell = made.grid.index(points)
-    assert made.grid.resolution == tuple(made.field.config["resolution"])
-    assert torch.equal(share.network, made.field.network_of_cell.view(-1)[cell])
-    place = made.grid.local(points)
-    torch.testing.assert_close(place - place.floor(), (share.local + 1) / 2, atol=1e-4, rtol=0)
+    trained = student()
+    points = trained.occupancy.sample(500, seeded())
+    blend = trained.field.blend(points)
+    cell = trained.grid.index(points)
+    assert trained.grid.resolution == tuple(trained.field.config["resolution"])
+    assert torch.equal(blend.network, trained.field.network_of_cell.view(-1)[cell])
+    place = trained.grid.local(points)
+    torch.testing.assert_close(place - place.floor(), (blend.local + 1) / 2, atol=1e-4, rtol=0)
 
 
 def test_every_occupied_voxel_lies_in_a_cell_with_a_network() -> None:
-    made = student()
-    share = made.field.shares(made.occupancy.sample(5000, seeded()))
-    assert torch.equal(share.point, torch.arange(5000))
+    trained = student()
+    blend = trained.field.blend(trained.occupancy.sample(5000, seeded()))
+    assert torch.equal(blend.point, torch.arange(5000))
 
 
 def test_extent_is_the_longest_side_and_steps_are_in_voxels() -> None:
     occupied = torch.zeros(10, 10, 10, dtype=torch.bool)
     occupied[2:4, 3:9, 5] = True
     occupancy = Occupancy(occupied, torch.zeros(3), torch.full((3,), 5.0))
-    made = build_student(occupancy, seeded(), cells=3, density_scale=8.0, step=0.5, hidden=32)
-    assert made.extent == pytest.approx(3.0, rel=1e-2)
-    assert made.step == pytest.approx(0.25)
-    assert made.grid.resolution == (1, 3, 1)
-    assert made.field.density_scale == pytest.approx(8.0, rel=1e-2)  # an edge is 1 scene unit
-    low, high = torch.tensor(made.grid.lower), torch.tensor(made.grid.upper)
+    trained = build_student(
+        occupancy, student_config(cells=3, density_scale=8.0, step=0.5), seeded()
+    )
+    assert trained.extent == pytest.approx(3.0, rel=1e-2)
+    assert trained.step == pytest.approx(0.25)
+    assert trained.grid.resolution == (1, 3, 1)
+    assert trained.field.density_scale == pytest.approx(8.0, rel=1e-2)  # an edge is 1 scene unit
+    low, high = torch.tensor(trained.grid.lower), torch.tensor(trained.grid.upper)
     assert (low <= torch.tensor([1.0, 1.5, 2.5])).all()
     assert (high >= torch.tensor([2.0, 4.5, 3.0])).all()
 
 
+def test_images_are_composited_over_white() -> None:
+    trained = student()
+    images = trained.on_white(views(), [2, 0], evaluation_config(chunk=100, stop=0.01))
+    rendered = trained.render(views(), 2, chunk=100, stop=0.01)
+    assert images.shape == (2, 16, 16, 3)
+    expected = rendered.rgb + (1 - rendered.alpha[..., None])
+    torch.testing.assert_close(images[0], expected)
+
+
 def test_parameters_are_all_trained_numbers() -> None:
-    made = student()
-    assert made.parameters == made.field.weights.numel()
-    assert made.parameters == made.field.config["networks"] * made.field.architecture.parameters
+    trained = student()
+    assert trained.parameters == trained.field.weights.numel()
+    assert (
+        trained.parameters
+        == trained.field.config["networks"] * trained.field.architecture.parameters
+    )
 
 
 def test_no_occupied_voxel_is_no_student() -> None:
     empty = Occupancy(torch.zeros(4, 4, 4).bool(), torch.zeros(3), torch.ones(3))
     with pytest.raises(ValueError, match="no occupied voxel"):
-        build_student(empty, seeded(), cells=2, density_scale=8.0, step=0.5)
+        build_student(empty, student_config(), seeded())
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "warm.safetensors"])
@@ -95,8 +110,8 @@ def test_no_occupied_voxel_is_no_student() -> None:
 def test_a_missing_or_broken_file_is_named(
     tmp_path: Path, file: str, content: bytes | None
 ) -> None:
-    made = student()
-    save_student(tmp_path / "s", made, {"warm": made.field.state_dict()})
+    trained = student()
+    save_student(tmp_path / "s", trained, {"warm": trained.field.state_dict()})
     (tmp_path / "s" / file).unlink()
     if content is not None:
         (tmp_path / "s" / file).write_bytes(content)

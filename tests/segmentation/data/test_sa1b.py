@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from braid.segmentation.data import sa1b
-from braid.segmentation.data.sa1b import normalise, open_images, read_pixels, read_record
+from braid.segmentation.data.sa1b import normalize, open_images, read_pixels, read_record
 from braid.segmentation.preparation.built_in import write_annotated
-from braid.segmentation.preparation.scan import survey, write_manifest
+from braid.segmentation.preparation.scan import scan, write_manifest
 from tests.segmentation.sa1b_files import MASKS, change_json, some_image, write_pairs
 
 
@@ -24,7 +24,7 @@ def pair(tmp_path):
 def images(tmp_path):
     """Five pairs with a manifest; the last two are for validation."""
     write_pairs(tmp_path / "images", range(1, 6))
-    found = survey(tmp_path / "images", val=2, faults="fatal")
+    found = scan(tmp_path / "images", val=2, faults="fatal")
     write_manifest(tmp_path, found, image_size=28)
     return tmp_path
 
@@ -167,7 +167,7 @@ def test_pixels_agree_with_sam3s_processor(tmp_path):
     path = save_jpeg(tmp_path / "a.jpg", noise(97, 71))
     processor = Sam3ImageProcessor(size={"height": 56, "width": 56})
     expected = processor(Image.open(path), return_tensors="pt")["pixel_values"][0]
-    found = normalise(read_pixels(path, 56))
+    found = normalize(read_pixels(path, 56))
     assert found.dtype == torch.float32
     assert (found - expected).abs().max() <= 1.01 * 2 / 255  # one step of a byte
     assert (found - expected).abs().mean() < 3e-3
@@ -198,7 +198,7 @@ def test_grey_images_get_three_channels(tmp_path):
 
 
 def test_normalised_pixels_reach_from_minus_one_to_one():
-    found = normalise(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    found = normalize(torch.tensor([0, 51, 255], dtype=torch.uint8))
     torch.testing.assert_close(found, torch.tensor([-1, -0.6, 1]))
 
 
@@ -206,12 +206,12 @@ def test_a_students_affine_step_is_as_good_as_preprocessing_twice(tmp_path):
     from braid.common.torchvision import mend_torchvision
 
     mend_torchvision()
-    from braid.segmentation.student.vision import normalisation
+    from braid.segmentation.student.vision import normalization
 
     pixels = read_pixels(save_jpeg(tmp_path / "a.jpg", noise(40, 40)), 28)
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
-    gain, offset = normalisation("repvit_m0_9")
-    found = gain * normalise(pixels) + offset
+    gain, offset = normalization("repvit_m0_9")
+    found = gain * normalize(pixels) + offset
     assert (found - (pixels.double() / 255 - mean) / std).abs().max() < 1e-6
 
 

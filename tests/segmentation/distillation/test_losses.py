@@ -12,27 +12,31 @@ from braid.segmentation.distillation.losses import (
     divergence,
     feature_error,
 )
-from braid.segmentation.distillation.matching import Matcher
-from braid.segmentation.sam3.masks import giou, resized
+from braid.segmentation.sam3.geometry import giou, resized
 from braid.segmentation.sam3.sam3 import predict
-from tests.segmentation.answers import (
+from tests.segmentation.predictions import (
     learning,
     leaves,
     mapped,
-    random_answer,
+    random_prediction,
     with_prompt,
     with_queries,
 )
+from tests.segmentation.tiny_losses import LOSSES, some_loss
 from tests.segmentation.tiny_models import some_images, some_prompts, tiny_teacher
 
 NAMES = ["mask", "box", "giou", "logit", "presence", "semantic", "fpn", "encoder"]
-LOSS = DistillationLoss(Matcher(size=8))
-ONES = DistillationLoss(Matcher(size=8), **dict.fromkeys(NAMES, 1.0))
+LOSS = some_loss(8)
+ONES = some_loss(8, **dict.fromkeys(NAMES, 1.0))
 
 
 def student_and_teacher(prompts=2, queries=(4, 7), sides=(14, 16)):
-    student = random_answer(prompts, queries[0], sides[0], seed=1, features=(6, sides[0], prompts))
-    teacher = random_answer(prompts, queries[1], sides[1], seed=2, features=(6, sides[1], prompts))
+    student = random_prediction(
+        prompts, queries[0], sides[0], seed=1, features=(6, sides[0], prompts)
+    )
+    teacher = random_prediction(
+        prompts, queries[1], sides[1], seed=2, features=(6, sides[1], prompts)
+    )
     return student, teacher
 
 
@@ -60,7 +64,7 @@ def slow(student, teacher):
     """All terms, unweighted, prompt after prompt and pair after pair."""
     pairs = LOSS.matcher(student, teacher)
     side = teacher.masks.shape[-1]
-    masks, maps = (numpy(resized(each, side)) for each in (student.masks, student.semantic))
+    masks, maps = (numpy(resized(logits, side)) for logits in (student.masks, student.semantic))
     sums = dict.fromkeys(NAMES, 0.0)
     prompts = len(student.logits)
     for n in range(prompts):
@@ -103,7 +107,7 @@ def test_a_score_above_one_object_is_divided_by_their_number():
     assert ONES(student, sure)["box"].item() == pytest.approx(expected.item(), rel=1e-3)
 
 
-def test_the_weights_of_the_seed_are_the_default_and_act_linearly():
+def test_weights_act_linearly():
     student, teacher = student_and_teacher()
     plain, weighted = ONES(student, teacher), LOSS(student, teacher)
     weights = dict(zip(NAMES, (5.0, 5.0, 2.0, 2.0, 1.0, 2.0, 1.0, 1.0), strict=True))
@@ -114,8 +118,8 @@ def test_the_weights_of_the_seed_are_the_default_and_act_linearly():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_weight_of_zero_leaves_its_term_out(name):
     student, teacher = student_and_teacher()
-    terms = DistillationLoss(Matcher(size=8), **{name: 0.0})(student, teacher)
-    assert list(terms) == [each for each in NAMES if each != name]
+    terms = some_loss(8, **{name: 0.0})(student, teacher)
+    assert list(terms) == [other for other in NAMES if other != name]
 
 
 def test_what_has_no_weight_is_not_computed():
@@ -123,7 +127,7 @@ def test_what_has_no_weight_is_not_computed():
         raise AssertionError
 
     pairs = dict.fromkeys(("mask", "box", "giou", "logit"), 0.0)
-    terms = DistillationLoss(never, **pairs)(*student_and_teacher())
+    terms = DistillationLoss(never, LOSSES.model_copy(update=pairs))(*student_and_teacher())
     assert list(terms) == NAMES[4:]
 
 
@@ -142,8 +146,8 @@ def surest(prediction, count):
 
 @pytest.mark.parametrize("side", [12, 7])  # the teacher's masks as they are, and from a cache
 @pytest.mark.parametrize("count", [4, 9])  # its surest queries, and all
-def test_a_student_that_answers_like_the_teacher_is_at_rest(side, count):
-    teacher = random_answer(1, 9, 12, seed=3, features=(6, 12, 1))
+def test_a_student_that_predicts_like_the_teacher_is_at_rest(side, count):
+    teacher = random_prediction(1, 9, 12, seed=3, features=(6, 12, 1))
     student = learning(with_queries(teacher, surest(teacher, count)))
     small = {name: resized(getattr(teacher, name), side) for name in ("masks", "semantic")}
     terms = LOSS(student, replace(teacher, **small))
@@ -151,18 +155,18 @@ def test_a_student_that_answers_like_the_teacher_is_at_rest(side, count):
     for name, term in terms.items():
         assert abs(term.item()) < 2e-6, name
     sum(terms.values()).backward()
-    for held in leaves(student):
-        assert held.grad.abs().max() < 1e-5
+    for leaf in leaves(student):
+        assert leaf.grad.abs().max() < 1e-5
 
 
-def test_saturated_answers_are_at_rest_too():
-    teacher = mapped(random_answer(1, 5, 12, seed=3), lambda held: held)
+def test_saturated_predictions_are_at_rest_too():
+    teacher = mapped(random_prediction(1, 5, 12, seed=3), lambda tensor: tensor)
     teacher = replace(teacher, masks=30 * teacher.masks, logits=torch.full((1, 5), 12.0))
     student = learning(teacher)
     total = sum(LOSS(student, teacher).values())
     total.backward()
     assert abs(total.item()) < 1e-5
-    assert all(held.grad.abs().max() < 1e-5 for held in leaves(student))
+    assert all(leaf.grad.abs().max() < 1e-5 for leaf in leaves(student))
 
 
 def test_divergence_has_the_gradient_of_cross_entropy_and_is_never_below_zero():
@@ -190,17 +194,17 @@ def test_a_batch_is_the_mean_of_its_prompts():
     terms = LOSS(student, teacher)
     alone = [LOSS(with_prompt(student, n), with_prompt(teacher, n)) for n in range(3)]
     for name in NAMES:
-        mean = torch.stack([each[name] for each in alone]).mean()
+        mean = torch.stack([terms_of_one[name] for terms_of_one in alone]).mean()
         torch.testing.assert_close(terms[name], mean, rtol=1e-5, atol=1e-6)
 
 
 def test_the_teacher_learns_nothing_and_the_student_everything():
     student, teacher = map(learning, student_and_teacher())
-    before = [held.detach().clone() for held in leaves(teacher)]
+    before = [leaf.detach().clone() for leaf in leaves(teacher)]
     sum(LOSS(student, teacher).values()).backward()
-    assert all(held.grad is None for held in leaves(teacher))
-    assert all(torch.equal(*each) for each in zip(before, leaves(teacher), strict=True))
-    assert all(held.grad.abs().sum() > 0 for held in leaves(student))
+    assert all(leaf.grad is None for leaf in leaves(teacher))
+    assert all(torch.equal(*both) for both in zip(before, leaves(teacher), strict=True))
+    assert all(leaf.grad.abs().sum() > 0 for leaf in leaves(student))
 
 
 def test_half_precision_comes_in_and_autocast_is_off():
@@ -216,7 +220,7 @@ def test_half_precision_comes_in_and_autocast_is_off():
     assert all(terms[name].dtype == torch.float32 for name in NAMES)
     assert all(torch.equal(terms[name], exact[name]) for name in NAMES)
     sum(terms.values()).backward()
-    assert all(held.grad.dtype == torch.float16 for held in leaves(lower))
+    assert all(leaf.grad.dtype == torch.float16 for leaf in leaves(lower))
 
 
 def test_a_query_without_a_partner_learns_that_there_is_nothing():
@@ -242,18 +246,20 @@ def test_what_is_not_there_moves_no_masks_and_boxes():
 
 
 def test_queries_that_agree_on_nothing_dilute_nothing():
-    teacher = random_answer(1, 3, 16, seed=2, features=(6, 16, 1))
-    student = mapped(teacher, lambda held: held + 0.1 * torch.ones_like(held).cumsum(-1).cos())
-    nothing = random_answer(1, 4, 16, seed=9)
+    teacher = random_prediction(1, 3, 16, seed=2, features=(6, 16, 1))
+    student = mapped(
+        teacher, lambda tensor: tensor + 0.1 * torch.ones_like(tensor).cumsum(-1).cos()
+    )
+    nothing = random_prediction(1, 4, 16, seed=9)
     nothing = replace(nothing, logits=torch.full((1, 4), -12.0))
     more = [
         replace(
-            each,
-            masks=torch.cat([each.masks, nothing.masks], 1),
-            boxes=torch.cat([each.boxes, nothing.boxes], 1),
-            logits=torch.cat([each.logits, nothing.logits], 1),
+            prediction,
+            masks=torch.cat([prediction.masks, nothing.masks], 1),
+            boxes=torch.cat([prediction.boxes, nothing.boxes], 1),
+            logits=torch.cat([prediction.logits, nothing.logits], 1),
         )
-        for each in (student, teacher)
+        for prediction in (student, teacher)
     ]
     terms, diluted = LOSS(student, teacher), LOSS(*more)
     for name in NAMES:
@@ -268,24 +274,24 @@ def test_constant_features_are_constant_at_any_size():
 
 def test_levels_count_alike_whatever_their_size():
     student, teacher = student_and_teacher()
-    away = replace(student, fpn=tuple(each.clone() for each in teacher.fpn))
+    away = replace(student, fpn=tuple(level.clone() for level in teacher.fpn))
     for level in range(3):
-        moved = [each + 2 if k == level else each for k, each in enumerate(away.fpn)]
+        moved = [x + 2 if k == level else x for k, x in enumerate(away.fpn)]
         assert ONES(replace(away, fpn=tuple(moved)), teacher)["fpn"].item() == pytest.approx(4 / 3)
 
 
 def test_of_fewer_levels_the_coarsest_are_compared():
     student, teacher = student_and_teacher()
-    student = replace(student, fpn=tuple(each.clone() for each in teacher.fpn))
+    student = replace(student, fpn=tuple(level.clone() for level in teacher.fpn))
     shown = replace(teacher, fpn=teacher.fpn[1:])
     assert ONES(student, shown)["fpn"].item() == pytest.approx(0, abs=1e-12)
-    moved = [each + 2 if k == 0 else each for k, each in enumerate(student.fpn)]
+    moved = [x + 2 if k == 0 else x for k, x in enumerate(student.fpn)]
     assert ONES(replace(student, fpn=tuple(moved)), shown)["fpn"].item() == pytest.approx(
         0, abs=1e-12
     )
 
 
-def test_a_broken_student_is_seen_in_the_terms_that_it_spoils():
+def test_a_broken_student_shows_in_the_terms_that_it_spoils():
     student, teacher = student_and_teacher()
     masks = student.masks.clone()
     masks[0, 1, 3, 3] = float("nan")
@@ -296,10 +302,13 @@ def test_a_broken_student_is_seen_in_the_terms_that_it_spoils():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda held: with_prompt(held, 0), "the student answers 2 prompts, the teacher 1"),
-        (lambda held: replace(held, fpn=held.fpn * 2), "FPN has 3 levels, the teacher's 6"),
+        (lambda teacher: with_prompt(teacher, 0), "the student's prompts are 2, the teacher's 1"),
         (
-            lambda held: replace(held, encoder=held.encoder[:, :4]),
+            lambda teacher: replace(teacher, fpn=teacher.fpn * 2),
+            "FPN has 3 levels, the teacher's 6",
+        ),
+        (
+            lambda teacher: replace(teacher, encoder=teacher.encoder[:, :4]),
             r"features are \[2, 6, h, w\], the teacher's \[2, 4, h, w\]",
         ),
     ],
@@ -311,7 +320,7 @@ def test_predictions_that_cannot_be_compared_are_refused(change, message):
     assert "\n" not in str(caught.value)
 
 
-def test_answers_are_learnt():
+def test_predictions_are_learned():
     student, teacher = student_and_teacher(queries=(7, 7), sides=(16, 16))
     student = learning(student)
     optimizer = torch.optim.Adam(leaves(student), lr=0.1)
@@ -343,4 +352,4 @@ def test_models_learn_from_models():
         optimizer.step()
         totals.append(total.item())
     assert totals[-1] < 0.8 * totals[0]
-    assert all(each.grad is None for each in teacher.parameters())
+    assert all(parameter.grad is None for parameter in teacher.parameters())

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from benchmarks import matching as bench
-from braid.segmentation.distillation.matching import Matcher, assign
-from braid.segmentation.sam3.masks import shares
-from tests.segmentation.answers import mapped, random_answer, with_prompt, with_queries
+from braid.segmentation.distillation.matching import assign
+from braid.segmentation.sam3.geometry import area_means
+from tests.segmentation.predictions import mapped, random_prediction, with_prompt, with_queries
+from tests.segmentation.tiny_losses import some_matcher
 
 
 def cheapest(cost):
@@ -19,7 +20,7 @@ def cheapest(cost):
         cost = cost.T
     rows = range(cost.shape[0])
     choices = itertools.permutations(range(cost.shape[1]), cost.shape[0])
-    return min(sum(cost[i, j] for i, j in zip(rows, each, strict=True)) for each in choices)
+    return min(sum(cost[i, j] for i, j in zip(rows, columns, strict=True)) for columns in choices)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (4, 4), (6, 6), (3, 7), (7, 3)])
@@ -41,11 +42,16 @@ def iou(a, b):
 
 
 def test_the_cost_is_that_of_pair_after_pair():
-    student, teacher = random_answer(2, 4, 9, seed=1), random_answer(2, 6, 12, seed=2)
-    matcher = Matcher(mask=1.5, box=2.0, giou=0.5, logit=3.0, size=6)
-    found = matcher.cost(student, teacher)
-    p, q = (shares(each.masks.double().sigmoid(), 6).numpy() for each in (student, teacher))
-    left, right = (each.logits.double().sigmoid().numpy() for each in (student, teacher))
+    student, teacher = random_prediction(2, 4, 9, seed=1), random_prediction(2, 6, 12, seed=2)
+    matcher = some_matcher(mask=1.5, box=2.0, giou=0.5, logit=3.0, size=6)
+    cost = matcher.cost(student, teacher)
+    p, q = (
+        area_means(prediction.masks.double().sigmoid(), 6).numpy()
+        for prediction in (student, teacher)
+    )
+    left, right = (
+        prediction.logits.double().sigmoid().numpy() for prediction in (student, teacher)
+    )
     for n, s, t in np.ndindex(2, 4, 6):
         both = (p[n, s] * q[n, t]).sum()
         overlap = both / ((p[n, s] ** 2).sum() + (q[n, t] ** 2).sum() - both)
@@ -56,7 +62,7 @@ def test_the_cost_is_that_of_pair_after_pair():
             + 0.5 * (1 - iou(a, b))
             + 3.0 * abs(left[n, s] - right[n, t])
         )
-        assert found[n, s, t].item() == pytest.approx(expected, rel=1e-4)
+        assert cost[n, s, t].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_pair_with_nothing_in_common_costs_the_worst():
@@ -65,11 +71,11 @@ def test_a_pair_with_nothing_in_common_costs_the_worst():
         masks[..., column] = 50.0
         box = torch.tensor([[[at, at, at + 1e-4, at + 1e-4]]])
         return replace(
-            random_answer(1, 1, 8), masks=masks, boxes=box, logits=box[..., 0] * 0 + logit
+            random_prediction(1, 1, 8), masks=masks, boxes=box, logits=box[..., 0] * 0 + logit
         )
 
-    cost = Matcher().cost(corner(0.0, -50, 0), corner(1.0, 50, 1))
-    assert cost.item() == pytest.approx(Matcher().worst, rel=1e-3)
+    cost = some_matcher().cost(corner(0.0, -50, 0), corner(1.0, 50, 1))
+    assert cost.item() == pytest.approx(some_matcher().worst, rel=1e-3)
 
 
 def surest(prediction, count):
@@ -80,11 +86,11 @@ def surest(prediction, count):
 @pytest.mark.parametrize("teacher_side", [12, 9])
 @pytest.mark.parametrize("count", [4, 9])
 def test_the_surest_queries_find_themselves(teacher_side, count):
-    teacher = random_answer(1, 9, 12, seed=3)
+    teacher = random_prediction(1, 9, 12, seed=3)
     chosen = surest(teacher, count)
     student = with_queries(teacher, chosen)
-    seen = replace(teacher, masks=shares(teacher.masks.sigmoid(), teacher_side).logit())
-    pairs = Matcher(size=8)(student, seen)
+    shown = replace(teacher, masks=area_means(teacher.masks.sigmoid(), teacher_side).logit())
+    pairs = some_matcher(size=8)(student, shown)
     assert pairs.rows.tolist() == [list(range(count))]
     assert torch.equal(pairs.columns[0], chosen)
     expected = (teacher.logits.sigmoid() * teacher.presence.sigmoid())[:, chosen]
@@ -93,42 +99,44 @@ def test_the_surest_queries_find_themselves(teacher_side, count):
 
 def test_what_the_teacher_is_sure_of_is_left_to_nobody():
     """The student is unlike the one sure query and just like the five doubtful ones."""
-    teacher = random_answer(1, 6, 12, seed=4)
+    teacher = random_prediction(1, 6, 12, seed=4)
     student = with_queries(teacher, torch.tensor([0, 1, 2]))
     logits = torch.tensor([[-3.0, -3.0, -3.0, -3.0, -3.0, 3.0]])
     teacher = replace(teacher, logits=logits)
     student = replace(student, logits=logits[:, :3])
-    assert 5 in Matcher()(student, teacher).columns
-    equally = assign(Matcher().cost(student, teacher))[1]
+    assert 5 in some_matcher()(student, teacher).columns
+    equally = assign(some_matcher().cost(student, teacher))[1]
     assert equally.tolist() == [[0, 1, 2]]
 
 
 def test_a_teacher_of_few_queries_leaves_students_alone():
-    teacher = random_answer(2, 3, 12, seed=5)
-    student = random_answer(2, 6, 12, seed=6)
+    teacher = random_prediction(2, 3, 12, seed=5)
+    student = random_prediction(2, 6, 12, seed=6)
     student.masks[:, 3:], student.boxes[:, 3:] = teacher.masks, teacher.boxes
     student.logits[:, 3:] = teacher.logits
-    pairs = Matcher()(student, teacher)
+    pairs = some_matcher()(student, teacher)
     assert pairs.rows.tolist() == [[3, 4, 5]] * 2
     assert pairs.columns.tolist() == [[0, 1, 2]] * 2
 
 
 def test_prompts_do_not_touch_one_another():
-    student, teacher = random_answer(4, 5, 9, seed=1), random_answer(4, 8, 12, seed=2)
-    together = Matcher()(student, teacher)
+    student, teacher = random_prediction(4, 5, 9, seed=1), random_prediction(4, 8, 12, seed=2)
+    together = some_matcher()(student, teacher)
     for prompt in range(4):
-        alone = Matcher()(with_prompt(student, prompt), with_prompt(teacher, prompt))
+        alone = some_matcher()(with_prompt(student, prompt), with_prompt(teacher, prompt))
         assert torch.equal(alone.columns[0], together.columns[prompt])
 
 
 def test_the_order_of_queries_is_nothing():
-    student, teacher = random_answer(2, 5, 9, seed=1), random_answer(2, 8, 12, seed=2)
-    columns = Matcher()(student, teacher).columns
+    student, teacher = random_prediction(2, 5, 9, seed=1), random_prediction(2, 8, 12, seed=2)
+    columns = some_matcher()(student, teacher).columns
     order = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
-    assert torch.equal(order[Matcher()(student, with_queries(teacher, order)).columns], columns)
+    assert torch.equal(
+        order[some_matcher()(student, with_queries(teacher, order)).columns], columns
+    )
     turned = torch.tensor([4, 2, 0, 1, 3])
     assert torch.equal(
-        Matcher()(with_queries(student, turned), teacher).columns, columns[:, turned]
+        some_matcher()(with_queries(student, turned), teacher).columns, columns[:, turned]
     )
 
 
@@ -137,18 +145,17 @@ PLACES = {"masks": (0, 2, 4, 4), "boxes": (0, 2, 1), "logits": (0, 2)}
 
 def broken(prediction, name, value):
     """One number of query 2 of prompt 0 spoiled."""
-    held = getattr(prediction, name).clone()
-    held[PLACES[name]] = value
-    return replace(prediction, **{name: held})
+    spoiled = getattr(prediction, name).clone()
+    spoiled[PLACES[name]] = value
+    return replace(prediction, **{name: spoiled})
 
 
 @pytest.mark.parametrize("name", PLACES)
 @pytest.mark.parametrize("weight", [1.0, 0.0])  # whether that number counts or not
 def test_a_broken_query_is_matched_last(name, weight):
-    matcher = replace(
-        Matcher(), **{{"masks": "mask", "boxes": "box", "logits": "logit"}[name]: weight}
-    )
-    few, many = random_answer(2, 5, 9, seed=1), random_answer(2, 8, 9, seed=2)
+    setting = {"masks": "mask", "boxes": "box", "logits": "logit"}[name]
+    matcher = some_matcher(**{setting: weight})
+    few, many = random_prediction(2, 5, 9, seed=1), random_prediction(2, 8, 9, seed=2)
     others = torch.tensor([0, 1, 3, 4])
 
     spoiled = matcher(broken(few, name, float("nan")), many)
@@ -161,14 +168,16 @@ def test_a_broken_query_is_matched_last(name, weight):
 
 
 def test_infinite_boxes_are_broken_too():
-    few, many = random_answer(2, 5, 9, seed=1), random_answer(2, 8, 9, seed=2)
-    assert 2 not in Matcher()(broken(many, "boxes", float("inf")), few).rows[0]
+    few, many = random_prediction(2, 5, 9, seed=1), random_prediction(2, 8, 9, seed=2)
+    assert 2 not in some_matcher()(broken(many, "boxes", float("inf")), few).rows[0]
 
 
 def test_nothing_but_broken_numbers_is_matched_somehow():
-    nothing = mapped(random_answer(2, 5, 9), lambda held: torch.full_like(held, float("nan")))
-    pairs = Matcher()(nothing, random_answer(2, 8, 9))
-    assert all(len(set(each)) == 5 for each in pairs.columns.tolist())
+    nothing = mapped(
+        random_prediction(2, 5, 9), lambda tensor: torch.full_like(tensor, float("nan"))
+    )
+    pairs = some_matcher()(nothing, random_prediction(2, 8, 9))
+    assert all(len(set(columns)) == 5 for columns in pairs.columns.tolist())
 
 
 def test_one_broken_pair_is_dearer_than_all_others():
@@ -180,24 +189,24 @@ def test_one_broken_pair_is_dearer_than_all_others():
 
 @pytest.mark.parametrize("name", ["mask", "box", "giou", "logit", "size"])
 def test_every_setting_changes_the_cost(name):
-    student, teacher = random_answer(1, 5, 9, seed=1), random_answer(1, 8, 12, seed=2)
-    base = Matcher(size=6)
-    other = replace(base, **{name: 3 if name == "size" else 0.7})
+    student, teacher = random_prediction(1, 5, 9, seed=1), random_prediction(1, 8, 12, seed=2)
+    base = some_matcher(size=6)
+    other = some_matcher(**{"size": 6, name: 3 if name == "size" else 0.7})
     assert not torch.allclose(base.cost(student, teacher), other.cost(student, teacher))
     if name != "size":
         assert base.worst != other.worst
 
 
 def test_half_precision_comes_in_and_autocast_is_off():
-    student, teacher = random_answer(2, 5, 9, seed=1), random_answer(2, 8, 12, seed=2)
-    expected = Matcher()(student, teacher)
+    student, teacher = random_prediction(2, 5, 9, seed=1), random_prediction(2, 8, 12, seed=2)
+    expected = some_matcher()(student, teacher)
     for lowered in (torch.Tensor.half, torch.Tensor.bfloat16):
-        pairs = Matcher()(mapped(student, lowered), mapped(teacher, lowered))
+        pairs = some_matcher()(mapped(student, lowered), mapped(teacher, lowered))
         assert pairs.weight.dtype == torch.float32
         assert torch.equal(pairs.columns, expected.columns)
-    cost = Matcher(size=8).cost(student, teacher)
+    cost = some_matcher(size=8).cost(student, teacher)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(Matcher(size=8).cost(student, teacher), cost)
+        assert torch.equal(some_matcher(size=8).cost(student, teacher), cost)
 
 
 def test_masks_of_64_px_from_a_cache_match_as_full_resolution_does():
@@ -206,7 +215,7 @@ def test_masks_of_64_px_from_a_cache_match_as_full_resolution_does():
         student, teacher = bench.scene(seed, 8)
         assert student.masks.shape == (1, 20, 252, 252)
         small = bench.cached(teacher)
-        columns = Matcher()(student, small).columns
+        columns = some_matcher()(student, small).columns
         same.append(columns == bench.FULL(student, teacher).columns)
     assert torch.cat(same).float().mean() >= 0.99
     assert torch.equal(bench.loop(bench.SMALL, student, small), columns)

@@ -1,4 +1,4 @@
-"""Crops of installed photos, and the objects found in them."""
+"""Crops of installed photos, and the objects in them."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def crops_of(file, size=64):
     return [crop_photo(number, size=size) for number in numbers_of(file)]
 
 
-def test_all_coins_are_found_and_they_are_lighter_than_what_is_around():
+def test_all_coins_have_masks_and_they_are_lighter_than_what_is_around():
     _, labels = photos._read(TILES[numbers_of("coins")[0]][0])
     assert labels.max() == 24
     for crop in crops_of("coins"):
@@ -60,10 +60,10 @@ def test_backgrounds_and_contours_are_no_segments():
     pixels[20:50, 20:60] = (200, 40, 40)
     pixels[70:74, 5:95] = (40, 200, 40)
     (label,) = set(np.unique(segments(pixels))) - {0}
-    found = segments(pixels) == label
-    assert found[25:45, 25:55].all()
-    assert not found[70:74].any()
-    assert found.mean() < 0.15
+    segment = segments(pixels) == label
+    assert segment[25:45, 25:55].all()
+    assert not segment[70:74].any()
+    assert segment.mean() < 0.15
 
 
 def test_crops_of_a_photo_have_no_pixel_in_common():
@@ -75,7 +75,7 @@ def test_crops_of_a_photo_have_no_pixel_in_common():
     assert len(set(TILES)) == len(TILES)
 
 
-def test_the_shorter_side_has_the_size_asked_for_and_nothing_is_enlarged():
+def test_the_shorter_side_has_the_given_size_and_nothing_is_enlarged():
     for number in numbers_of("coffee"):
         assert min(crop_photo(number, size=50).pixels.shape[:2]) == 50
         assert crop_photo(number, size=5000).pixels.shape == (200, 200, 3)

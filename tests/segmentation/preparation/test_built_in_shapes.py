@@ -7,7 +7,7 @@ from PIL import Image
 from braid.segmentation.preparation import built_in as shapes
 from braid.segmentation.preparation.built_in import (
     _DIAMETERS,
-    COLOURS,
+    COLORS,
     SHAPES,
     VISIBLE,
     cover_of,
@@ -15,7 +15,7 @@ from braid.segmentation.preparation.built_in import (
 )
 
 SIZE = 112
-NAMES = {f"{colour} {shape}" for colour in COLOURS for shape in SHAPES}
+NAMES = {f"{color} {shape}" for color in COLORS for shape in SHAPES}
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +48,15 @@ def inside(shape, x, y, radius, tilt):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("tilt", [0, 0.3, -0.2])
 def test_a_shape_covers_what_geometry_says(shape, tilt):
-    centre, radius, fine = np.array([31.3, 24.8]), 17.5, 8
+    center, radius, fine = np.array([31.3, 24.8]), 17.5, 8
     y, x = (np.mgrid[: 50 * fine, : 60 * fine] + 0.5) / fine
-    samples = inside(shape, x - centre[0], y - centre[1], radius, tilt)
+    samples = inside(shape, x - center[0], y - center[1], radius, tilt)
     expected = samples.reshape(50, fine, 60, fine).mean((1, 3))
-    found = np.asarray(cover_of(shape, centre, radius, tilt, (50, 60))) / 255
-    assert np.abs(found - expected).max() < 0.35  # of 4 x 4 samples a pixel
-    assert found.sum() == pytest.approx(expected.sum(), rel=0.04)
+    covered = np.asarray(cover_of(shape, center, radius, tilt, (50, 60))) / 255
+    assert np.abs(covered - expected).max() < 0.35  # of 4 x 4 samples a pixel
+    assert covered.sum() == pytest.approx(expected.sum(), rel=0.04)
     for axis in (x[::fine, ::fine], y[::fine, ::fine]):  # no shift
-        centroids = [(share * axis).sum() / share.sum() for share in (found, expected)]
+        centroids = [(cover * axis).sum() / cover.sum() for cover in (covered, expected)]
         assert centroids[0] == pytest.approx(centroids[1], abs=0.12)
 
 
@@ -70,15 +70,15 @@ def test_masks_do_not_overlap_and_none_is_lost(scenes):
         assert set(scene.names) <= NAMES
 
 
-def test_a_shape_has_its_colour_and_the_background_has_none(scenes):
-    pure = np.array(list(COLOURS.values()))
+def test_a_shape_has_its_color_and_the_background_has_none(scenes):
+    pure = np.array(list(COLORS.values()))
     pure = pure / pure.sum(1, keepdims=True)
-    colours = list(COLOURS)
+    colors = list(COLORS)
     for scene in scenes:
         for mask, name in zip(scene.masks, scene.names, strict=True):
             mean = scene.pixels[mask].mean(0)
             nearest = np.abs(pure - mean / mean.sum()).sum(1).argmin()
-            assert colours[nearest] == name.split()[0]
+            assert colors[nearest] == name.split()[0]
         rest = scene.pixels[~np.any(scene.masks, axis=0)].mean(0)
         assert np.ptp(rest / rest.sum()) < 0.25
 
@@ -98,26 +98,26 @@ def test_a_hidden_shape_remains_visible_for_the_most_part(scenes):
     assert 30 < overlapped < 140  # scenes in which shapes touch
 
 
-def test_shapes_of_one_colour_do_not_overlap(monkeypatch):
+def test_shapes_of_one_color_do_not_overlap(monkeypatch):
     covers, place = [], shapes._place
     monkeypatch.setattr(
-        shapes, "_place", lambda *of: (covers.append(found := place(*of)), found)[1]
+        shapes, "_place", lambda *of: (covers.append(cover := place(*of)), cover)[1]
     )
     for number in range(40):
         covers.clear()
         scene = draw_scene(np.random.default_rng(number), size=56, most_shapes=6)
         drawn = [np.asarray(cover) >= 128 for cover in covers if cover is not None]
-        colours = [name.split()[0] for name in scene.names]
+        colors = [name.split()[0] for name in scene.names]
         visible = np.full(drawn[0].shape, "", "<U6")
-        for own, colour in zip(drawn, colours, strict=True):
-            assert not (visible[own] == colour).any()
-            visible[own] = colour
+        for own, color in zip(drawn, colors, strict=True):
+            assert not (visible[own] == color).any()
+            visible[own] = color
 
 
 def test_a_caption_names_two_of_the_objects_or_the_only_one(scenes):
     for scene in scenes:
         (caption,) = scene.captions
-        named = [each.removeprefix("a ") for each in caption.split(" and ")]
+        named = [name.removeprefix("a ") for name in caption.split(" and ")]
         assert len(set(named)) == len(named) == min(2, len(set(scene.names)))
         assert set(named) <= set(scene.names)
 
@@ -129,7 +129,7 @@ def test_everything_occurs(scenes):
     assert 0.1 < np.mean([shape != (SIZE, SIZE) for shape in shapes]) < 0.4
     assert all(SIZE <= side <= 1.4 * SIZE for shape in shapes for side in shape)
     squares = [
-        mask.sum() / np.prod([np.ptp(each) + 1 for each in mask.nonzero()])
+        mask.sum() / np.prod([np.ptp(indices) + 1 for indices in mask.nonzero()])
         for scene in scenes
         for mask, name in zip(scene.masks, scene.names, strict=True)
         if name.endswith("square") and len(scene.masks) == 1
@@ -140,7 +140,7 @@ def test_everything_occurs(scenes):
 
 
 @pytest.mark.parametrize("most", [1, 3])
-def test_no_more_shapes_than_asked_for(most):
+def test_no_more_shapes_than_the_most(most):
     counts = [
         len(draw_scene(np.random.default_rng(n), size=56, most_shapes=most).masks)
         for n in range(30)

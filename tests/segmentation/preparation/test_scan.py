@@ -4,24 +4,22 @@ import pytest
 from PIL import Image
 
 from braid.segmentation.data.sa1b import open_images, read_manifest
-from braid.segmentation.preparation import scan as module
-from braid.segmentation.preparation.scan import survey, write_manifest
+from braid.segmentation.preparation.scan import image_rows, jpeg_size, scan, write_manifest
 from tests.segmentation.sa1b_files import change_json, write_pairs
 
 
 def faults_of(folder):
-    """What a survey that goes on finds, as file: reason."""
-    found = survey(folder, val=1, faults="skip")
-    return {fault.file: fault.reason for fault in found.faults}
+    """What a scan that goes on says of a folder, as file: reason."""
+    return {fault.file: fault.reason for fault in scan(folder, val=1, faults="skip").faults}
 
 
 def test_images_are_ordered_by_number_and_the_last_are_for_validation(tmp_path):
-    found = survey(write_pairs(tmp_path, [100, 9, 20, 3]), val=1, faults="fatal")
-    assert [entry.file for entry in found.images] == [f"sa_{n}.jpg" for n in (3, 9, 20, 100)]
-    assert [entry.split for entry in found.images] == ["train"] * 3 + ["val"]
-    first = found.images[0]
+    pairs = scan(write_pairs(tmp_path, [100, 9, 20, 3]), val=1, faults="fatal")
+    assert [entry.file for entry in pairs.images] == [f"sa_{n}.jpg" for n in (3, 9, 20, 100)]
+    assert [entry.split for entry in pairs.images] == ["train"] * 3 + ["val"]
+    first = pairs.images[0]
     assert (first.id, first.width, first.height, first.annotations) == (3, 60, 40, 2)
-    assert found.faults == ()
+    assert pairs.faults == ()
 
 
 def test_other_files_do_not_matter(tmp_path):
@@ -35,16 +33,16 @@ def test_images_stay_where_they_are(tmp_path):
     images = write_pairs(tmp_path / "mine", [1, 2])
     out = tmp_path / "data"
     out.mkdir()
-    write_manifest(out, survey(images, val=1, faults="fatal"), image_size=14)
+    write_manifest(out, scan(images, val=1, faults="fatal"), image_size=14)
     assert read_manifest(out).root == str(images)
     assert open_images(out, cache_mib=0).pixels(0).shape == (3, 14, 14)
-    assert [each.name for each in out.iterdir()] == ["manifest.json"]
+    assert [path.name for path in out.iterdir()] == ["manifest.json"]
 
 
 def test_images_beside_the_manifest_may_move_with_it(tmp_path):
     out = tmp_path / "partial"
-    found = survey(write_pairs(out / "images", [1, 2]), val=1, faults="fatal")
-    write_manifest(out, found, image_size=14)
+    pairs = scan(write_pairs(out / "images", [1, 2]), val=1, faults="fatal")
+    write_manifest(out, pairs, image_size=14)
     moved = out.rename(tmp_path / "final")
     assert read_manifest(moved).root == "images"
     assert open_images(moved, cache_mib=0).pixels(1).shape == (3, 14, 14)
@@ -54,9 +52,9 @@ def test_a_missing_half_is_named(tmp_path):
     write_pairs(tmp_path, [1, 2, 10, 11])
     (tmp_path / "sa_2.json").unlink()
     (tmp_path / "sa_10.jpg").unlink()
-    found = survey(tmp_path, val=1, faults="skip")
-    assert [entry.id for entry in found.images] == [1, 11]
-    assert [(fault.file, fault.reason) for fault in found.faults] == [
+    pairs = scan(tmp_path, val=1, faults="skip")
+    assert [entry.id for entry in pairs.images] == [1, 11]
+    assert [(fault.file, fault.reason) for fault in pairs.faults] == [
         ("sa_2.json", "No such file or directory"),
         ("sa_10.jpg", "No such file or directory"),
     ]
@@ -98,9 +96,9 @@ def test_a_broken_jpeg_is_noticed_without_decoding_it(tmp_path, monkeypatch, spo
     spoil(tmp_path / "sa_2.jpg")
     monkeypatch.setattr(Image.Image, "load", None)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
-    found = faults_of(tmp_path)
-    assert list(found) == ["sa_2.jpg"]
-    assert reason in found["sa_2.jpg"]
+    faults = faults_of(tmp_path)
+    assert list(faults) == ["sa_2.jpg"]
+    assert reason in faults["sa_2.jpg"]
 
 
 def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path):
@@ -132,28 +130,44 @@ def test_a_fault_may_be_fatal(tmp_path):
     (tmp_path / "sa_2.json").unlink()
     cut_off(tmp_path / "sa_3.jpg")
     with pytest.raises(ValueError, match=r"sa_2\.json: No such file.*2 faults in all.*skip"):
-        survey(tmp_path, val=1, faults="fatal")
+        scan(tmp_path, val=1, faults="fatal")
 
 
 def test_an_image_too_large_to_be_true(tmp_path, monkeypatch):
     write_pairs(tmp_path, [1])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"sa_1\.jpg: .*exceeds limit"):
-        module.jpeg_size(tmp_path / "sa_1.jpg")
+        jpeg_size(tmp_path / "sa_1.jpg")
 
 
 @pytest.mark.parametrize("val", [2, 3])
 def test_more_validation_images_than_there_are(tmp_path, val):
     write_pairs(tmp_path, [1, 2])
-    with pytest.raises(ValueError, match=rf"sa1b\.val is {val}, expected less than the 2 images"):
-        survey(tmp_path, val=val, faults="skip")
+    with pytest.raises(
+        ValueError, match=rf"sam3\.data\.val is {val}, expected less than the 2 images"
+    ):
+        scan(tmp_path, val=val, faults="skip")
 
 
 def test_folders_without_a_good_pair(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere: no such folder"):
-        survey(tmp_path / "nowhere", val=1, faults="skip")
+        scan(tmp_path / "nowhere", val=1, faults="skip")
     with pytest.raises(ValueError, match=r"no image can be read; expected sa_<id>\.jpg"):
-        survey(tmp_path, val=1, faults="skip")
+        scan(tmp_path, val=1, faults="skip")
     (tmp_path / "sa_1.json").write_text("{}")
     with pytest.raises(ValueError, match=r"no image can be read; the first fault: sa_1\.json"):
-        survey(tmp_path, val=1, faults="skip")
+        scan(tmp_path, val=1, faults="skip")
+
+
+def test_rows_count_images_and_annotations_by_split(tmp_path):
+    write_pairs(tmp_path, [1, 2, 3])
+    change_json(tmp_path / "sa_3.json", lambda content: content.update(exhaustive=True))
+    change_json(
+        tmp_path / "sa_1.json",
+        lambda content: content["annotations"][0].update(noun_phrase="a cat"),
+    )
+    write_manifest(tmp_path, scan(tmp_path, val=1, faults="fatal"), image_size=14)
+    columns = ("split", "images", "exhaustive", "annotations", "named", "masks_per_image")
+    expected = [("all", 3, 1, 6, 1, 2.0), ("train", 2, 0, 4, 1, 2.0), ("val", 1, 1, 2, 0, 2.0)]
+    rows = image_rows(open_images(tmp_path, cache_mib=0))
+    assert rows == [dict(zip(columns, row, strict=True)) for row in expected]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from braid.segmentation.sam3.checkpoint import remove_text_tower
 from braid.segmentation.sam3.sam3 import predict, roi_align, separable_roi_align, text_features
-from braid.segmentation.teacher.teacher import remove_text_tower
 from tests.segmentation.tiny_models import (
     CONTEXT,
     MASK_SIZE,
@@ -34,49 +34,49 @@ def operators():
 
 
 @torch.no_grad()
-def asked(model, images, inputs, **options):
+def predicted(model, images, inputs, **options):
     return predict(model, images, inputs, **options)
 
 
-def assert_same(answer, expected, rows=slice(None)):
+def assert_same(prediction, expected, rows=slice(None)):
     for name in PARTS:
-        assert_close(getattr(answer, name), getattr(expected, name)[rows], rtol=1e-4, atol=1e-5)
-    for layer, other in zip(answer.earlier, expected.earlier, strict=True):
+        assert_close(getattr(prediction, name), getattr(expected, name)[rows], rtol=1e-4, atol=1e-5)
+    for layer, other in zip(prediction.earlier, expected.earlier, strict=True):
         for name in ("boxes", "logits", "presence"):
             assert_close(getattr(layer, name), getattr(other, name)[rows], rtol=1e-4, atol=1e-5)
 
 
 def test_shapes(teacher):
-    answer = asked(teacher, some_images(2), some_prompts(2, 3), features=True, earlier=True)
-    assert answer.masks.shape == (6, QUERIES, MASK_SIZE, MASK_SIZE)
-    assert answer.boxes.shape == (6, QUERIES, 4)
-    assert answer.logits.shape == (6, QUERIES)
-    assert answer.presence.shape == (6, 1)
-    assert answer.semantic.shape == (6, 1, MASK_SIZE, MASK_SIZE)
+    prediction = predicted(teacher, some_images(2), some_prompts(2, 3), features=True, earlier=True)
+    assert prediction.masks.shape == (6, QUERIES, MASK_SIZE, MASK_SIZE)
+    assert prediction.boxes.shape == (6, QUERIES, 4)
+    assert prediction.logits.shape == (6, QUERIES)
+    assert prediction.presence.shape == (6, 1)
+    assert prediction.semantic.shape == (6, 1, MASK_SIZE, MASK_SIZE)
     sizes = [(MASK_SIZE, MASK_SIZE), (8, 8), (4, 4)]
-    assert [tuple(each.shape) for each in answer.fpn] == [(2, WIDTH, *size) for size in sizes]
-    assert answer.encoder.shape == (6, WIDTH, 4, 4)
-    assert [each.boxes.shape for each in answer.earlier] == [(6, QUERIES, 4)]
-    plain = asked(teacher, some_images(2), some_prompts(2, 3))
+    assert [tuple(level.shape) for level in prediction.fpn] == [(2, WIDTH, *size) for size in sizes]
+    assert prediction.encoder.shape == (6, WIDTH, 4, 4)
+    assert [layer.boxes.shape for layer in prediction.earlier] == [(6, QUERIES, 4)]
+    plain = predicted(teacher, some_images(2), some_prompts(2, 3))
     assert (plain.fpn, plain.encoder, plain.earlier) == ((), None, ())
-    assert torch.equal(plain.masks, answer.masks)
+    assert torch.equal(plain.masks, prediction.masks)
 
 
 def test_scores_need_a_good_query_and_presence(teacher):
-    answer = asked(teacher, some_images(1), some_prompts(1, 2))
-    expected = answer.logits.sigmoid() * answer.presence.sigmoid()
-    assert torch.equal(answer.scores, expected)
+    prediction = predicted(teacher, some_images(1), some_prompts(1, 2))
+    expected = prediction.logits.sigmoid() * prediction.presence.sigmoid()
+    assert torch.equal(prediction.scores, expected)
 
 
 @pytest.mark.parametrize("boxed", ["none", "some", "all"])
 def test_a_batch_is_its_prompts_one_by_one(teacher, boxed):
     images, inputs = some_images(2), some_prompts(2, 2, boxed=boxed)
-    together = asked(teacher, images, inputs, features=True, earlier=True)
+    together = predicted(teacher, images, inputs, features=True, earlier=True)
     for row in range(4):
         alone = replace(inputs.take(torch.tensor([row])), owner=torch.tensor([0]))
         image = images[inputs.owner[row]][None]
-        answer = asked(teacher, image, alone, features=True, earlier=True)
-        assert_same(answer, together, slice(row, row + 1))
+        prediction = predicted(teacher, image, alone, features=True, earlier=True)
+        assert_same(prediction, together, slice(row, row + 1))
     assert (together.masks[0] - together.masks[1]).abs().max() > 1e-3  # prompts matter
     assert (together.fpn[0][0] - together.fpn[0][1]).abs().max() > 1e-3
 
@@ -85,21 +85,23 @@ def test_a_batch_is_its_prompts_one_by_one(teacher, boxed):
 def test_the_order_of_the_prompts_is_kept(teacher, boxed):
     images, inputs = some_images(3), some_prompts(3, 2, boxed=boxed)
     order = torch.tensor([4, 1, 5, 0, 3, 2])
-    answer = asked(teacher, images, inputs.take(order), features=True, earlier=True)
-    assert_same(answer, asked(teacher, images, inputs, features=True, earlier=True), order)
+    prediction = predicted(teacher, images, inputs.take(order), features=True, earlier=True)
+    assert_same(prediction, predicted(teacher, images, inputs, features=True, earlier=True), order)
 
 
 def test_a_box_matters_only_where_it_counts(teacher):
     images, inputs = some_images(1), some_prompts(1, 2, boxed="some")
     moved = replace(inputs, boxes=inputs.boxes + 0.1)
-    before, after = asked(teacher, images, inputs), asked(teacher, images, moved)
+    before, after = predicted(teacher, images, inputs), predicted(teacher, images, moved)
     assert (before.masks[0] - after.masks[0]).abs().max() > 1e-4
     assert torch.equal(before.masks[1], after.masks[1])
     without = replace(inputs, boxes=None, boxed=None)
-    assert_close(asked(teacher, images, without).masks[1], before.masks[1], rtol=1e-4, atol=1e-5)
+    assert_close(
+        predicted(teacher, images, without).masks[1], before.masks[1], rtol=1e-4, atol=1e-5
+    )
 
 
-def test_it_is_what_the_model_answers_by_itself(teacher):
+def test_it_is_what_the_model_predicts_by_itself(teacher):
     images, inputs = some_images(1), some_prompts(1, 1, boxed="all")
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         output = teacher(
@@ -108,49 +110,49 @@ def test_it_is_what_the_model_answers_by_itself(teacher):
             attention_mask=inputs.attention,
             input_boxes=inputs.boxes[:, None],
         )
-    answer = asked(teacher, images, inputs)
-    assert_close(answer.masks, output.pred_masks, rtol=1e-4, atol=1e-5)
-    assert_close(answer.boxes, output.pred_boxes, rtol=1e-4, atol=1e-5)
+    prediction = predicted(teacher, images, inputs)
+    assert_close(prediction.masks, output.pred_masks, rtol=1e-4, atol=1e-5)
+    assert_close(prediction.boxes, output.pred_boxes, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("boxed", ["none", "some"])
 def test_features_of_texts_stand_for_tokens_and_need_no_text_tower(boxed):
     model, images, inputs = tiny_teacher(), some_images(), some_prompts(boxed=boxed)
-    expected = asked(model, images, inputs, features=True)
+    expected = predicted(model, images, inputs, features=True)
     with torch.no_grad():
         given = replace(inputs, text=text_features(model, inputs))
     assert given.text.shape == (6, CONTEXT, WIDTH)
     remove_text_tower(model)
-    answer = asked(model, images, replace(given, tokens=torch.zeros_like(given.tokens)))
-    assert torch.equal(answer.masks, expected.masks)
+    prediction = predicted(model, images, replace(given, tokens=torch.zeros_like(given.tokens)))
+    assert torch.equal(prediction.masks, expected.masks)
     with pytest.raises(ValueError, match="text tower was removed, expected text features"):
-        asked(model, images, inputs)
+        predicted(model, images, inputs)
 
 
-def test_padding_is_not_read(teacher):
+def test_padding_does_not_matter(teacher):
     images, inputs = some_images(), some_prompts()
     noise = torch.where(inputs.attention.bool(), inputs.tokens, 7)
     assert (inputs.attention == 0).any()
-    answer = asked(teacher, images, replace(inputs, tokens=noise))
-    assert_close(answer.masks, asked(teacher, images, inputs).masks, rtol=1e-4, atol=1e-5)
+    prediction = predicted(teacher, images, replace(inputs, tokens=noise))
+    assert_close(prediction.masks, predicted(teacher, images, inputs).masks, rtol=1e-4, atol=1e-5)
 
 
-def test_earlier_layers_answer_as_a_decoder_that_ends_there():
+def test_earlier_layers_predict_as_a_decoder_that_ends_there():
     model, images, inputs = tiny_teacher(layers=3), some_images(2), some_prompts(2, 2)
-    earlier = asked(model, images, inputs, earlier=True).earlier
+    earlier = predicted(model, images, inputs, earlier=True).earlier
     assert len(earlier) == 2
     for depth, layer in enumerate(earlier, 1):
         short = tiny_teacher(layers=3)
         del short.detr_decoder.layers[depth:]
-        last = asked(short, images, inputs)
+        last = predicted(short, images, inputs)
         for name in ("boxes", "logits", "presence"):
             assert_close(getattr(layer, name), getattr(last, name))
 
 
 def test_gradients_reach_earlier_layers():
     model = tiny_teacher()
-    answer = predict(model, some_images(), some_prompts(), earlier=True)
-    (layer,) = answer.earlier
+    prediction = predict(model, some_images(), some_prompts(), earlier=True)
+    (layer,) = prediction.earlier
     decoder = model.detr_decoder
     ways = {
         "boxes": decoder.box_head.layer3.weight,
@@ -169,7 +171,7 @@ def test_roi_align_is_that_of_torchvision(operators, size):
     features = torch.randn(3, 2, *size, generator=generator)
     corners = [torch.rand(count, 2, 2, generator=generator) for count in (2, 0, 3)]
     scale = torch.tensor([size[1], size[0]])
-    boxes = [(each.sort(1).values * scale).flatten(1) for each in corners]
+    boxes = [(pair.sort(1).values * scale).flatten(1) for pair in corners]
     boxes[0][0, 2:] = boxes[0][0, :2] + 0.01  # counts as a whole cell
     with torch.compiler.set_stance("force_eager"):
         expected = operators.roi_align(features, boxes, 7)

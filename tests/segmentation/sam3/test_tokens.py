@@ -18,7 +18,7 @@ TEXTS = ["A red circle and a blue star", "visual", "objects in the image!"]
 START, END, UNKNOWN = 0, 1, 2
 
 
-def made(words=None, length=8):
+def some_tokenizer(words=None, length=8):
     return word_tokenizer(words_in(TEXTS) if words is None else words, length=length)
 
 
@@ -34,7 +34,7 @@ def test_words_are_those_of_the_texts_sorted_and_in_lower_case():
 
 
 def test_a_text_is_framed_padded_and_cut():
-    tokenizer = made(["red", "circle", "a"])
+    tokenizer = some_tokenizer(["red", "circle", "a"])
     ids, attention = encode(tokenizer, ["A red  circle", "circle", "", "a a a a red"], 6)
     assert ids.tolist() == [
         [START, 5, 3, 4, END, END],
@@ -48,13 +48,13 @@ def test_a_text_is_framed_padded_and_cut():
 
 
 def test_an_unknown_word_has_its_own_token():
-    ids, _ = encode(made(["red"]), ["red zebra's"], 8)
+    ids, _ = encode(some_tokenizer(["red"]), ["red zebra's"], 8)
     assert ids[0, :6].tolist() == [START, 3, UNKNOWN, UNKNOWN, UNKNOWN, END]
-    assert len(made(["red"])) == 4
+    assert len(some_tokenizer(["red"])) == 4
 
 
 def test_every_word_of_the_texts_is_known_and_comes_back():
-    tokenizer = made()
+    tokenizer = some_tokenizer()
     ids, attention = encode(tokenizer, TEXTS, 12)
     assert not (ids == UNKNOWN).any()
     assert len(tokenizer) == 3 + 12
@@ -65,16 +65,16 @@ def test_every_word_of_the_texts_is_known_and_comes_back():
 
 def test_the_order_of_the_words_gives_other_ids_to_the_same_text():
     words = words_in(TEXTS)
-    one, other = (encode(made(each), TEXTS, 12)[0] for each in (words, words[::-1]))
+    one, other = (encode(some_tokenizer(order), TEXTS, 12)[0] for order in (words, words[::-1]))
     assert not torch.equal(one, other)
     assert torch.equal(torch.where(one > 2, 17 - one, one), other)
 
 
 def test_a_folder_gives_the_same_tokenizer_and_the_same_bytes(tmp_path):
-    tokenizer = made()
+    tokenizer = some_tokenizer()
     expected = encode(tokenizer, TEXTS, 6)
     folders = [tmp_path / name for name in "abc"]
-    save_tokenizer(folders[0], made())
+    save_tokenizer(folders[0], some_tokenizer())
     save_tokenizer(folders[1], tokenizer)  # after its use
     loaded = load_tokenizer(folders[1])
     for one, other in zip(encode(loaded, TEXTS, 6), expected, strict=True):
@@ -86,10 +86,10 @@ def test_a_folder_gives_the_same_tokenizer_and_the_same_bytes(tmp_path):
 
 
 def test_the_folder_of_a_model_gives_its_own_tokenizer(tmp_path):
-    save_tokenizer(tmp_path, made())
+    save_tokenizer(tmp_path, some_tokenizer())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam3"}))
     ids, _ = encode(load_tokenizer(tmp_path), ["a zebra"], 5)
-    assert ids.tolist() == encode(made(), ["a zebra"], 5)[0].tolist()
+    assert ids.tolist() == encode(some_tokenizer(), ["a zebra"], 5)[0].tolist()
 
 
 def clip_tokenizer():
@@ -99,8 +99,13 @@ def clip_tokenizer():
     from transformers import CLIPTokenizer
 
     symbols = sorted(ByteLevel.alphabet())
-    tokens = [*symbols, *(f"{each}</w>" for each in symbols), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={each: place for place, each in enumerate(tokens)}, merges=[])
+    tokens = [
+        *symbols,
+        *(f"{symbol}</w>" for symbol in symbols),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    return CLIPTokenizer(vocab={token: place for place, token in enumerate(tokens)}, merges=[])
 
 
 def test_the_tokenizer_of_a_real_checkpoint_is_loaded(tmp_path):
@@ -112,7 +117,7 @@ def test_the_tokenizer_of_a_real_checkpoint_is_loaded(tmp_path):
     assert type(loaded).__name__ == "CLIPTokenizer"
     ids, attention = encode(loaded, ["A red", "é"], 32)
     assert ids.shape == attention.shape == (2, 32)
-    letters = [loaded.convert_tokens_to_ids(each) for each in ("a</w>", "r", "e", "d</w>")]
+    letters = [loaded.convert_tokens_to_ids(token) for token in ("a</w>", "r", "e", "d</w>")]
     assert ids[0, :6].tolist() == [512, *letters, 513]
     assert (ids[0, 6:] == 513).all()
     assert attention.sum(1).tolist() == [6, 4]
@@ -142,7 +147,7 @@ def test_no_folder_is_refused_without_asking_any_hub(tmp_path):
 
 
 def test_a_tokenizer_that_does_not_pad_is_refused(tmp_path):
-    tokenizer = made()
+    tokenizer = some_tokenizer()
     tokenizer.pad_token = None
     save_tokenizer(tmp_path, tokenizer)
     with pytest.raises(ValueError, match="has no pad_token"):

@@ -1,4 +1,4 @@
-"""EfficientSAM3: its size, what it answers, what learns, and its way to disk and back."""
+"""EfficientSAM3: its size, what it predicts, what learns, and its way to disk and back."""
 
 import hashlib
 import json
@@ -8,11 +8,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from braid.segmentation.sam3.sam3 import PromptInputs, predict
+from braid.segmentation.config import ArchitectureConfig
+from braid.segmentation.sam3.sam3 import PromptInputs, count_parameters, predict
 from braid.segmentation.sam3.tokens import encode, load_tokenizer, word_tokenizer
-from braid.segmentation.student.student import StudentRecipe, build_student, heads_of, load_student
-from braid.segmentation.student.student import save_student as save
-from tests.segmentation.tiny_models import IMAGE_SIZE, some_images, some_prompts, tiny_teacher
+from braid.segmentation.student.student import (
+    StudentRecipe,
+    build_student,
+    heads_of,
+    load_student,
+    new_student,
+    save_student,
+    student_tokenizer,
+)
+from tests.segmentation.tiny_models import (
+    CONTEXT,
+    IMAGE_SIZE,
+    some_images,
+    some_prompts,
+    tiny_teacher,
+)
 from tests.segmentation.tiny_students import QUERIES, RECIPE, restless, tiny_student
 
 UNUSED = {  # SAM3 drops the coarsest level, has a pixel decoder for it, and pools text itself
@@ -43,16 +57,12 @@ def full_student(**changes):
     return build_student(StudentRecipe(heads=heads, **{**FULL, **changes}))
 
 
-def parameters(model):
-    return sum(each.numel() for each in model.parameters())
-
-
 def digests(folder):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def answers(model, boxed="none", features=False):
+def predictions(model, boxed="none", features=False):
     with torch.no_grad():
         return predict(model, some_images(), some_prompts(boxed=boxed), features=features)
 
@@ -61,62 +71,64 @@ def test_full_size_has_100_2_million_parameters_and_201_megabytes_in_half_precis
     with torch.device("meta"):
         student = full_student()
     vision = student.vision_encoder
-    assert parameters(student) == 100_209_198
-    assert abs(parameters(student) / 100.2e6 - 1) < 0.005
-    assert abs(2 * parameters(student) / 201e6 - 1) < 0.005
-    assert round(parameters(vision.backbone) / 1e6, 2) == 22.40
-    assert round(parameters(vision.pyramid) / 1e6, 2) == 2.67
-    assert round(parameters(student.text_encoder) / 1e6, 2) == 42.42
+    assert count_parameters(student) == 100_209_198
+    assert abs(count_parameters(student) / 100.2e6 - 1) < 0.005
+    assert abs(2 * count_parameters(student) / 201e6 - 1) < 0.005
+    assert round(count_parameters(vision.backbone) / 1e6, 2) == 22.40
+    assert round(count_parameters(vision.pyramid) / 1e6, 2) == 2.67
+    assert round(count_parameters(student.text_encoder) / 1e6, 2) == 42.42
 
 
 def test_other_backbones_come_by_name():
     sizes = {"tiny_vit_21m_224": 98.4, "efficientvit_b2": 92.7, "convnext_tiny": 105.7}
     for name, expected in sizes.items():
         with torch.device("meta"):
-            assert round(parameters(full_student(backbone=name)) / 1e6, 1) == expected
+            assert round(count_parameters(full_student(backbone=name)) / 1e6, 1) == expected
 
 
-def test_full_size_answers_at_1008_pixels_on_a_cpu():
+def test_full_size_predicts_at_1008_pixels_on_a_cpu():
     student = full_student(checkpointing=False)
     inputs = PromptInputs(torch.zeros(1).long(), torch.ones(1, 32).long(), torch.ones(1, 32).long())
     with torch.inference_mode():
-        answer = predict(student, torch.randn(1, 3, 1008, 1008), inputs)
-    shapes = [tuple(each.shape) for each in (answer.masks, answer.boxes, answer.logits)]
+        prediction = predict(student, torch.randn(1, 3, 1008, 1008), inputs)
+    shapes = [
+        tuple(tensor.shape) for tensor in (prediction.masks, prediction.boxes, prediction.logits)
+    ]
     assert shapes == [(1, 100, 252, 252), (1, 100, 4), (1, 100)]
-    assert answer.presence.shape == (1, 1)
-    assert answer.semantic.shape == (1, 1, 252, 252)
-    assert all(bool(getattr(answer, name).isfinite().all()) for name in ("masks", "semantic"))
+    assert prediction.presence.shape == (1, 1)
+    assert prediction.semantic.shape == (1, 1, 252, 252)
+    assert all(bool(getattr(prediction, name).isfinite().all()) for name in ("masks", "semantic"))
 
 
 @pytest.mark.parametrize("boxed", ["none", "all", "some"])
-def test_it_answers_what_the_teacher_is_asked(boxed):
-    answer = answers(tiny_student(), boxed, features=True)
-    assert answer.masks.shape == (6, QUERIES, 14, 14)
-    assert answer.boxes.shape == (6, QUERIES, 4)
-    assert answer.logits.shape == (6, QUERIES)
-    assert answer.presence.shape == (6, 1)
-    assert answer.semantic.shape == (6, 1, 14, 14)
-    assert [tuple(each.shape) for each in answer.fpn] == [
+def test_it_predicts_in_the_teachers_form(boxed):
+    prediction = predictions(tiny_student(), boxed, features=True)
+    assert prediction.masks.shape == (6, QUERIES, 14, 14)
+    assert prediction.boxes.shape == (6, QUERIES, 4)
+    assert prediction.logits.shape == (6, QUERIES)
+    assert prediction.presence.shape == (6, 1)
+    assert prediction.semantic.shape == (6, 1, 14, 14)
+    assert [tuple(level.shape) for level in prediction.fpn] == [
         (3, 16, 14, 14),
         (3, 16, 7, 7),
         (3, 16, 4, 4),
     ]
-    assert answer.encoder.shape == (6, 16, 4, 4)
+    assert prediction.encoder.shape == (6, 16, 4, 4)
 
 
 def test_sizes_come_by_param():
     student = tiny_student(queries=4, text_layers=2, text_width=128, vocabulary=70, context=5)
     text = student.text_encoder
-    assert answers(student).logits.shape == (6, 4)
+    assert predictions(student).logits.shape == (6, 4)
     assert len(text.layers) == 2
     assert text.embeddings.token_embedding.weight.shape == (70, 128)
     assert text.embeddings.position_embedding.position_embedding.shape[2] == 5
     assert text.config.num_attention_heads == 2
 
 
-def test_an_answer_depends_on_its_own_image_and_prompt_alone():
+def test_a_prediction_depends_on_its_own_image_and_prompt_alone():
     student, images, inputs = restless(tiny_student()), some_images(), some_prompts()
-    together = answers(student)
+    together = predictions(student)
     with torch.no_grad():
         for row in range(6):
             image = inputs.owner[row]
@@ -131,13 +143,19 @@ def test_an_answer_depends_on_its_own_image_and_prompt_alone():
 def test_every_parameter_learns_but_those_that_sam3_leaves_unused():
     student = restless(tiny_student()).train()
     for boxed in ("none", "all"):
-        answer = predict(student, some_images(), some_prompts(boxed=boxed))
-        parts = (answer.masks, answer.boxes, answer.logits, answer.presence, answer.semantic)
-        sum(each.square().sum() for each in parts).backward()
+        prediction = predict(student, some_images(), some_prompts(boxed=boxed))
+        parts = (
+            prediction.masks,
+            prediction.boxes,
+            prediction.logits,
+            prediction.presence,
+            prediction.semantic,
+        )
+        sum(tensor.square().sum() for tensor in parts).backward()
     idle = {
         name
-        for name, each in student.named_parameters()
-        if each.grad is None or not bool(each.grad.any())
+        for name, parameter in student.named_parameters()
+        if parameter.grad is None or not bool(parameter.grad.any())
     }
     assert {name for name in idle if not name.endswith("k_proj.bias")} == UNUSED  # softmax-neutral
 
@@ -150,8 +168,8 @@ def test_it_learns_one_batch_by_heart():
     target[1::2] = 1 - target[1::2]  # what is right depends on the prompt
     losses = []
     for _ in range(40):
-        answer = predict(student, images, inputs)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(answer.semantic, target)
+        prediction = predict(student, images, inputs)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(prediction.semantic, target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -170,7 +188,7 @@ def test_it_starts_with_weights_from_which_it_learns():
     torch.testing.assert_close(boxes[:, 2:], torch.full((4, 2), 0.3))
     assert boxes[:, :2].std() > 0.15
     hidden = torch.randn(4, 16)
-    assert not decoder.box_head(hidden).any()  # queries first answer where they stand
+    assert not decoder.box_head(hidden).any()  # queries first predict where they stand
 
 
 def test_same_seed_same_student():
@@ -182,16 +200,16 @@ def test_same_seed_same_student():
 @pytest.fixture
 def saved(tmp_path):
     student = restless(tiny_student())
-    save(tmp_path / "one", student, word_tokenizer(["circle", "red"], length=8))
+    save_student(tmp_path / "one", student, word_tokenizer(["circle", "red"], length=8))
     return student, tmp_path / "one"
 
 
-def test_a_saved_student_answers_as_before(saved):
+def test_a_saved_student_predicts_as_before(saved):
     student, folder = saved
     read = load_student(folder)
     assert not read.training
     assert read.recipe == student.recipe
-    before, after = answers(student), answers(read)
+    before, after = predictions(student), predictions(read)
     assert torch.equal(before.masks, after.masks)
     assert torch.equal(before.boxes, after.boxes)
     ids, attention = encode(load_tokenizer(folder / "tokenizer"), ["a red circle"], length=8)
@@ -200,24 +218,26 @@ def test_a_saved_student_answers_as_before(saved):
 
 def test_equal_students_give_equal_bytes(saved, tmp_path):
     _, folder = saved
-    save(tmp_path / "two", load_student(folder), word_tokenizer(["circle", "red"], length=8))
+    save_student(
+        tmp_path / "two", load_student(folder), word_tokenizer(["circle", "red"], length=8)
+    )
     assert digests(folder) == digests(tmp_path / "two")
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.15)])
-def test_it_loads_and_answers_in_half_precision(saved, dtype, tolerance):
+def test_it_loads_and_predicts_in_half_precision(saved, dtype, tolerance):
     student, folder = saved
     half = load_student(folder).to(dtype)
-    assert {each.dtype for each in half.parameters()} == {dtype}
-    answer, exact = answers(half), answers(student)  # of images in float32
-    assert answer.masks.dtype == dtype
-    error = (answer.masks.float() - exact.masks).abs().max()
+    assert {parameter.dtype for parameter in half.parameters()} == {dtype}
+    prediction, exact = predictions(half), predictions(student)  # of images in float32
+    assert prediction.masks.dtype == dtype
+    error = (prediction.masks.float() - exact.masks).abs().max()
     assert error < tolerance * exact.masks.abs().max()
 
 
 def test_a_student_trained_in_half_precision_is_saved_as_it_is(saved, tmp_path):
     student, folder = saved
-    save(tmp_path / "half", student.half(), load_tokenizer(folder / "tokenizer"))
+    save_student(tmp_path / "half", student.half(), load_tokenizer(folder / "tokenizer"))
     weights = load_file(tmp_path / "half" / "model.safetensors")
     assert weights["text_projection.weight"].dtype == torch.float16
     read = load_student(tmp_path / "half")
@@ -248,3 +268,26 @@ def test_the_recipe_is_json_and_knows_the_teachers_heads():
     assert heads["detr_decoder"]["num_queries"] == 5  # the recipe's number counts, not this
     assert student.config.detr_decoder_config.num_queries == QUERIES
     assert IMAGE_SIZE == 56
+
+
+def test_a_student_of_a_teacher_has_its_heads_and_a_tokenizer_of_its_own(tmp_path):
+    teacher = tiny_teacher()
+    tokenizer = student_tokenizer(None, ["a red circle", "a star"], teacher)
+    architecture = {name: RECIPE[name] for name in RECIPE if name not in ("vocabulary", "context")}
+    student = new_student(ArchitectureConfig(**architecture), teacher, tokenizer)
+    assert student.recipe.vocabulary == len(tokenizer) == 3 + 4
+    assert student.recipe.context == tokenizer.model_max_length == CONTEXT
+    assert student.recipe.heads == heads_of(teacher)
+    assert architecture.items() <= student.recipe.model_dump(mode="json").items()
+    save_student(tmp_path, student, tokenizer)
+    read = student_tokenizer(tmp_path / "tokenizer", [], teacher)
+    assert len(read) == len(tokenizer)
+
+
+def test_the_recipe_on_disk_has_its_keys_in_the_order_that_they_always_had(saved):
+    _, folder = saved
+    expected = "heads vocabulary context queries backbone backbone_options text_layers text_width"
+    assert list(json.loads((folder / "config.json").read_text())) == [
+        *expected.split(),
+        "checkpointing",
+    ]

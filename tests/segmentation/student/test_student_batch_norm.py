@@ -1,4 +1,4 @@
-"""Batch normalisation with statistics held still, measured, or left alone."""
+"""Batch normalization with statistics held still, measured, or left alone."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The student's eyes: normalisation, pyramid, backbones of timm and their weights."""
+"""The student's image encoder: normalization, pyramid, backbones of timm and their weights."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from braid.segmentation.student.vision import (
     StudentVision,
     load_backbone,
     make_backbone,
-    normalisation,
+    normalization,
 )
 from tests.segmentation.tiny_models import some_images, tiny_teacher
 from tests.segmentation.tiny_students import RECIPE, tiny_student
@@ -25,24 +25,24 @@ OPTIONS = RECIPE["backbone_options"]
 
 def test_one_affine_step_is_as_good_as_preprocessing_twice():
     pixels = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0)) / 255
-    mean, std = (each.double().view(3, 1, 1) for each in IMAGENET)
-    gain, offset = normalisation("repvit_m2_3")
+    mean, std = (values.double().view(3, 1, 1) for values in IMAGENET)
+    gain, offset = normalization("repvit_m2_3")
     own = ((pixels - 0.5) / 0.5) * gain + offset
     assert ((pixels.double() - mean) / std - own).abs().max() < 1e-6
 
 
-def test_the_backbone_sees_its_own_normalisation():
+def test_the_backbone_is_given_its_own_normalization():
     vision = StudentVision("repvit_m0_9", OPTIONS, 16).eval()
-    seen = []
-    vision.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    white = torch.ones(1, 3, 56, 56)  # 255 in the teacher's normalisation
+    inputs = []
+    vision.backbone.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    white = torch.ones(1, 3, 56, 56)  # 255 in the teacher's normalization
     vision(pixel_values=white)
     mean, std = IMAGENET
-    torch.testing.assert_close(seen[0][0, :, 3, 3], (1 - mean) / std)
+    torch.testing.assert_close(inputs[0][0, :, 3, 3], (1 - mean) / std)
 
 
-def test_a_backbone_keeps_the_normalisation_that_timm_gives_it():
-    gain, offset = normalisation("vit_tiny_patch16_224")  # .5 and .5, as the teacher's
+def test_a_backbone_keeps_the_normalization_that_timm_gives_it():
+    gain, offset = normalization("vit_tiny_patch16_224")  # .5 and .5, as the teacher's
     torch.testing.assert_close(gain, torch.ones(3, 1, 1))
     torch.testing.assert_close(offset, torch.zeros(3, 1, 1))
 
@@ -53,10 +53,10 @@ def test_scales_of_channels_are_timms_convolutions_by_another_way():
     backbone, _ = make_backbone("repvit_m0_9", OPTIONS)
     plain = timm.create_model("repvit_m0_9", features_only=True, **OPTIONS)
     plain.load_state_dict(backbone.state_dict())
-    scales = [each for each in backbone.modules() if isinstance(each, ChannelScale)]
+    scales = [layer for layer in backbone.modules() if isinstance(layer, ChannelScale)]
     assert scales
-    assert all(each.weight.shape[1:] == (1, 1, 1) for each in scales)
-    ours, timms = (each.eval()(some_images()) for each in (backbone, plain))
+    assert all(layer.weight.shape[1:] == (1, 1, 1) for layer in scales)
+    ours, timms = (model.eval()(some_images()) for model in (backbone, plain))
     torch.testing.assert_close(ours, timms)
     layer = nn.Conv2d(6, 6, 1, groups=6)
     x = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(0))
@@ -65,7 +65,7 @@ def test_scales_of_channels_are_timms_convolutions_by_another_way():
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_the_pyramid_adds_what_coarser_levels_saw():
+def test_the_pyramid_adds_what_coarser_levels_have():
     torch.manual_seed(0)
     pyramid = Pyramid([3, 5, 7], 8)
     levels = [torch.randn(2, 3, 14, 14), torch.randn(2, 5, 7, 7), torch.randn(2, 7, 4, 4)]
@@ -80,9 +80,9 @@ def test_the_pyramid_adds_what_coarser_levels_saw():
 
 def test_positions_are_those_of_the_teachers_neck():
     vision, neck = tiny_student().vision_encoder, tiny_teacher().vision_encoder.neck
-    answer = vision(pixel_values=some_images())
-    assert [each.shape[-1] for each in answer.fpn_hidden_states] == [14, 7, 4, 2]
-    for level, position in zip(answer.fpn_hidden_states, answer.fpn_position_encoding, strict=True):
+    output = vision(pixel_values=some_images())
+    assert [level.shape[-1] for level in output.fpn_hidden_states] == [14, 7, 4, 2]
+    for level, position in zip(output.fpn_hidden_states, output.fpn_position_encoding, strict=True):
         expected = neck.position_encoding(level.shape, level.device, level.dtype)
         assert torch.equal(position, expected)
 
@@ -117,19 +117,19 @@ def classifier():
 
     torch.manual_seed(9)
     model = timm.create_model("repvit_m0_9", pretrained=False, **OPTIONS)
-    for each in model.buffers():
-        if each.is_floating_point():
-            each.uniform_(0.5, 1.5)
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
     return model.eval()
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])
 def test_a_backbone_takes_the_weights_of_timms_classifier(classifier, tmp_path, ending):
     path = tmp_path / f"weights.{ending}"
-    state = {name: each.contiguous() for name, each in classifier.state_dict().items()}
+    state = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
     save_file(state, path) if ending == "safetensors" else torch.save(state, path)
     backbone, _ = make_backbone("repvit_m0_9", OPTIONS)
-    load_backbone(backbone, str(path))
+    load_backbone(backbone, path)
     images = some_images()
     with torch.no_grad():
         torch.testing.assert_close(backbone.eval()(images)[-1], classifier.forward_features(images))
@@ -140,11 +140,11 @@ def test_weights_that_do_not_fit_give_one_line(classifier, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(classifier.state_dict(), path)
     with pytest.raises(ValueError, match=r"weights\.pth: \d+ of the backbone's \d+ tensors"):
-        load_backbone(backbone, str(path))
+        load_backbone(backbone, path)
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
     for name in ("nowhere.pth", "broken.safetensors"):
         with pytest.raises(ValueError, match=f"backbone_weights .*{name}: unreadable"):
-            load_backbone(backbone, str(tmp_path / name))
+            load_backbone(backbone, tmp_path / name)
 
 
 def test_a_file_of_code_is_not_run(tmp_path):
@@ -155,4 +155,4 @@ def test_a_file_of_code_is_not_run(tmp_path):
     torch.save({"stem": Trap()}, tmp_path / "trap.pth")
     backbone, _ = make_backbone("repvit_m0_9", OPTIONS)
     with pytest.raises(ValueError, match=r"trap\.pth: unreadable"):
-        load_backbone(backbone, str(tmp_path / "trap.pth"))
+        load_backbone(backbone, tmp_path / "trap.pth")

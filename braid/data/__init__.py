@@ -1,0 +1,1 @@
+"""What data sets of clips and of images share: their splits."""

@@ -1,0 +1,1 @@
+"""The teacher's predictions: made now, or read from the cache."""

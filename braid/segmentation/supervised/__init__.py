@@ -1,1 +1,0 @@
-"""Training against ground truth."""

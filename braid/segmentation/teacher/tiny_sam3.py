@@ -1,0 +1,171 @@
+"""A tiny `Sam3Model`: transformers' own class, small enough to be trained on one core.
+
+The architecture is that of SAM3 (Carion et al. 2025, SAM 3: Segment Anything with Concepts) with
+every width, depth and grid shrunk. Only the initial weights differ from the library's, whose
+normal(0, .02) is meant for loading a checkpoint over it and leaves so small a network at a
+standstill. Here
+
+- a layer's weights have the scale of its fan-in (LeCun et al. 1998), residual branches less;
+- attention to the prompt counts more than that: if not, some runs end before any word matters;
+- position embeddings of patches are sines, which a large model has the time to learn;
+- the queries' reference boxes stand all over the image, and each query attends to what lies in
+  its own: without that, some hundred steps pass before the first object is told from another.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from braid.common.torchvision import mend_torchvision
+from braid.segmentation.sam3.geometry import spread
+
+PATCH = 14  # pixels a side, as in SAM3: the finest features and the masks have stride 3.5
+
+# What the initial weights are multiplied by, beside 1 / sqrt(fan-in).
+LAST_OF_BRANCH = (".o_proj", ".out_proj", ".fc2")
+TO_PROMPT = (".text_cross_attn.o_proj", ".prompt_cross_attn.o_proj")
+RESIDUAL = 0.3  # what attention and perceptrons add to their input
+PROMPT = 1.4  # what attention to the prompt adds
+PATCHES = 3.0  # beside the sines, which are of size 0.7
+TEXT_POSITIONS = 0.1  # beside the words
+CORRECTIONS = 0.1  # of the reference boxes
+STEEPEST = 8.0  # slope of the attention outside of a reference box
+
+
+def tiny_sam3(
+    *,
+    width: int,  # channels everywhere, a multiple of 8
+    layers: int,  # of the vision encoder, the DETR encoder and the decoder
+    queries: int,
+    image_size: int,  # pixels a side, a multiple of 14
+    vocabulary: int,  # tokens
+    context: int,  # tokens of a prompt, at most
+    generator: torch.Generator,
+) -> Any:
+    """A `Sam3Model` with random weights, masks of `image_size` / 3.5 pixels a side."""
+    mend_torchvision()
+    from transformers import Sam3Config, Sam3Model
+
+    grid = image_size // PATCH
+    sizes = {"hidden_size": width, "num_attention_heads": 2}
+    block = {**sizes, "intermediate_size": 2 * width, "dropout": 0.0}
+    config = Sam3Config(
+        vision_config={
+            "backbone_config": _vision(width, layers, image_size),
+            "fpn_hidden_size": width,
+            "backbone_feature_sizes": [[scale * grid, scale * grid] for scale in (4, 2, 1)],
+        },
+        text_config=_text(width, vocabulary, context),
+        geometry_encoder_config={**block, "num_layers": 1},
+        detr_encoder_config={**block, "num_layers": layers},
+        detr_decoder_config={**block, "num_layers": layers, "num_queries": queries},
+        mask_decoder_config={**sizes, "dropout": 0.0},
+    )
+    model = Sam3Model(config)
+    initialize(model, generator)
+    return model
+
+
+def _vision(width: int, layers: int, image_size: int) -> dict[str, Any]:
+    """The vision transformer: windows of half the grid but in the last layer."""
+    return {
+        "model_type": "sam3_vit_model",
+        "hidden_size": width,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "image_size": image_size,
+        "pretrain_image_size": image_size,
+        "patch_size": PATCH,
+        "window_size": max(1, image_size // PATCH // 2),
+        "global_attn_indexes": [layers - 1],
+    }
+
+
+def _text(width: int, vocabulary: int, context: int) -> dict[str, Any]:
+    """The text transformer; tokens 0 and 1 start and end a prompt, as in `tokens`."""
+    return {
+        "model_type": "clip_text_model",
+        "hidden_size": width,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 1,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": context,
+        "projection_dim": width,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+    }
+
+
+@torch.no_grad()
+def initialize(model: Any, generator: torch.Generator) -> None:
+    """Give a `Sam3Model` weights from which it learns, every one from the generator."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            scale = _scale(name)
+            nn.init.normal_(
+                module.weight, std=scale / math.sqrt(_fan_in(module)), generator=generator
+            )
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, generator=generator)
+    model.text_encoder.text_model.embeddings.position_embedding.weight.mul_(TEXT_POSITIONS)
+    embeddings = model.vision_encoder.backbone.embeddings
+    embeddings.patch_embeddings.projection.weight.mul_(PATCHES)
+    side = math.isqrt(embeddings.position_embeddings.shape[1])
+    positions = sines(side, embeddings.position_embeddings.shape[2])
+    embeddings.position_embeddings.copy_(positions[None])
+    decoder = model.detr_decoder
+    decoder.reference_points.weight.copy_(spread(len(decoder.reference_points.weight)).logit())
+    decoder.box_head.layer3.weight.mul_(CORRECTIONS)
+    for axis in (decoder.box_rpb_embed_x, decoder.box_rpb_embed_y):
+        attend_inside(axis)
+
+
+def attend_inside(bias: Any) -> None:
+    """Make a decoder's queries attend to what lies in their reference boxes.
+
+    The perceptron `bias` turns the signed log-distances from a box's two sides along one axis, to
+    the low side and to the high one, into what is added to the attention of each head. Two of its
+    units take how far a place is outside, so that attention falls with it, less in every further
+    head; the others start small.
+    """
+    heads = bias.layer2.weight.shape[0]
+    bias.layer1.weight[:2] = torch.tensor([[-1.0, 0.0], [0.0, 1.0]])
+    bias.layer2.weight.mul_(0.1)
+    bias.layer2.weight[:, :2] = -STEEPEST / 2.0 ** torch.arange(heads)[:, None]
+
+
+def _scale(name: str) -> float:
+    """Of a layer's initial weights, beside 1 / sqrt(fan-in)."""
+    fusion = name.startswith("detr_encoder.") and name.endswith(".cross_attn.o_proj")
+    if fusion or name.endswith(TO_PROMPT):
+        return PROMPT
+    return RESIDUAL if name.endswith(LAST_OF_BRANCH) else 1.0
+
+
+def _fan_in(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> float:
+    """Inputs of one output."""
+    if isinstance(module, nn.ConvTranspose2d):
+        area, strides = math.prod(module.kernel_size), math.prod(module.stride)
+        return module.in_channels * area / strides
+    return module.weight[0].numel()
+
+
+def sines(side: int, channels: int) -> Tensor:
+    """Two-dimensional sine and cosine position embeddings, [side * side, channels]."""
+    quarter = channels // 4
+    frequencies = 0.5 * math.pi * torch.linspace(1, side, quarter) / side
+    place = torch.arange(side)[:, None] * frequencies
+    axis = torch.cat([place.sin(), place.cos()], 1)  # [side, channels / 2]
+    rows = axis[:, None].expand(-1, side, -1)
+    columns = axis[None].expand(side, -1, -1)
+    both = torch.cat([rows, columns], 2).flatten(0, 1)
+    return nn.functional.pad(both, (0, channels - both.shape[1]))

@@ -1,0 +1,1 @@
+"""What both trainings share: batches of prompts, the loss against ground truth."""

@@ -1,0 +1,37 @@
+"""What the params of the strand refuse as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from braid.radiance.config import RadianceConfig
+from braid.stage.params import load_yaml
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+
+def radiance(**values: Any) -> RadianceConfig:
+    return RadianceConfig(**{**load_yaml(PARAMS)["radiance"], **values})
+
+
+def test_students_are_the_response_or_a_variant() -> None:
+    assert radiance(students=["response", "sh"]).students == ("response", "sh")
+    with pytest.raises(ValueError, match=r"expected response or a variant, got \['color'\]"):
+        radiance(students=["response", "color"])
+
+
+@pytest.mark.parametrize("name", ["variants", "students"])
+def test_there_is_something_to_train_and_to_evaluate(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name}\n.*at least 1 item"):
+        radiance(**{name: {} if name == "variants" else []})
+
+
+@pytest.mark.parametrize("teacher", ["model.obj", "built_in.ply.txt", "fitted"])
+def test_a_teacher_is_a_ply_or_built_in(teacher: str) -> None:
+    scene = {"source": "built_in", "downsample": 1}
+    assert radiance(scenes={"a": {**scene, "teacher": "x.ply"}}).scenes["a"].teacher == "x.ply"
+    with pytest.raises(ValueError, match=r"scenes\.a\.teacher"):
+        radiance(scenes={"a": {**scene, "teacher": teacher}})
