@@ -66,6 +66,7 @@ class ImageSet:
         self.label_names: list[str] = manifest["label_names"]
         self.class_names: list[str] = manifest["class_names"]
         self.names: list[str] = index.names.tolist()
+        self.faults: dict[str, str] = {f["name"]: f["reason"] for f in manifest["faults"]}
         self.labels = torch.from_numpy(index.labels)
         self.conditions = torch.from_numpy(index.conditions)
         self._splits = index.splits

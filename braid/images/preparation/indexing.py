@@ -413,7 +413,9 @@ def require_conditions(images: ImageSet) -> None:
     counts = torch.bincount(train, minlength=images.classes)
     for name, count in zip(images.class_names, counts.tolist(), strict=True):
         if not count:
-            raise ValueError(f"class {name}: no train image, expected at least one")
+            faults = (f"; {file}: {reason}" for file, reason in images.faults.items())
+            first = next((fault for fault in faults if fault.startswith(f"; {name}/")), "")
+            raise ValueError(f"class {name}: no train image, expected at least one{first}")
 
 
 # ---- Pseudo-classes for images without labels: K-means on principal components of their values
