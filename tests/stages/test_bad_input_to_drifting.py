@@ -22,8 +22,8 @@ CHAIN = (
     ("prepare_clips",),
     ("quantize",),
     ("train_latent_mae",),
-    ("train_drift", "drift"),
     ("train_drift", "paired"),
+    ("train_drift", "drift"),
     ("evaluate_drift",),
     ("impute_storyboard", "held_out"),
 )
@@ -98,7 +98,9 @@ def test_trainings_leave_an_experiment_card(trained: Path, name: str) -> None:
         ("train_drift", "drift.corruption.levels", 9, "drift.corruption.levels is 9"),
         ("train_drift", "drift.corruption.student_replace_prob", 0.5, "anchor"),
         ("train_drift", "drift.refiner.heads", 5, "drift.refiner.dim is 12"),
-        ("train_drift", "drift.features.families", ["edges"], "edges"),
+        ("train_drift", "drift.refiners.drift.features.families", ["edges"], "edges"),
+        ("train_drift", "drift.refiners.drift.start", "models/drift/second", "second: missing"),
+        ("train_drift", "drift.refiners.drift.features", None, "expected features beside it"),
         ("train_drift", "drift.batches.positives", 7, "positives is 7, expected at most"),
     ],
 )
