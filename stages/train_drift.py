@@ -19,9 +19,9 @@ def main() -> None:
     """Run the stage."""
     with open_stage("train_drift") as stage:
         (name,) = stage.item
-        config, run, pace = stage.params.drift, stage.training(), Pace()
-        settings = config.refiners[name]
-        mae, start = stage.dep("models/latent_mae"), stage.optional_dep(settings.start)
+        config, pace = stage.params.drift, Pace()
+        settings, mae = config.refiners[name], stage.dep("models/latent_mae")
+        start, run = stage.optional_dep(settings.start), stage.training()
         clips = open_clips(stage.dep("data/clips"), cache_mib=stage.params.clips.cache_mib)
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
         training, validation = (ClipSplit.of(clips, pseudo.labels, s) for s in ("train", "val"))
