@@ -1,6 +1,6 @@
-"""Train a refiner of interpolated clips: by drifting, or paired, as multi-step sampling needs it.
+"""Train a refiner of interpolated clips: by regression, by drifting, or by one after the other.
 
-Writes models/drift/<refiner>, the best on the validation split. 40 s for the built-in clips.
+Writes models/drift/<refiner>, the best on the validation split. MINUTES for the built-in clips.
 """
 
 from braid.clips.shards.dataset import open_clips
@@ -19,28 +19,28 @@ def main() -> None:
     """Run the stage."""
     with open_stage("train_drift") as stage:
         (name,) = stage.item
-        config, run, pace = stage.params.drift, stage.training(), Pace()
+        config, pace = stage.params.drift, Pace()
         settings, mae = config.refiners[name], stage.dep("models/latent_mae")
+        start, run = stage.optional_dep(settings.start), stage.training()
         clips = open_clips(stage.dep("data/clips"), cache_mib=stage.params.clips.cache_mib)
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
         training, validation = (ClipSplit.of(clips, pseudo.labels, s) for s in ("train", "val"))
-
         corruption = Corruption(clips.shape[1], config.corruption)
         refiner = Refiner(clips.shape[0], pseudo.classes, corruption.levels + 1, config.refiner)
-        parts = settings, config.batches, config.features, config.loss
-        objective = clip_objective(*parts, refiner, corruption, training, mae, run)
+        parts = settings, config.batches, config.loss, refiner, corruption, training
+        objective = clip_objective(*parts, mae, start, run)
         best = BestOnValidation(validation, corruption, settings, run)
         result = train(
             objective,
             config.optimizer,
             run,
             steps=settings.steps,
+            lr_scale=settings.lr_scale,
             outer_layers=("refiner.embed", "refiner.out"),
             stateful={"best": best, **objective.stateful()},
             hooks={"validation": best, "pace": pace},
         )
-        refiner.load_state_dict(best.weights)
-        save_refiner(stage.out("models/drift"), refiner)
+        save_refiner(stage.out("models/drift"), best.restored(refiner))
         samples = objective.clips_per_step * config.optimizer.accumulate * run.process.world_size
         stage.runtime["clips_per_second"] = pace.per_second(samples)
 
@@ -51,8 +51,8 @@ def main() -> None:
         decision = Decision(status == "passed", reason)
         stage.write_metrics({**results, **decision.figures()})
         manifest = read_json(stage.dep("data/clips") / "manifest.json")
-        counts = {"train": len(training), "val": len(validation)}
-        data, model = clips_data(stage.params.clips.source, manifest, **counts), objective.card()
+        source, model = stage.params.clips.source, objective.card(samples)
+        data = clips_data(source, manifest, train=len(training), val=len(validation))
         write_card(stage, run.device, data=data, model=model, results=results, decision=decision)
 
 

@@ -44,7 +44,6 @@ def main() -> None:
         save_image_refiner(stage.out("models/drift_image"), refiner)
         samples = objective.clips_per_step * config.optimizer.accumulate * run.process.world_size
         stage.runtime["images_per_second"] = pace.per_second(samples)
-
         refined = probe.evaluate(refiner)
         results, (status, reason) = probe.metrics(refined), probe.status(refined)
         decision = Decision(status == "passed", reason)
@@ -52,8 +51,9 @@ def main() -> None:
         stage.write_table("metrics/tables", probe.rows(refined, objective))
         stage.write_table("plots/drift_image/train.csv", result.history)
         stage.write_table("plots/drift_image/validation.csv", result.probes["validation"])
-        source, model = {"source": stage.params.images.source, **images.counts}, objective.card()
-        write_card(stage, run.device, data=source, model=model, results=results, decision=decision)
+        model = objective.card(samples)
+        data = {"source": stage.params.images.source, **images.counts}
+        write_card(stage, run.device, data=data, model=model, results=results, decision=decision)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,27 @@ def test_one_step_beats_interpolation_as_a_distribution_and_stays_near_the_truth
     assert drift["status"] == "ok"
 
 
+@pytest.mark.parametrize("name", list(PARAMS.drift.refiners))
+def test_a_refiner_does_not_end_much_worse_than_its_best(name: str) -> None:
+    assert drifting(f"drift_training/{name}")["status"] == "passed"
+    score = "mse_missing" if PARAMS.drift.refiners[name].objective == "paired" else "frechet"
+    with (ROOT / f"plots/drift_validation/{name}.csv").open() as file:
+        curve = [float(row[f"val_{score}"]) for row in csv.DictReader(file)]
+    rows = {row["method"]: float(row[score]) for row in table(f"drift_training/{name}")}
+    assert rows["refined"] == pytest.approx(min(curve))
+    assert rows["last"] == pytest.approx(curve[-1])
+    assert rows["last"] <= 1.25 * rows["refined"]
+
+
+def test_every_group_of_features_pulls_refined_clips_towards_the_truth() -> None:
+    with (ROOT / "plots/drift_cosine/drift.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    groups = [column for column in rows[0] if column != "step"]
+    assert len(groups) == len(PARAMS.drift.refiners["drift"].features.vanilla)
+    for group in groups:
+        assert sum(float(row[group]) for row in rows) > 0, group
+
+
 @pytest.mark.parametrize("space", ["quantizer", "latent_mae"])
 def test_a_space_separates_pseudo_classes_better_than_chance(space: str) -> None:
     (row,) = [row for row in table("representation") if row["space"] == space]

@@ -77,13 +77,21 @@ class CorruptionConfig(HarmonicConfig):
 
 
 class DriftFeaturesConfig(Config):
-    """What the drift is computed in."""
+    """What the drift is computed in, see braid/drifting/video/features.py."""
 
-    families: tuple[str, ...] = Field(strict=False)  # see braid/drifting/video/features.py
-    locations: Count  # vectors a group, at most
-    encoder_weight: NonNegative  # of the latent MAE's features; 0: it is not run
-    vanilla: tuple[Literal["tokens", "pairs", "clip"], ...] = Field(strict=False, min_length=1)
+    vanilla: tuple[Literal["tokens", "pairs", "columns", "clip"], ...] = Field(
+        strict=False, min_length=1
+    )
     vanilla_weight: NonNegative
+    encoder_weight: NonNegative  # of the latent MAE's features; 0: it is not run
+    families: tuple[str, ...] = Field(strict=False)  # of the latent MAE's features
+    locations: Count  # vectors a group of them, at most
+
+    @model_validator(mode="after")
+    def _something_drifts(self) -> DriftFeaturesConfig:
+        if not self.encoder_weight + self.vanilla_weight:
+            raise ValueError("encoder_weight and vanilla_weight are both 0")
+        return self
 
 
 class DriftBatchesConfig(Config):
@@ -95,7 +103,7 @@ class DriftBatchesConfig(Config):
     negatives: Whole  # generated earlier, a class, from its memory bank
     unconditional: Count  # real clips of any class
     bank: Count  # clips kept a class
-    bank_unconditional: Count
+    bank_unconditional: Whole  # newest clips that those of any class come from; 0: all there are
     alpha_max: Annotated[float, Field(ge=1)]  # guidance is drawn from [1, alpha_max]
     alpha_power: NonNegative  # density ~ alpha^-power
 
@@ -104,7 +112,7 @@ class DriftBatchesConfig(Config):
         for name, kept in (("positives", self.bank), ("negatives", self.bank)):
             if getattr(self, name) > kept:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at most bank: {kept}")
-        if self.unconditional > self.bank_unconditional:
+        if 0 < self.bank_unconditional < self.unconditional:
             raise ValueError(
                 f"unconditional is {self.unconditional}, expected at most "
                 f"bank_unconditional: {self.bank_unconditional}"
@@ -125,10 +133,20 @@ class RefinerConfig(Config):
 class RefinerTrainingConfig(Config):
     """How one refiner is trained."""
 
+    start: str  # folder of a refiner whose weights it begins with, models/drift/paired; none: fresh
     objective: Literal["drift", "paired"]
     steps: Steps
+    lr_scale: Positive  # times optimizer.lr
     validate_every: Count  # steps between evaluations on the validation split
     compile: bool  # torch.compile the network: pays on long runs of one shape, needs a compiler
+    features: DriftFeaturesConfig | None = None  # of drifting, which has no other params of its own
+
+    @model_validator(mode="after")
+    def _only_drifting_has_features(self) -> RefinerTrainingConfig:
+        if (self.objective == "drift") != (self.features is not None):
+            wanted = "features" if self.objective == "drift" else "no features"
+            raise ValueError(f"objective is {self.objective}, expected {wanted} beside it")
+        return self
 
 
 class DriftEvaluationConfig(Config):
@@ -156,7 +174,6 @@ class DriftConfig(Config):
     K: Count  # pseudo-classes
     loss: DriftLossConfig
     corruption: CorruptionConfig
-    features: DriftFeaturesConfig
     batches: DriftBatchesConfig
     refiner: RefinerConfig
     refiners: dict[Name, RefinerTrainingConfig]

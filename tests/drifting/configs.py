@@ -7,6 +7,7 @@ from typing import Any
 from braid.drifting.config import (
     CorruptionConfig,
     DriftBatchesConfig,
+    DriftFeaturesConfig,
     DriftLossConfig,
     HarmonicConfig,
     LatentMaeConfig,
@@ -52,6 +53,13 @@ BATCHES: dict[str, Any] = {
     "alpha_max": 2.0,
     "alpha_power": 1.0,
 }
+FEATURES: dict[str, Any] = {
+    "vanilla": ("tokens",),
+    "vanilla_weight": 2.0,
+    "encoder_weight": 0.0,
+    "families": ("location",),
+    "locations": 4,
+}
 REFINER: dict[str, Any] = {"patch": 2, "dim": 24, "depth": 1, "heads": 2, "clamp": True}
 OPTIMIZER: dict[str, Any] = {
     "name": "adamw",
@@ -93,9 +101,16 @@ def refiner(**changes: Any) -> RefinerConfig:
     return RefinerConfig(**REFINER | changes)
 
 
+def features(**changes: Any) -> DriftFeaturesConfig:
+    return DriftFeaturesConfig(**FEATURES | changes)
+
+
 def refiner_training(**changes: Any) -> RefinerTrainingConfig:
-    usual = {"objective": "drift", "steps": 12, "validate_every": 4, "compile": False}
-    return RefinerTrainingConfig(**usual | changes)
+    usual = {"start": "none", "objective": "drift", "steps": 12, "lr_scale": 1.0}
+    usual |= {"validate_every": 4, "compile": False} | changes
+    if usual["objective"] == "drift":
+        usual = {"features": features()} | usual
+    return RefinerTrainingConfig(**usual)
 
 
 def optimizer(**changes: Any) -> OptimizerConfig:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from braid.clips.shards.dataset import open_clips
 from braid.drifting.video.refiner import Refiner
+from braid.stage.dag import declaration
+from braid.stage.params import load_yaml
 from tests.clips.shard_files import write_clips
 from tests.stages.conftest import ROOT, fault, override, run
 from tests.tiny import TINY
@@ -22,8 +26,8 @@ CHAIN = (
     ("prepare_clips",),
     ("quantize",),
     ("train_latent_mae",),
-    ("train_drift", "drift"),
     ("train_drift", "paired"),
+    ("train_drift", "drift"),
     ("evaluate_drift",),
     ("impute_storyboard", "held_out"),
 )
@@ -98,7 +102,9 @@ def test_trainings_leave_an_experiment_card(trained: Path, name: str) -> None:
         ("train_drift", "drift.corruption.levels", 9, "drift.corruption.levels is 9"),
         ("train_drift", "drift.corruption.student_replace_prob", 0.5, "anchor"),
         ("train_drift", "drift.refiner.heads", 5, "drift.refiner.dim is 12"),
-        ("train_drift", "drift.features.families", ["edges"], "edges"),
+        ("train_drift", "drift.refiners.drift.features.families", ["edges"], "edges"),
+        ("train_drift", "drift.refiners.drift.start", "models/drift/second", "second: missing"),
+        ("train_drift", "drift.refiners.drift.features", None, "expected features beside it"),
         ("train_drift", "drift.batches.positives", 7, "positives is 7, expected at most"),
     ],
 )
@@ -149,3 +155,25 @@ def test_a_refiner_is_compiled_where_its_params_say_so(
         override(damaged, {"drift.refiners.paired.compile": wanted})
         run(damaged, "train_drift", "paired")
         assert len(compiled) == wanted
+
+
+@pytest.mark.parametrize("change", [{"start": "none"}, {"lr_scale": 1.0}])
+def test_a_refiner_s_start_and_rate_count(damaged: Path, change: dict[str, Any]) -> None:
+    weights = damaged / "models/drift/drift/model.safetensors"
+    before = load_file(weights)
+    override(damaged, {f"drift.refiners.drift.{key}": value for key, value in change.items()})
+    run(damaged, "train_drift", "drift")
+    after = load_file(weights)
+    assert not torch.equal(before["embed.weight"], after["embed.weight"])
+
+
+def test_regression_does_not_rerun_for_what_drifting_compares(damaged: Path) -> None:
+    def settings(name: str) -> list[Any]:
+        params = load_yaml(damaged / "params.yaml")
+        declared = declaration(damaged, "train_drift", (name,)).params
+        return [reduce(getitem, key.split("."), params) for key in declared]
+
+    before = {name: settings(name) for name in ("paired", "drift")}
+    override(damaged, {"drift.refiners.drift.features.vanilla": ["clip"]})
+    assert settings("paired") == before["paired"]
+    assert settings("drift") != before["drift"]

@@ -11,12 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from braid.drifting.config import (
-    DriftBatchesConfig,
-    DriftFeaturesConfig,
-    DriftLossConfig,
-    RefinerTrainingConfig,
-)
+from braid.drifting.config import DriftBatchesConfig, DriftLossConfig, RefinerTrainingConfig
 from braid.drifting.loss.drift import DriftLoss
 from braid.drifting.mae.latent_mae import load_latent_mae
 from braid.drifting.training.objectives import (
@@ -28,7 +23,7 @@ from braid.drifting.training.objectives import (
 )
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import ClipFeatures, vanilla
-from braid.drifting.video.refiner import Refiner
+from braid.drifting.video.refiner import Refiner, start_from
 from braid.training.trainer import Row, Run, TrainResult
 
 
@@ -74,33 +69,35 @@ class ClipSplit:
 def clip_objective(
     settings: RefinerTrainingConfig,
     batches: DriftBatchesConfig,
-    features: DriftFeaturesConfig,
     loss: DriftLossConfig,
     refiner: Refiner,
     corruption: Corruption,
     split: ClipSplit,  # what is trained on
-    mae: Path,  # folder of the latent MAE, read for drifting alone
+    mae: Path,  # folder of the latent MAE, read where its features have a weight
+    start: Path | None,  # folder of a refiner to go on from
     run: Run,
 ) -> Refinement:
-    """Regression, or drifting on a frozen encoder's features and on the latents themselves.
+    """Regression, or drifting on the latents themselves and on a frozen encoder's features.
 
     The refiner is compiled where its settings say so.
 
     Raises:
-        ValueError: the latent MAE cannot be read, or an unknown family of features.
+        ValueError: the latent MAE or the start cannot be read, a start of other shapes, or an
+            unknown family of features.
     """
+    if start is not None:
+        start_from(refiner, start)
     if settings.compile:
         compile_deterministic(refiner)
     anchors = split.anchors if corruption.config.student_replace_prob > 0 else None
     base = refiner.to(run.device), corruption, split.latents, split.classes, batches, anchors
-    if settings.objective == "paired":
+    features, every = settings.features, run.log_every
+    if features is None:
         return PairedObjective(*base)
-    encoder = ClipFeatures(load_latent_mae(mae), features.families, features.locations)
-    branches: dict[str, Branch] = {
-        "encoder": (features.encoder_weight, encoder.to(run.device)),
-        "vanilla": (features.vanilla_weight, vanilla(features.vanilla)),
-    }
-    every = run.log_every
+    branches: dict[str, Branch] = {"vanilla": (features.vanilla_weight, vanilla(features.vanilla))}
+    if features.encoder_weight:
+        encoder = ClipFeatures(load_latent_mae(mae), features.families, features.locations)
+        branches["encoder"] = (features.encoder_weight, encoder.to(run.device))
     return DriftObjective(*base, branches=branches, loss=DriftLoss(loss), log_every=every)
 
 
@@ -108,15 +105,17 @@ def curves(result: TrainResult) -> dict[str, list[Row]]:
     """The rows of a training, by the folder of plots that they belong to.
 
     `drift` has loss, terms and counts, `drift_validation` the hook's figures; `drift_kernel` and
-    `drift_field` have the statistics of the drift (statistics.py), and no rows if nothing drifts.
+    `drift_field` have the statistics of the drift (statistics.py), `drift_norm` and `drift_cosine`
+    the balance of its groups (`balance`); these have no rows if nothing drifts.
     """
-    tables: dict[str, list[Row]] = {"drift": [], "drift_kernel": [], "drift_field": []}
+    marks = {"kernel": "_kernel_", "field": "_field_"}
+    marks |= {"norm": "_balance_norm_", "cosine": "_balance_cosine_"}
+    tables: dict[str, list[Row]] = {"drift": [], **{f"drift_{part}": [] for part in marks}}
     for row in result.history:
         parts: dict[str, Row] = {folder: {} for folder in tables}
         for name, value in row.items():
-            kernel, field = "_kernel_" in name, "_field_" in name
-            folder = "drift_kernel" if kernel else "drift_field" if field else "drift"
-            parts[folder][name] = value
+            own = [f"drift_{part}" for part, mark in marks.items() if mark in name]
+            parts[own[0] if own else "drift"][name] = value
         for folder, figures in parts.items():
             if figures:
                 tables[folder].append({"step": row["step"], **figures})

@@ -5,8 +5,9 @@ refined clip with the clip that it was made from. `PairedObjective` is the usual
 blurs what it cannot know; it trains the network that multi-step sampling needs.
 
 A step draws classes, then clips of each; corrupts them to a random level; refines them in one step.
-Positives and unconditional negatives come from memory banks of real latents that each step
-refreshes with its own clips, so a class is compared with more clips than a step could encode anew.
+Positives come from memory banks of real latents that each step refreshes with its own clips, so a
+class is compared with more clips than a step could encode anew; unconditional negatives from all
+training clips, or from a memory bank of those of the last steps where loading more is too dear.
 """
 
 from __future__ import annotations
@@ -28,6 +29,21 @@ from braid.training.trainer import Stateful
 Features = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, T, H, W] to groups of [B, L, D]
 Branch = tuple[float, Features]  # weight of its loss, and what the drift is computed in
 Latents = Callable[[Tensor], Tensor]  # clips by position [B] in the training split
+
+
+def distinct(
+    ids: Tensor,  # [B] int64 below `total`
+    total: int,
+) -> Tensor:
+    """Ids [B] of which none repeats: the k-th repetition of an id has k times `total` added.
+
+    A clip that stands in a step twice must not get the same random numbers twice.
+    """
+    order = ids.argsort(stable=True)
+    ranked = ids[order]
+    repetition = torch.empty_like(ids)
+    repetition[order] = torch.arange(len(ids)) - torch.searchsorted(ranked, ranked)
+    return ids + total * repetition
 
 
 @dataclass(frozen=True)
@@ -68,9 +84,13 @@ class Refinement(nn.Module):
         """What a resumed training must find as it was."""
         return {}
 
-    def card(self) -> dict[str, str]:
-        """What an experiment card says of the objective beside its params."""
-        return {"sampling": "class-balanced, without replacement inside a class"}
+    def card(self, effective: int) -> dict[str, str]:
+        """What a card says of the objective beside its params, `effective` samples an update."""
+        return {
+            "effective batch": f"{effective}, {self.clips_per_step} at once",
+            "sampling": "class-balanced, without replacement inside a class",
+            "encoder": "none",
+        }
 
     @property
     def device(self) -> torch.device:
@@ -97,7 +117,8 @@ class Refinement(nn.Module):
         level = level.repeat_interleave(alike).to(self.device)
         ids = batch.members.flatten()
         anchors = {"anchors": self.load(self.anchors, ids)} if self.anchors else {}
-        corrupted = self.corruption(truth.flatten(0, 1), level, ids, generator, **anchors)
+        draws = distinct(ids, len(self.sampler.order))
+        corrupted = self.corruption(truth.flatten(0, 1), level, draws, generator, **anchors)
         refined = self.refiner(
             corrupted.latents,
             corrupted.mask,
@@ -149,18 +170,19 @@ class DriftObjective(Refinement):
             "real": MemoryBanks(classes, self.batches.bank, tuple(sample.shape)),
             "generated": MemoryBanks(classes, self.batches.bank, tuple(sample.shape)),
         }
-        self.unconditional = MemoryBank(self.batches.bank_unconditional, tuple(sample.shape))
+        kept = self.batches.bank_unconditional
+        self.unconditional = MemoryBank(kept, tuple(sample.shape)) if kept else None
 
     def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss terms of one step."""
-        config, cpu = self.batches, _on_cpu(generator)
+        config, cpu, logged = self.batches, _on_cpu(generator), step % self.log_every == 0
         alpha = draw_alpha(config.classes, config.alpha_max, config.alpha_power, cpu)
         alpha = alpha.to(self.device)
         refined = self.refine(alpha, cpu)
         self._refresh(refined, cpu)
         positives = self.banks["real"].draw(refined.classes, config.positives, cpu).samples
         negatives = self.banks["generated"].draw(refined.classes, config.negatives, cpu)
-        unconditional = self.unconditional.draw(config.unconditional, cpu)
+        unconditional = self._unconditional(config.unconditional, cpu)
         if config.negatives:
             self.banks["generated"].push(*_rows(refined.classes, refined.clips.detach()))
 
@@ -169,12 +191,15 @@ class DriftObjective(Refinement):
         terms, self.diagnostics = {}, self._fallbacks(refined)
         for name, (branch_weight, features) in self.branches.items():
             groups = self._groups(features, refined.clips, positives, negatives, unconditional)
-            result = self.loss(groups, weight, statistics=step % self.log_every == 0)
+            result = self.loss(groups, weight, statistics=logged)
             terms[name] = branch_weight * result.loss
-            self.diagnostics |= {f"{name}_{key}": value for key, value in result.statistics.items()}
+            statistics = {**result.statistics}
+            if logged:
+                statistics |= balance(refined, result.per_group, branch_weight)
+            self.diagnostics |= {f"{name}_{key}": value for key, value in statistics.items()}
         return terms
 
-    def card(self) -> dict[str, str]:
+    def card(self, effective: int) -> dict[str, str]:
         """Where positives and negatives come from, and how many vectors phi has in each branch."""
         sample = self.load(self.latents, torch.zeros(1, dtype=torch.long))
         phi = []
@@ -183,7 +208,7 @@ class DriftObjective(Refinement):
             count = sum(vectors.shape[1] for vectors in groups.values())
             phi.append(f"{name}: {count} vectors in {len(groups)} groups")
         return {
-            **super().card(),
+            **super().card(effective),
             "positives": "memory banks of real latents by class, without replacement",
             "negatives": "this step's clips, then banked ones, then weighted unconditional ones",
             "encoder": "frozen" if "encoder" in self.branches else "none",
@@ -220,12 +245,19 @@ class DriftObjective(Refinement):
     def _refresh(self, refined: Refined, generator: torch.Generator) -> None:
         """Push this step's real clips; fill the bank of a class that is met for the first time."""
         self.banks["real"].push(*_rows(refined.classes, refined.truth))
-        self.unconditional.push(refined.truth.flatten(0, 1))
+        if self.unconditional is not None:
+            self.unconditional.push(refined.truth.flatten(0, 1))
         short = self.banks["real"].sizes[refined.classes] < self.batches.positives
         for label in refined.classes[short][:, None]:
             count = min(int(self.sampler.sizes[label]), self.batches.positives)
             members = self.sampler.members(label, count, generator).members
             self.banks["real"].push(*_rows(label, self.load(self.latents, members)))
+
+    def _unconditional(self, count: int, generator: torch.Generator) -> Tensor:
+        """Real clips of any class, each training clip with the same chance."""
+        if self.unconditional is not None:
+            return self.unconditional.draw(count, generator)
+        return self.load(self.latents, _cycled(len(self.sampler.order), count, generator))
 
     def _fallbacks(self, refined: Refined) -> dict[str, float | Tensor]:
         """How often a class had too few clips, so far; and in this step's batch."""
@@ -236,7 +268,31 @@ class DriftObjective(Refinement):
 
     def stateful(self) -> dict[str, Stateful]:
         """The memory banks."""
-        return {**self.banks, "unconditional": self.unconditional}
+        kept = {} if self.unconditional is None else {"unconditional": self.unconditional}
+        return {**self.banks, **kept}
+
+
+def balance(
+    refined: Refined,
+    per_group: Mapping[str, Tensor],  # [] the loss of each group
+    weight: float,  # of them all
+) -> dict[str, Tensor]:
+    """Which groups push hardest, and which push towards the truth, where the start is not true.
+
+    `balance_norm_<group>`: length of the loss's gradient by the refined clips, in latent units;
+    `balance_cosine_<group>`: cosine between the drift, which is minus that gradient, and the truth
+    less the clips that were refined. Given frames have no part in either.
+    """
+    start = refined.corrupted.latents.unflatten(0, refined.truth.shape[:2])
+    towards = refined.truth - start
+    figures = {}
+    for name, loss in per_group.items():
+        (gradient,) = torch.autograd.grad(loss, refined.clips, retain_graph=True)
+        drift = -weight * gradient.float().masked_fill(towards == 0, 0)
+        figures[f"balance_norm_{name}"] = drift.norm()
+        cosine = torch.cosine_similarity(drift.flatten(), towards.flatten(), dim=0)
+        figures[f"balance_cosine_{name}"] = cosine
+    return figures
 
 
 def compile_deterministic(refiner: nn.Module) -> None:

@@ -2,7 +2,8 @@
 
 The drifting loss cannot tell: it is normalized and does not fall. Nor is the Frechet distance
 monotone in time, so validation clips are scored every so often, with averaged weights, in a feature
-space that the loss does not know.
+space that the loss does not know. A training whose end is worse than its best by more than scores
+waver is said to diverge: its best would not be there had it been validated less often.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from braid.drifting.interpolation.keyframes import nested_masks
 from braid.drifting.training.clips import ClipSplit
 from braid.drifting.training.objectives import Refinement
 from braid.drifting.video.corruption import Corruption
+from braid.drifting.video.refiner import Refiner
 from braid.drifting.video.sampling import refine
 from braid.metrics.distances import frechet_distance
 from braid.metrics.spaces import RandomConvolutions
 from braid.training.ema import Ema
 from braid.training.trainer import Run
+
+DIVERGENCE = 1.25  # last score over best; scores of neighboring validations differ by a tenth
 
 
 class BestOnValidation:
@@ -49,6 +53,7 @@ class BestOnValidation:
         self.real = self.space.points(truth)
         self.interpolated = self.figures(self.corrupted.latents)
         self.best: dict[str, float] = {}  # its step and figures
+        self.last: dict[str, float] = {}
         self.weights: dict[str, Tensor] = {}
 
     def __call__(self, done: int, objective: nn.Module, ema: Ema | None) -> dict[str, float] | None:
@@ -64,8 +69,9 @@ class BestOnValidation:
         """Score the weights as they are; keep them if they are the best so far."""
         refined = refine(objective.refiner, self.corrupted, self.classes, self.level, alpha=1.0)
         figures = self.figures(refined)
+        self.last = {"step": done, **figures}
         if not self.best or figures[self.score] < self.best[self.score]:
-            self.best = {"step": done, **figures}
+            self.best = self.last
             state = objective.refiner.state_dict()
             self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
         return {f"val_{name}": value for name, value in figures.items()}
@@ -78,24 +84,39 @@ class BestOnValidation:
             "mse_missing": float(error[~self.corrupted.mask].mean()),
         }
 
+    def restored(self, refiner: Refiner) -> Refiner:
+        """The refiner with its best weights."""
+        refiner.load_state_dict(self.weights)
+        return refiner
+
     def metrics(self) -> dict[str, Any]:
-        """The best step, and its score beside interpolation's."""
+        """The best step, its score beside interpolation's, and the status."""
         name = {"frechet": "frechet", "mse_missing": "mse"}[self.score]
         scores = {"refined": self.best[self.score], "interpolated": self.interpolated[self.score]}
-        return {"best_step": self.best["step"], name: scores}
+        return {"best_step": self.best["step"], name: scores, "status": self.status()[0]}
 
     def rows(self, objective: Refinement) -> list[dict[str, Any]]:
-        """All figures of the best and of interpolation, a row each."""
+        """All figures of the best, of the last and of interpolation, a row each."""
         size = sum(weights.numel() for weights in objective.refiner.parameters())
         counts = {"parameters": size, "classes": len(objective.sampler.occupied)}
         return [
             {"method": "refined", **self.best, **counts},
+            {"method": "last", **self.last},
             {"method": "interpolated", "step": None, **self.interpolated},
         ]
 
     def status(self) -> tuple[str, str]:
-        """`passed` if the best beats plain interpolation, and a line with the figures behind it."""
+        """`passed` or what is wrong, and a line with the figures behind it.
+
+        The best must beat plain interpolation, and the last must not be much worse than the best.
+        """
         refined, plain = self.best[self.score], self.interpolated[self.score]
+        last = self.last[self.score]
+        if last > DIVERGENCE * refined:
+            return "diverging", (
+                f"validation {self.score} {last:.4g} at the end, step {self.last['step']}, is more "
+                f"than {DIVERGENCE} times the best {refined:.4g}, of step {self.best['step']}"
+            )
         passed = refined < plain
         relation = "below" if passed else "not below"
         return "passed" if passed else "no_better_than_interpolation", (
@@ -104,9 +125,9 @@ class BestOnValidation:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far."""
-        return {"best": self.best, "weights": self.weights}
+        """The best so far, and the last."""
+        return {"best": self.best, "last": self.last, "weights": self.weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the best so far."""
-        self.best, self.weights = state["best"], state["weights"]
+        """Go on from there."""
+        self.best, self.last, self.weights = state["best"], state["last"], state["weights"]

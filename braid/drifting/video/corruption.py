@@ -30,7 +30,7 @@ class Corrupted(NamedTuple):
     """Corrupted clips, and what is known of each frame."""
 
     latents: Tensor  # [B, C, T, H, W]
-    mask: Tensor  # [B, T] bool, True: keyframe
+    mask: Tensor  # [B, T] bool, True: a keyframe that is as it should be
     confidence: Tensor  # [B, T] float32: 1 kept end, .95 keyframe, .5 replaced by an anchor, 0
 
 
@@ -88,7 +88,8 @@ class Corruption:
             source = torch.where(replaced[:, None, :, None, None], anchors, latents)
         filled = interpolate(source, mask, self.config)
         noisy = self._add_noise(filled, mask, ids, seed, self.config.keyframe_noise)
-        return Corrupted(noisy, mask, _confidence(mask, replaced))
+        # What an anchor replaced may be wrong: it is neither kept nor left out of an error.
+        return Corrupted(noisy, mask & ~replaced, _confidence(mask, replaced))
 
     def mask(
         self,

@@ -208,6 +208,8 @@ def _vectors(
 # tokens  2 x 2 patches of each frame                              T h w vectors of 4 C
 # pairs   the patches of one place in two frames that follow each other: what the tokens' single
 #         distributions leave out is how a patch moves on             (T - 1) h w vectors of 8 C
+# columns the patches of one place in all frames: given frames are part of the vector, so that a
+#         clip's neighbors are those that agree with its keyframes there     h w vectors of 4 C T
 # clip    the flattened clip, the release's key `global`           one vector of C T H W
 
 TOKEN = 2  # latent pixels a side
@@ -237,6 +239,10 @@ def _pairs(clips: Tensor) -> Tensor:
     return torch.cat([patches[:, :-1], patches[:, 1:]], dim=-1).flatten(1, 2)
 
 
+def _columns(clips: Tensor) -> Tensor:
+    return _patches(clips).transpose(1, 2).flatten(2)
+
+
 def _whole(clips: Tensor) -> Tensor:
     return clips.flatten(1)[:, None]
 
@@ -246,4 +252,4 @@ def _patches(clips: Tensor) -> Tensor:
     return patchify(clips, TOKEN).flatten(2, 3)
 
 
-_FAMILIES = {"tokens": _tokens, "pairs": _pairs, "clip": _whole}
+_FAMILIES = {"tokens": _tokens, "pairs": _pairs, "columns": _columns, "clip": _whole}

@@ -179,6 +179,23 @@ def _positions(x: Tensor) -> Tensor:
     return functional.pad(joint, (0, dim - joint.shape[-1])).to(x.dtype)
 
 
+def start_from(refiner: Refiner, folder: Path) -> None:
+    """Take over the weights of a saved refiner.
+
+    Raises:
+        ValueError: it cannot be read, or its shapes are others; the message names the folder.
+    """
+    other = load_refiner(folder)
+    shapes = {name: tuple(weights.shape) for name, weights in refiner.state_dict().items()}
+    if {name: tuple(weights.shape) for name, weights in other.state_dict().items()} != shapes:
+        has, wanted = (
+            {**each.shape, **each.config.model_dump(exclude={"heads", "clamp"})}
+            for each in (other, refiner)
+        )
+        raise ValueError(f"{folder}: a refiner of {has} to start from, expected {wanted}")
+    refiner.load_state_dict(other.state_dict())
+
+
 def save_refiner(folder: Path, refiner: Refiner) -> None:
     """Write `model.safetensors` and `config.json`."""
     save_model(folder, refiner, {**refiner.shape, **refiner.config.model_dump()})

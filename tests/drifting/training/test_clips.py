@@ -8,18 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from braid.drifting.config import DriftFeaturesConfig
 from braid.drifting.mae.latent_mae import LatentMae, save_latent_mae
 from braid.drifting.training.clips import ClipSplit, clip_objective, curves
 from braid.drifting.training.objectives import DriftObjective, PairedObjective
 from braid.drifting.video.corruption import Corruption
+from braid.drifting.video.refiner import Refiner, save_refiner
 from braid.training.trainer import Run, TrainResult
 from tests.drifting import configs
 from tests.drifting.toy_refinement import toy_clips, toy_refiner
 
-FEATURES = DriftFeaturesConfig(
-    families=["location"], locations=4, encoder_weight=1.0, vanilla=["tokens"], vanilla_weight=2.0
-)
+ENCODER = configs.features(encoder_weight=1.0)
 
 
 class InMemory:
@@ -44,11 +42,11 @@ def split(name: str = "train") -> ClipSplit:
     return ClipSplit.of(data, data.labels, name)
 
 
-def objective(folder: Path, replaced: float = 0.0, **settings):
+def objective(folder: Path, replaced: float = 0.0, start: Path | None = None, **settings):
     corruption = Corruption(5, configs.corruption(levels=1, student_replace_prob=replaced))
-    parts = configs.refiner_training(**settings), configs.batches(), FEATURES, configs.loss()
+    parts = configs.refiner_training(**settings), configs.batches(), configs.loss()
     run = Run(seed=0, device=torch.device("cpu"), log_every=7)
-    return clip_objective(*parts, toy_refiner(), corruption, split(), folder, run)
+    return clip_objective(*parts, toy_refiner(), corruption, split(), folder, start, run)
 
 
 def test_a_split_counts_its_own_clips() -> None:
@@ -60,7 +58,7 @@ def test_a_split_counts_its_own_clips() -> None:
 
 def test_drifting_has_the_branches_of_its_params(tmp_path: Path) -> None:
     save_latent_mae(tmp_path, LatentMae(2, 8, (1,)))
-    drift = objective(tmp_path)
+    drift = objective(tmp_path, features=ENCODER)
     assert isinstance(drift, DriftObjective)
     assert {name: weight for name, (weight, _) in drift.branches.items()} == {
         "encoder": 1.0,
@@ -71,10 +69,44 @@ def test_drifting_has_the_branches_of_its_params(tmp_path: Path) -> None:
     assert drift.clips_per_step == 2 * 4
 
 
-def test_paired_training_reads_no_encoder(tmp_path: Path) -> None:
+def test_an_encoder_is_read_only_where_its_features_count(tmp_path: Path) -> None:
     assert isinstance(objective(tmp_path, objective="paired"), PairedObjective)
+    drift = objective(tmp_path)
+    assert set(drift.branches) == {"vanilla"}
+    assert drift.card(16)["encoder"] == objective(tmp_path, objective="paired").card(16)["encoder"]
+    assert drift.card(16)["encoder"] == "none"
+    assert drift.card(16)["effective batch"] == "16, 8 at once"
     with pytest.raises(ValueError, match="of a latent MAE"):
-        objective(tmp_path)
+        objective(tmp_path, features=ENCODER)
+
+
+def test_a_training_goes_on_from_another_refiner_s_weights(tmp_path: Path) -> None:
+    other = toy_refiner()
+    with torch.no_grad():
+        other.out.bias += 3
+    save_refiner(tmp_path / "other", other)
+    for kind in ("paired", "drift"):
+        assert objective(tmp_path, objective=kind).refiner.out.bias.abs().max() == 0
+        started = objective(tmp_path, start=tmp_path / "other", objective=kind).refiner
+        for name, weights in other.state_dict().items():
+            assert torch.equal(weights, started.state_dict()[name]), name
+
+
+def test_a_start_of_other_shapes_or_none_is_named_in_one_line(tmp_path: Path) -> None:
+    save_refiner(tmp_path / "wide", Refiner(2, 2, 2, configs.refiner(dim=36)))
+    with pytest.raises(ValueError, match=r"wide: a refiner of .*'dim': 36.*expected .*'dim': 24"):
+        objective(tmp_path, start=tmp_path / "wide")
+    with pytest.raises(ValueError, match="of a refiner"):
+        objective(tmp_path, start=tmp_path / "missing")
+
+
+def test_drifting_has_features_and_regression_has_none() -> None:
+    with pytest.raises(ValueError, match="objective is drift, expected features beside it"):
+        configs.refiner_training(features=None)
+    with pytest.raises(ValueError, match="objective is paired, expected no features beside it"):
+        configs.refiner_training(objective="paired", features=configs.features())
+    with pytest.raises(ValueError, match="encoder_weight and vanilla_weight are both 0"):
+        configs.features(vanilla_weight=0.0)
 
 
 def test_anchors_are_read_where_the_corruption_replaces_keyframes(tmp_path: Path) -> None:
@@ -86,12 +118,15 @@ def test_anchors_are_read_where_the_corruption_replaces_keyframes(tmp_path: Path
 def test_a_history_is_split_by_what_its_columns_are_about() -> None:
     row = {"step": 0, "loss": 1.0, "vanilla": 1.0, "short_banks": 0.0}
     statistics = {"vanilla_kernel_distance_0.2": 2.0, "vanilla_field_sq_tokens_0.2": 3.0}
+    statistics |= {"vanilla_balance_norm_tokens": 4.0, "vanilla_balance_cosine_tokens": 0.5}
     validation = [{"step": 1, "val_frechet": 0.5}]
     drift = curves(TrainResult([row | statistics], {"validation": validation}))
     assert drift == {
         "drift": [row],
         "drift_kernel": [{"step": 0, "vanilla_kernel_distance_0.2": 2.0}],
         "drift_field": [{"step": 0, "vanilla_field_sq_tokens_0.2": 3.0}],
+        "drift_norm": [{"step": 0, "vanilla_balance_norm_tokens": 4.0}],
+        "drift_cosine": [{"step": 0, "vanilla_balance_cosine_tokens": 0.5}],
         "drift_validation": validation,
     }
     paired = curves(TrainResult([row], {"validation": validation}))

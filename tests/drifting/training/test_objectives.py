@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from braid.common.rng import generator
-from braid.drifting.training.objectives import DriftObjective, PairedObjective
+from braid.drifting.loss.drift import DriftLoss
+from braid.drifting.training.objectives import DriftObjective, PairedObjective, distinct
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import vanilla
+from braid.drifting.video.refiner import Refiner
 from braid.metrics.distances import energy_distance
 from braid.training.trainer import Run, TrainResult, train
 from tests.drifting import configs
@@ -118,11 +120,11 @@ def test_statistics_are_there_on_logging_steps_only() -> None:
     assert set(objective.diagnostics) == {"repeated_clips", "short_banks"} < logged
 
 
-def test_every_statistic_of_a_step_is_of_the_kernel_or_of_the_field() -> None:
+def test_every_statistic_of_a_step_is_of_the_kernel_the_field_or_the_balance() -> None:
     objective = toy_objective("drift")
     objective(0, generator(0, "step"))
     counts = {"repeated_clips", "short_banks"}
-    named = [f"vanilla_{part}_" for part in ("kernel", "field")]
+    named = [f"vanilla_{part}_" for part in ("kernel", "field", "balance")]
     assert all(name.startswith(tuple(named)) for name in set(objective.diagnostics) - counts)
 
 
@@ -162,6 +164,95 @@ def test_phase_one_anchors_stand_in_for_keyframes_where_the_corruption_asks_for_
         )
         corrupted = objective.refine(torch.ones(2), generator(0, "step")).corrupted
         assert (corrupted.latents[:, :, 2] == 9).all(1).all(1).all(1).sum() == replaced
+
+
+@pytest.mark.parametrize("clamp", [True, False])
+def test_a_replaced_keyframe_can_be_corrected_and_counts_in_the_paired_error(clamp: bool) -> None:
+    clips, labels = toy_clips()
+    objective = PairedObjective(
+        toy_refiner(clamp),
+        Corruption(5, configs.corruption(levels=1, student_replace_prob=1.0)),
+        lambda positions: clips[positions],
+        labels,
+        configs.batches(),
+        anchors=lambda positions: torch.full_like(clips[positions], 9.0),
+    )
+    with torch.no_grad():
+        objective.refiner.out.bias += 1
+    refined = objective.refine(torch.ones(2), generator(0, "step"))
+    assert (refined.clips[:, :, :, 2] == 10).all()  # the anchor is a nine, the network adds one
+    ends = refined.clips[:, :, :, [0, -1]] == refined.truth[:, :, :, [0, -1]]
+    assert ends.all() == clamp
+    loss = objective(0, generator(0, "step"))["paired"]
+    error = (refined.clips - refined.truth).square()[:, :, :, 1:-1].mean()
+    torch.testing.assert_close(loss, error)
+
+
+def test_a_clip_that_a_step_draws_twice_gets_other_noise_the_second_time() -> None:
+    clips, labels = toy_clips(8)
+    corruption = Corruption(5, configs.corruption(levels=1, noise="gauss", sigma=0.5))
+    sizes = configs.batches(generated=6)  # of four clips a class
+    objective = PairedObjective(
+        toy_refiner(), corruption, lambda positions: clips[positions], labels, sizes
+    )
+    refined = objective.refine(torch.ones(2), generator(0, "step"))
+    assert refined.repeated == 4
+    noise = refined.corrupted.latents[:, :, 1]
+    assert len(noise.flatten(1).unique(dim=0)) == 12
+
+
+def test_only_repetitions_get_other_ids() -> None:
+    ids = torch.tensor([4, 1, 4, 0, 4, 1])
+    assert distinct(ids, 5).tolist() == [4, 1, 9, 0, 14, 6]
+    unique = torch.tensor([3, 0, 2])
+    assert torch.equal(distinct(unique, 5), unique)
+
+
+def test_unconditional_clips_are_of_all_classes_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = torch.arange(60.0)[:, None, None, None, None].expand(60, 2, 5, 4, 4).contiguous()
+    labels = torch.arange(60) // 5  # twelve classes of five clips
+    own = {}
+    for bank in (0, 12):
+        objective = DriftObjective(
+            Refiner(2, 12, 2, configs.refiner()),
+            toy_corruption(),
+            lambda positions: clips[positions],
+            labels,
+            configs.batches(unconditional=6, bank_unconditional=bank),
+            branches={"vanilla": (1.0, vanilla(["clip"]))},
+            loss=DriftLoss(configs.loss()),
+            log_every=100,
+        )
+        calls: list = []
+        monkeypatch.setattr(objective, "loss", _recording(objective.loss, calls))
+        fractions = []
+        for step in range(1, 40):
+            objective(step, generator(0, "step", step))
+            group = calls[-1]["clip"]
+            unconditional = labels[group.unconditional[:, 0, 0].long()]
+            classes = labels[group.positives[:, 0, 0, 0].long()]
+            fractions.append((unconditional[:, None] == classes).any(1).float().mean())
+        own[bank] = float(torch.stack(fractions).mean())
+    assert own[0] == pytest.approx(2 / 12, abs=0.06)
+    assert own[12] > 0.5
+
+
+def test_the_balance_of_groups_is_that_of_their_gradients() -> None:
+    objective = toy_objective("drift")
+    kept = []
+    refine = objective.refine
+    objective.refine = lambda *given: kept.append(refine(*given)) or kept[-1]
+    terms = objective(0, generator(0, "step"))
+    (refined,) = kept
+    (gradient,) = torch.autograd.grad(terms["vanilla"], refined.clips)
+    drift = -gradient[:, :, :, 1:-1].flatten()
+    start = refined.corrupted.latents.unflatten(0, (2, 4))
+    towards = (refined.truth - start)[:, :, :, 1:-1].flatten()
+    cosine = (drift @ towards) / (drift.norm() * towards.norm())
+    figures = objective.diagnostics
+    assert figures["vanilla_balance_norm_tokens"] == pytest.approx(float(drift.norm()), rel=1e-4)
+    assert figures["vanilla_balance_cosine_tokens"] == pytest.approx(float(cosine), rel=1e-4)
+    assert cosine > 0.3  # clips of a class bend the same way
 
 
 def _recording(loss, calls):

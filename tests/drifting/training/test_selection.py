@@ -50,6 +50,8 @@ def test_the_best_weights_are_kept_and_averages_are_what_is_evaluated() -> None:
     other.load_state_dict(best.state_dict())
     assert other.best == best.best
     assert other.status() == best.status()
+    assert best.status()[0] == "diverging"
+    best.last = best.best
     status, reason = best.status()  # an untrained refiner interpolates
     assert status == "no_better_than_interpolation"
     assert "mse_missing" in reason
@@ -66,8 +68,10 @@ def test_figures_of_the_best_stand_beside_interpolation_s() -> None:
         assert best.metrics() == {
             "best_step": 2,
             name: {"refined": best.best[score], "interpolated": best.interpolated[score]},
+            "status": "no_better_than_interpolation",
         }
-        refined, interpolated = best.rows(objective)
+        refined, last, interpolated = best.rows(objective)
+        assert last == {"method": "last", **best.best}
         assert refined["classes"] == 2
         assert refined["parameters"] == sum(p.numel() for p in objective.refiner.parameters())
         assert set(refined) > {"method", "step", "frechet", "mse_missing"} == set(interpolated)
@@ -77,3 +81,21 @@ def test_a_short_training_is_evaluated_at_its_end() -> None:
     best = make(steps=3, validate_every=20)
     assert best(2, toy_objective("drift"), None) is None
     assert best(3, toy_objective("drift"), None) is not None
+
+
+def test_a_training_that_ends_much_worse_than_its_best_diverges() -> None:
+    objective = toy_objective("drift")
+    best = make()
+    best(2, objective, None)
+    best.best = {**best.best, "mse_missing": 0.7 * best.interpolated["mse_missing"]}
+    for worse, status in ((0.8, "passed"), (0.9, "diverging")):
+        best.last = {"step": 10, "mse_missing": worse * best.interpolated["mse_missing"]}
+        assert best.status()[0] == best.metrics()["status"] == status
+    assert "at the end, step 10, is more than 1.25 times the best" in best.status()[1]
+    with torch.no_grad():
+        objective.refiner.out.bias += 5
+    best(4, objective, None)
+    resumed = make()
+    resumed.load_state_dict(best.state_dict())
+    assert resumed.status() == best.status()
+    assert best.rows(objective)[1]["step"] == 4

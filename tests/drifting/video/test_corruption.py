@@ -105,17 +105,19 @@ def test_frames_without_noise_keep_their_bits():
 
 def test_anchors_take_the_place_of_keyframes_before_interpolation():
     actual = corrupted(student_replace_prob=0.5)
-    replaced = actual.confidence == 0.5
-    assert 0.3 < float(replaced[:, 1:-1].sum() / actual.mask[:, 1:-1].sum()) < 0.7
+    replaced, keyframes = actual.confidence == 0.5, corrupted().mask
+    assert 0.3 < float(replaced[:, 1:-1].sum() / keyframes[:, 1:-1].sum()) < 0.7
     assert not replaced[:, [0, -1]].any()
-    assert (replaced <= actual.mask).all()
+    assert (replaced <= keyframes).all()
+    assert torch.equal(actual.mask, keyframes & ~replaced)  # what may be wrong is not kept
     source = torch.where(replaced[:, None, :, None, None], clips(1) + 10, clips())
-    assert torch.equal(actual.latents, interpolate(source, actual.mask, configs.corruption()))
+    assert torch.equal(actual.latents, interpolate(source, keyframes, configs.corruption()))
 
 
 def test_all_interior_keyframes_can_be_replaced():
     actual = corrupted(student_replace_prob=1.0)
-    assert torch.equal(actual.confidence[:, 1:-1] == 0.5, actual.mask[:, 1:-1])
+    assert torch.equal(actual.confidence[:, 1:-1] == 0.5, corrupted().mask[:, 1:-1])
+    assert not actual.mask[:, 1:-1].any()
 
 
 def test_confidence_of_every_kind_of_frame():

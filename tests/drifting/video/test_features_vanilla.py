@@ -24,6 +24,13 @@ def test_pairs_are_a_patch_and_the_one_after_it() -> None:
     assert torch.equal(features["pairs"], expected)
 
 
+def test_columns_are_a_place_of_all_frames() -> None:
+    features = vanilla(["tokens", "columns"])(CLIPS)
+    assert features["columns"].shape == (2, 6, 4 * 12)
+    place = features["tokens"].unflatten(1, (4, 6))[:, :, 4]  # row 1, column 1
+    assert torch.equal(features["columns"][:, 4], place.flatten(1))
+
+
 def test_the_clip_is_one_vector_and_odd_sizes_are_padded() -> None:
     assert torch.equal(vanilla(["clip"])(CLIPS)["clip"][:, 0], CLIPS.flatten(1))
     odd = vanilla(["tokens"])(CLIPS[..., :3, :5])["tokens"]
@@ -33,5 +40,5 @@ def test_the_clip_is_one_vector_and_odd_sizes_are_padded() -> None:
 
 @pytest.mark.parametrize("families", [[], ["tokens", "cubes"]])
 def test_unknown_families_are_refused(families: list[str]) -> None:
-    with pytest.raises(ValueError, match="expected some of tokens, pairs, clip"):
+    with pytest.raises(ValueError, match="expected some of tokens, pairs, columns, clip"):
         vanilla(families)
