@@ -24,6 +24,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +59,13 @@ def read_words(prompts: Sequence[str]) -> Tensor | None:
     return torch.tensor(rows) if len(rows) == len(prompts) else None
 
 
+def motion_families(words: Tensor) -> Tensor:
+    """Numbers of the families that the clips' motions belong to, [n]."""
+    families = [motion.family for motion in MOTIONS]
+    numbers = torch.tensor([families.index(family) for family in families])
+    return numbers[words[:, list(HEADS).index("motion")]]
+
+
 # ---- What frames show ----------------------------------------------------------------------------
 
 EVERY = 2  # of so many video frames one is read
@@ -74,14 +83,17 @@ class View:
     ink: Tensor  # [n, F, 4] sum of colors where there is an object, and of their weights
     ground: Tensor  # [n, F, 3] median color
     detail: Tensor  # [n, F] mean square of differences between neighboring pixels
+    backdrop: Tensor  # [n, 4] color of the ground and contrast of the object in given frames
     missing: Tensor  # [F] bool, not given
     pixels: int  # of a decoded frame's side
 
     def of_missing(self) -> View:
         """The missing frames alone."""
-        parts = (values[:, self.missing] for values in (self.maps, self.ink, self.ground))
-        detail = self.detail[:, self.missing]
-        return View(*parts, detail, self.missing[self.missing], self.pixels)
+        kept: dict[str, Any] = {
+            name: getattr(self, name)[:, self.missing]
+            for name in ("maps", "ink", "ground", "detail")
+        }
+        return replace(self, **kept, missing=self.missing[self.missing])
 
     @property
     def colors(self) -> Tensor:
@@ -133,26 +145,29 @@ class Viewer:
     def __call__(
         self,
         clips: Tensor,  # [n, C, T, H, W]
-        truth: Tensor,  # [n, C, T, H, W] the real clips, of which only given frames are read
+        real: View | None = None,  # of the real clips in their place; None: these are real
     ) -> View:
         """What the clips show."""
-        pairs = zip(clips.split(_CHUNK), truth.split(_CHUNK), strict=True)
-        views = [self._view(*pair, clips is truth) for pair in pairs]
-        columns = zip(*((view.maps, view.ink, view.ground, view.detail) for view in views))
-        return View(*(torch.cat(c) for c in columns), views[0].missing, views[0].pixels)
+        backdrops = real.backdrop.split(_CHUNK) if real else repeat(None)
+        chunks = zip(clips.split(_CHUNK), backdrops, strict=False)
+        views = [self._view(*chunk) for chunk in chunks]
+        names = ("maps", "ink", "ground", "detail", "backdrop")
+        whole: dict[str, Any] = {
+            name: torch.cat([getattr(view, name) for view in views]) for name in names
+        }
+        return replace(views[0], **whole)
 
-    def _view(self, clips: Tensor, truth: Tensor, same: bool) -> View:
+    def _view(self, clips: Tensor, backdrop: Tensor | None) -> View:
         decoded = self.decode(clips)
         missing, frames = self._missing(decoded.shape[1]), _pooled(decoded)
-        real = (frames if same else _pooled(self.decode(truth)))[:, ~missing]
-        ground = _ground(real).median(dim=1).values[:, None]  # [n, 1, 3]
-        contrast = _distance(real, ground).flatten(1).amax(1).clamp_min(1e-3)
-        maps = _distance(frames, ground) / contrast[:, None, None, None]
+        if backdrop is None:
+            backdrop = _backdrop(frames[:, ~missing])
+        maps = _distance(frames, backdrop[:, None, :3]) / backdrop[:, 3, None, None, None]
         weights = (maps - 2 * _FLOOR).clamp_min(0)
         colors = (frames * weights[:, :, None]).sum((-1, -2))
         ink = torch.cat([colors, weights.sum((-1, -2))[..., None]], -1)
-        detail = sum(frames.diff(dim=axis).square().mean((-1, -2, -3)) for axis in (-1, -2))
-        return View(maps, ink, _ground(frames), detail, missing, decoded.shape[2])
+        right, down = (frames.diff(dim=axis).square().mean((-1, -2, -3)) for axis in (-1, -2))
+        return View(maps, ink, _ground(frames), right + down, backdrop, missing, decoded.shape[2])
 
     def _missing(self, frames: int) -> Tensor:
         """Which of the read ones of so many video frames are not given, [F] bool."""
@@ -171,6 +186,13 @@ def _pooled(decoded: Tensor) -> Tensor:
 def _ground(frames: Tensor) -> Tensor:
     """The median color of frames [n, F, 3, s, s], over some pixels; [n, F, 3]."""
     return frames[..., ::3, ::3].flatten(-2).median(dim=-1).values
+
+
+def _backdrop(given: Tensor) -> Tensor:
+    """Ground color and contrast of given frames [n, F, 3, s, s], [n, 4]."""
+    ground = _ground(given).median(dim=1).values
+    contrast = _distance(given, ground[:, None]).flatten(1).amax(1, keepdim=True)
+    return torch.cat([ground, contrast.clamp_min(1e-3)], 1)
 
 
 def _distance(frames: Tensor, ground: Tensor) -> Tensor:
@@ -309,7 +331,9 @@ def smears(
         kernel = kernel / kernel.sum(1, keepdim=True)
         parts.append(kernel @ part @ kernel.T)
     cells = torch.rand(len(maps), 1, side // _CELL, side // _CELL, generator=draw) - 0.5
-    off = functional.interpolate(cells, size=side)[:, 0] * torch.rand(len(maps), 1, 1, generator=draw)
+    off = functional.interpolate(cells, size=side)[:, 0] * torch.rand(
+        len(maps), 1, 1, generator=draw
+    )
     return (torch.cat(parts) * (1 + off)).clamp_min(0)
 
 
