@@ -322,7 +322,8 @@ def drift_status(refined: Figures, interpolated: Figures) -> str:
         return "worse_in_pca"
     if refined["mse_missing"] > PAIRED_RATIO * interpolated["mse_missing"]:
         return "off_the_mark"
-    if refined.get("ghost", 0.0) > interpolated.get("ghost", 1.0):
+    ghosts = refined.get("ghost"), interpolated.get("ghost")
+    if None not in ghosts and ghosts[0] > ghosts[1]:
         return "more_ghosts_than_interpolation"
     return "ok"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from braid.drifting.evaluation.reader import motion_families, read_words
 
 GIF_SCALE = 2  # screen pixels a side of a video pixel
 FRAME_MS = 120
+_COLORS = 64  # of a GIF: more, and dithering, only make it larger
 _CAPTION = 16  # pixels above a GIF
 _FRAME = (213, 94, 0)  # color of given frames
 
@@ -64,7 +66,7 @@ def draw_evaluation(
     for number, clip in enumerate(shown["first"][0]):
         one = {name: values[clip] for name, values in latents.items()}
         path, title = folder / f"clip_{number}", f"«{test.prompts[clip]}»"
-        draw_clip(path, one, completed.given, title, decode)
+        draw_clip(path, one, completed.given, title, decode, animated=list(three))
     title = f"{len(test.prompts)} held-out clips"
     tradeoff(folder / "tradeoff.png", figures, "interpolated", title)
 
@@ -98,11 +100,10 @@ def draw_overview(
     panels = []
     for clip in shown:
         frames = {name: decode(values[clip][None])[0] for name, values in methods.items()}
-        keyframes, stride = _keyframes(given, len(next(iter(frames.values()))))
-        panels.append(_panel(frames, keyframes, max(1, stride // 2)))
+        panels.append(_panel(frames, given))
     height, width = panels[0].shape[:2]
-    inches = 9.0
-    tall = inches * height / width + 0.2
+    inches = 7.5
+    tall = inches * height / width + 0.25
     with styled():
         figure = Figure(figsize=(inches + 1, tall * len(panels) + 0.3), layout="constrained")
         axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
@@ -120,15 +121,16 @@ def draw_overview(
 
 def _panel(
     methods: Mapping[str, Tensor],  # frames [F, h, w, 3]
-    keyframes: Sequence[int],
-    every: int,
+    given: Tensor,  # [T] bool
 ) -> NDArray[np.uint8]:
-    """Every so many frames of each method side by side, given ones in a frame, [h, w, 3]."""
+    """Two frames a latent frame of each method side by side, given ones framed, [h, w, 3]."""
     rows = []
     for frames in methods.values():
-        pixels = _bytes(frames[::every])
+        stride = (len(frames) - 1) // (len(given) - 1)
+        shown = torch.arange(0, len(frames), max(1, stride // 2))
+        pixels = _bytes(frames[shown])
         cells = np.full((len(pixels), *(side + 4 for side in pixels.shape[1:3]), 3), 255, np.uint8)
-        cells[[frame // every for frame in keyframes]] = _FRAME
+        cells[given[(shown + stride - 1) // stride].numpy()] = _FRAME
         cells[:, 2:-2, 2:-2] = pixels
         rows.append(np.concatenate(list(cells), axis=1))
     return np.concatenate(rows)
@@ -152,13 +154,15 @@ def draw_clip(
     given: Tensor,  # [T] bool, keyframes
     title: str,
     decode: DecodeClips,
+    animated: Sequence[str] = (),  # of the methods; none: all
 ) -> None:
     """A strip (.png) and an animation (.gif) of one clip."""
     frames = {name: decode(latents[None])[0] for name, latents in methods.items()}
     keyframes, stride = _keyframes(given, len(next(iter(frames.values()))))
     title = f"{title}   decoder: {decode.name}"
     strip(path.with_suffix(".png"), frames, keyframes, stride, title)
-    animation(path.with_suffix(".gif"), frames, keyframes)
+    moving = {name: frames[name] for name in animated or frames}
+    animation(path.with_suffix(".gif"), moving, keyframes)
 
 
 def strip(
@@ -169,7 +173,7 @@ def strip(
     title: str,
 ) -> None:
     """One clip: a row for each method, a column for some frames; keyframes are marked."""
-    size = 0.85
+    size = 0.6
     shown = range(0, len(next(iter(methods.values()))), every)
     with styled():
         figure = Figure(
@@ -207,7 +211,7 @@ def animation(
             draw.text((column * width + 2, 0), name, fill="black")
         if number in given:
             draw.rectangle((0, _CAPTION - 3, frame.shape[1], _CAPTION - 1), fill=_FRAME)
-        pictures.append(picture)
+        pictures.append(picture.quantize(_COLORS, dither=Image.Dither.NONE))
     first, *rest = pictures
     first.save(path, save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
 

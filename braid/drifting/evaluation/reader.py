@@ -299,8 +299,10 @@ class FrameReader:
         """Learns from the frames of real clips."""
         single = view.maps[view.visible]
         examples = single, double_exposures(view, draw), smears(single, draw)
-        labels = torch.arange(3).repeat_interleave(torch.tensor([len(part) for part in examples]))
-        vectors = self._vectors(torch.cat(examples))
+        size = len(single)  # as many of each kind
+        balanced = [part[torch.arange(size) % len(part)] for part in examples]
+        labels = torch.arange(3).repeat_interleave(size)
+        vectors = self._vectors(torch.cat(balanced))
         self.network = Classifier(vectors, labels, 3, 64, steps, draw)
 
     def __call__(
