@@ -299,9 +299,10 @@ class FrameReader:
         """Learns from the frames of real clips."""
         single = view.maps[view.visible]
         examples = single, double_exposures(view, draw), smears(single, draw)
-        size = len(single)  # as many of each kind
-        balanced = [part[torch.arange(size) % len(part)] for part in examples]
-        labels = torch.arange(3).repeat_interleave(size)
+        size = len(single)  # as many of each kind, if there is one
+        kinds = [(kind, part) for kind, part in enumerate(examples) if len(part)]
+        labels = torch.tensor([kind for kind, _ in kinds]).repeat_interleave(size)
+        balanced = [part[torch.arange(size) % len(part)] for _, part in kinds]
         vectors = self._vectors(torch.cat(balanced))
         self.network = Classifier(vectors, labels, 3, 64, steps, draw)
 

@@ -141,7 +141,7 @@ def test_frames_of_one_of_two_and_of_no_object_are_told_apart() -> None:
     for name, maps in shown.items():
         right = (frames(maps) == SHOWN.index(name)).float().mean()
         assert right >= least[name], (name, right)
-    assert (frames(shown["several"]) != SHOWN.index("object")).float().mean() > 0.8
+    assert (frames(shown["several"]) != SHOWN.index("object")).float().mean() > 0.7
 
 
 def test_two_digits_side_by_side_are_several() -> None:
