@@ -4,6 +4,7 @@ Writes tables of methods and of interpolators, strips and animations. 60 s for t
 """
 
 from braid.clips.decoding.decoder import decoder
+from braid.clips.preparation.words import read_words
 from braid.clips.shards.dataset import open_clips
 from braid.common.rng import generator
 from braid.drifting.evaluation.clips import (
@@ -27,8 +28,8 @@ def main() -> None:
     with open_stage("evaluate_drift") as stage:
         params, seed, device = stage.params.drift, stage.params.seed, stage.device()
         config, clips = params.evaluation, open_clips(stage.dep("data/clips"))
-        train = Sample.of(clips, "train", config.train_clips)
-        test = Sample.of(clips, "test", config.test_clips)
+        train = Sample.of(clips, "train", config.train_clips, read_words)
+        test = Sample.of(clips, "test", config.test_clips, read_words)
         corruption = Corruption(clips.shape[1], params.corruption)
         quantizer = load_quantizer(stage.dep("models/quantizer"))
         refiner = load_refiner(stage.dep(f"models/drift/{config.refiner}")).to(device)

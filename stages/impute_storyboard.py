@@ -11,7 +11,6 @@ from braid.clips.shards.dataset import open_clips
 from braid.common.rng import generator
 from braid.drifting.evaluation.pictures import draw_clip
 from braid.drifting.evaluation.storyboard import (
-    class_of,
     given_frames,
     impute_given,
     level_of,
@@ -34,7 +33,7 @@ def main() -> None:
         given = given_frames(config.keyframes, latents.shape[2])
         corruption = Corruption(latents.shape[2], stage.params.drift.corruption)
         start = impute_given(latents, given, corruption, generator(stage.params.seed, "storyboard"))
-        classes = class_of(load_quantizer(stage.dep("models/quantizer")), text, start.latents)
+        classes = load_quantizer(stage.dep("models/quantizer")).assign(text, start.latents)
         refiner = load_refiner(stage.dep("models/drift")).to(device)
         level = level_of(len(set(config.keyframes)), corruption.counts)
         (full,) = refine(refiner, start, classes, level, config.alpha, clamp=True)

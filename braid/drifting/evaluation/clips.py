@@ -18,11 +18,12 @@ from torch import Tensor
 from braid.common.rng import generator
 from braid.drifting.config import CorruptionConfig, DriftEvaluationConfig
 from braid.drifting.evaluation.reader import (
+    HEADS,
     NO_WORDS,
     ClipReader,
     Decode,
     Viewer,
-    read_words,
+    Words,
     sharpness,
 )
 from braid.drifting.interpolation.interpolation import METHODS, interpolate
@@ -38,7 +39,8 @@ REFERENCE = "interpolated"  # the method whose figures are the unit: always line
 FRECHET_RATIO = 0.7  # of refined to interpolated that counts as a success
 PAIRED_RATIO = 1.25  # of the paired error that counts as off the mark
 
-Figures = Mapping[str, float]
+Figures = Mapping[str, Any]
+ReadWords = Callable[[Sequence[str]], Words | None]  # of prompts
 
 
 class Clips(Protocol):
@@ -63,12 +65,14 @@ class Sample(NamedTuple):
     latents: Tensor  # [n, C, T, H, W]
     texts: Tensor  # [n, L, D]
     prompts: Sequence[str]
+    words: Words | None  # of the prompts, if these are built-in ones; also their motions' `family`
 
     @classmethod
-    def of(cls, clips: Clips, split: str, count: int) -> Sample:
+    def of(cls, clips: Clips, split: str, count: int, read: ReadWords) -> Sample:
         """The first clips of a split, `count` at most."""
         chosen = clips.indices(split)[:count]
-        return cls(clips.latents(chosen), clips.texts(chosen), clips.prompts(chosen))
+        prompts = clips.prompts(chosen)
+        return cls(clips.latents(chosen), clips.texts(chosen), prompts, read(prompts))
 
 
 class Method(NamedTuple):
@@ -197,10 +201,11 @@ class TrainedReader:
     ) -> None:
         count = config.read_clips
         self.viewer, self.real = viewer, viewer(test.latents[:count])
-        words, self.words = read_words(train.prompts), read_words(test.prompts[:count])
-        self.reader = None
-        if words is not None and self.words is not None:
-            self.reader = ClipReader(viewer(train.latents), words, config.reader_steps, seed)
+        self.words = self.reader = None
+        if train.words is not None and test.words is not None:
+            self.words = {head: test.words[head][:count] for head in HEADS}
+            view, steps = viewer(train.latents), config.reader_steps
+            self.reader = ClipReader(view, train.words, steps, seed)
 
     def figures(self, clips: Tensor) -> dict[str, Any]:
         """Of clips in the place of the held-out ones."""
@@ -322,8 +327,8 @@ def drift_status(refined: Figures, interpolated: Figures) -> str:
         return "worse_in_pca"
     if refined["mse_missing"] > PAIRED_RATIO * interpolated["mse_missing"]:
         return "off_the_mark"
-    ghosts = refined.get("ghost"), interpolated.get("ghost")
-    if None not in ghosts and ghosts[0] > ghosts[1]:
+    ghosts, plain = refined.get("ghost"), interpolated.get("ghost")
+    if ghosts is not None and plain is not None and ghosts > plain:
         return "more_ghosts_than_interpolation"
     return "ok"
 

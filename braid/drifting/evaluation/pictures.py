@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from braid.common.plotting import BLUE, GREEN, INK, ORANGE, PALE, save, styled
-from braid.drifting.evaluation.clips import Completed, Sample
-from braid.drifting.evaluation.reader import motion_families, read_words
+
+if TYPE_CHECKING:
+    from braid.drifting.evaluation.clips import Completed, Sample
 
 GIF_SCALE = 2  # screen pixels a side of a video pixel
 FRAME_MS = 120
@@ -52,8 +53,7 @@ def draw_evaluation(
     folder.mkdir()
     latents = {"real": test.latents, **{n: row.clips for n, row in completed.methods.items()}}
     three = {name: latents[name] for name in ("interpolated", "refined", "real")}
-    words = read_words(test.prompts)
-    labels = completed.classes if words is None else motion_families(words)
+    labels = completed.classes if test.words is None else test.words["family"]
     errors = (latents["refined"] - test.latents).square().mean((1, 2, 3, 4))
     shown = {
         "first": (first_of_each(labels, count), "first held-out clip of each motion"),

@@ -20,8 +20,7 @@ which the real clip shows no object, since it fades, count for no method.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
@@ -31,39 +30,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braid.clips.preparation.moving_digits import BACKGROUNDS, INKS, MOTIONS, NUMERALS
 from braid.common.rng import generator, seed_global_stream
 
 Decode = Callable[[Tensor], Tensor]  # latents [n, C, T, H, W] to frames [n, F, h, w, 3] in [0, 1]
 
-HEADS: dict[str, tuple[str, ...]] = {
-    "digit": NUMERALS,
-    "ink": tuple(INKS),
-    "ground": tuple(BACKGROUNDS),
-    "motion": tuple(motion.phrase for motion in MOTIONS),
-}
-NO_WORDS = "the prompts do not name digit, ink, motion and ground"
-_PROMPT = re.compile(
-    "a {ink} {digit} {motion}, over {ground}".format(
-        **{head: f"(?P<{head}>{'|'.join(map(re.escape, words))})" for head, words in HEADS.items()}
-    )
-)
+Words = Mapping[str, Tensor]  # numbers of each clip's word of each head, [n]
 
-
-def read_words(prompts: Sequence[str]) -> Tensor | None:
-    """Numbers of the words of each head, [n, 4] in the order of HEADS; None if one has others."""
-    matches = [_PROMPT.fullmatch(prompt) for prompt in prompts]
-    rows = [
-        [words.index(match[head]) for head, words in HEADS.items()] for match in matches if match
-    ]
-    return torch.tensor(rows) if len(rows) == len(prompts) else None
-
-
-def motion_families(words: Tensor) -> Tensor:
-    """Numbers of the families that the clips' motions belong to, [n]."""
-    families = [motion.family for motion in MOTIONS]
-    numbers = torch.tensor([families.index(family) for family in families])
-    return numbers[words[:, list(HEADS).index("motion")]]
+HEADS = ("digit", "ink", "ground", "motion")
+NO_WORDS = "the prompts do not name digit, ink, ground and motion"
 
 
 # ---- What frames show ----------------------------------------------------------------------------
@@ -264,22 +238,21 @@ class Classifier:
 class WordReader:
     """Reads the words of clips from frames of a view."""
 
-    def __init__(self, view: View, words: Tensor, steps: int, draw: torch.Generator) -> None:
+    def __init__(self, view: View, words: Words, steps: int, draw: torch.Generator) -> None:
         features = self._features(view)
-        frames = view.maps.shape[1]
         self.networks = {}
-        for column, (head, names) in enumerate(HEADS.items()):
-            vectors, labels = features[head], words[:, column]
+        for head in HEADS:
+            vectors, labels = features[head], words[head]
             if head == "digit":
-                vectors, labels = vectors.flatten(0, 1), labels.repeat_interleave(frames)
-            hidden = 32 if head in ("ink", "ground") else 128
-            self.networks[head] = Classifier(vectors, labels, len(names), hidden, steps, draw)
+                vectors, labels = vectors.flatten(0, 1), labels.repeat_interleave(vectors.shape[1])
+            hidden, classes = 32 if head in ("ink", "ground") else 128, int(words[head].max()) + 1
+            self.networks[head] = Classifier(vectors, labels, classes, hidden, steps, draw)
 
-    def __call__(self, view: View) -> Tensor:
-        """The words of each clip, [n, 4] as of `read_words`."""
+    def __call__(self, view: View) -> dict[str, Tensor]:
+        """The word of each clip by head, [n]."""
         scores = {head: self.networks[head](x) for head, x in self._features(view).items()}
         scores["digit"] = scores["digit"].mean(1)
-        return torch.stack([scores[head].argmax(-1) for head in HEADS], 1)
+        return {head: score.argmax(-1) for head, score in scores.items()}
 
     def _features(self, view: View) -> dict[str, Tensor]:
         tracks, (clips, frames) = view.tracks, view.maps.shape[:2]
@@ -361,11 +334,11 @@ class ClipReader:
     def __init__(
         self,
         view: View,  # of real clips to learn from
-        words: Tensor,  # [n, 4], of `read_words`
+        words: Words,
         steps: int,  # of each network
         seed: int,
     ) -> None:
-        self.most_frequent = words.mode(0).values
+        self.most_frequent = {head: words[head].mode().values for head in HEADS}
         self.whole = WordReader(view, words, steps, generator(seed, "reader", "whole"))
         self.missing = WordReader(
             view.of_missing(), words, steps, generator(seed, "reader", "missing")
@@ -376,7 +349,7 @@ class ClipReader:
         self,
         view: View,
         real: View,  # of the real clips in their place
-        words: Tensor,  # [n, 4] of these
+        words: Words,  # of these
     ) -> dict[str, float]:
         """Accuracies of whole clips and of missing frames, and how the object moves in these."""
         missing, truth = view.of_missing(), real.of_missing()
@@ -390,9 +363,9 @@ class ClipReader:
             "track_roughness": roughness(view) / roughness(real),
         }
 
-    def chance(self, real: View, words: Tensor) -> dict[str, float]:
+    def chance(self, real: View, words: Words) -> dict[str, float]:
         """What the train clips' most frequent words score, and an object that rests mid-frame."""
-        constant = self.most_frequent.expand_as(words)
+        constant = {head: self.most_frequent[head].expand_as(words[head]) for head in HEADS}
         truth = real.of_missing()
         empty = replace(truth, maps=torch.zeros_like(truth.maps))
         return {
@@ -402,9 +375,10 @@ class ClipReader:
         }
 
 
-def _accuracies(predicted: Tensor, words: Tensor, suffix: str) -> dict[str, float]:
-    right = (predicted == words).float().mean(0).tolist()
-    return {f"{head}{suffix}": value for head, value in zip(HEADS, right, strict=True)}
+def _accuracies(predicted: Words, words: Words, suffix: str) -> dict[str, float]:
+    return {
+        f"{head}{suffix}": float((predicted[head] == words[head]).float().mean()) for head in HEADS
+    }
 
 
 def position_error(view: View, real: View) -> float:

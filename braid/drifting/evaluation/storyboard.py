@@ -20,7 +20,6 @@ from torch import Tensor
 
 from braid.drifting.config import StoryboardConfig
 from braid.drifting.video.corruption import Corrupted, Corruption
-from braid.pseudo_classes.quantizer import BLOCKS, Quantizer, pool_keyframes
 
 
 class Clips(Protocol):
@@ -74,27 +73,6 @@ def load_storyboard(path: Path) -> tuple[Tensor, Tensor | None]:
     if embedding.ndim != 2:
         raise ValueError(f"{path}: expected embedding [L, D], got {list(embedding.shape)}")
     return latents[None], embedding[None]
-
-
-def class_of(
-    quantizer: Quantizer,
-    text: Tensor | None,  # [1, L, D]
-    start: Tensor,  # [1, C, T, H, W]
-) -> Tensor:
-    """The pseudo-class of a storyboard, of what there is of it, [1].
-
-    Without a text its part of the joint conditions is the train clips' mean.
-
-    Raises:
-        ValueError: conditions are the text alone, and there is none.
-    """
-    encoder = quantizer.encoder
-    if text is not None or encoder.pooling.blocks != BLOCKS["joint"]:
-        return quantizer.assign(text, start)
-    config = encoder.pooling.config
-    keyframes = pool_keyframes(start, config.keyframes, config.grid)
-    pooled = {"text": encoder.whitening["text"].mean[None], "keyframes": keyframes}
-    return quantizer.label(encoder.embed(pooled))
 
 
 def given_frames(keyframes: Sequence[int], frames: int) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from braid.clips.preparation.words import read_words
 from braid.common.rng import generator
 from braid.drifting.evaluation.clips import (
     ClipEvaluator,
@@ -83,7 +84,7 @@ def test_each_failure_has_its_name(change: dict[str, float], status: str) -> Non
 
 def sample(prompts: list[str]) -> Sample:
     clips, labels = toy_clips()
-    return Sample(clips, labels[:, None, None].float(), prompts)
+    return Sample(clips, labels[:, None, None].float(), prompts, read_words(prompts))
 
 
 def completed(corruption: Corruption, refiner: Refiner, paired: Refiner) -> Completed:

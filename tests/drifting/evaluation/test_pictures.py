@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from braid.clips.preparation.words import read_words
 from braid.drifting.evaluation.clips import Completed, Method, Sample
 from braid.drifting.evaluation.pictures import (
     animation,
@@ -70,7 +71,7 @@ def draw(folder: Path, prompts: list[str], worse: int) -> None:
     given, classes = torch.tensor([True, False, True]), torch.zeros(len(prompts)).long()
     rows = {"interpolated": clips.flip(0), "refined": refined, "paired": clips}
     methods = {name: Method(latents, "", 0, 0.0) for name, latents in rows.items()}
-    sample = Sample(clips, torch.zeros(len(prompts), 1, 1), prompts)
+    sample = Sample(clips, torch.zeros(len(prompts), 1, 1), prompts, read_words(prompts))
     figures = {name: {"frechet": 1.0, "frechet_pca": 2.0, "mse_missing": 1.0} for name in rows}
     draw_evaluation(folder, Completed(given, classes, methods), sample, figures, 2, Repeat())
 

@@ -13,16 +13,16 @@ from torch import Tensor
 from braid.clips.decoding.decoder import decoder
 from braid.clips.decoding.transform import NAME, encode
 from braid.clips.preparation.moving_digits import Handwriting, draw_scenes, render
+from braid.clips.preparation.words import read_words
 from braid.drifting.evaluation.reader import (
     HEADS,
     SHOWN,
     ClipReader,
     View,
     Viewer,
+    Words,
     double_exposures,
-    motion_families,
     position_error,
-    read_words,
     roughness,
     sharpness,
     smears,
@@ -42,7 +42,7 @@ def filmed(count: int = 96) -> tuple[Tensor, list[str]]:
 
 
 @cache
-def viewed() -> tuple[Viewer, View, Tensor]:
+def viewed() -> tuple[Viewer, View, Words]:
     clips, prompts = filmed()
     words = read_words(prompts)
     assert words is not None
@@ -77,32 +77,13 @@ def square(x: int, y: int, side: int = 6) -> Tensor:
     return one
 
 
-def test_prompts_are_read_word_by_word() -> None:
-    prompts = ["a red seven drifts left, slowly, over black", "a white one grows, over grey"]
-    words = read_words(prompts)
-    assert words is not None
-    named = [[HEADS[h][n] for h, n in zip(HEADS, row, strict=True)] for row in words.tolist()]
-    assert named == [
-        ["seven", "red", "black", "drifts left, slowly"],
-        ["one", "white", "grey", "grows"],
-    ]
-    assert motion_families(words).tolist()[0] == 0
-
-
-@pytest.mark.parametrize(
-    "other", ["", "a cat sleeps, over black", "a red seven drifts left, slowly, over black."]
-)
-def test_other_prompts_have_no_words(other: str) -> None:
-    assert read_words(["a red seven grows, over black", other]) is None
-
-
 def test_the_reader_learns_its_own_clips_and_knows_chance() -> None:
     _, view, words = viewed()
     figures, chance = trained().figures(view, view, words), trained().chance(view, words)
     for head in HEADS:
         assert figures[f"{head}_whole"] > 0.95, head
         assert figures[f"{head}_missing"] > 0.95, head
-    most = torch.bincount(words[:, 0]).max() / len(words)
+    most = torch.bincount(words["digit"]).max() / len(words["digit"])
     assert chance["digit_whole"] == chance["digit_missing"] == pytest.approx(float(most))
     assert figures["position_error"] == 0 < chance["position_error"]
     assert figures["track_roughness"] == 1

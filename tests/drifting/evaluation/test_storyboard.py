@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from braid.clips.config import ConditionsConfig, PoolingConfig
 from braid.common.rng import generator
 from braid.drifting.config import StoryboardConfig
 from braid.drifting.evaluation.storyboard import (
-    class_of,
     given_frames,
     impute_given,
     level_of,
     load_storyboard,
     open_storyboard,
 )
-from braid.pseudo_classes.quantizer import ConditionEncoder, Pooling, Quantizer
 from tests.drifting.toy_refinement import toy_clips, toy_corruption
 
 
@@ -35,39 +31,6 @@ def test_a_storyboard_file_is_read(tmp_path: Path) -> None:
     assert torch.equal(embedding[0], tensors["embedding"])
     save_file({"latents": tensors["latents"]}, path)
     assert load_storyboard(path)[1] is None
-
-
-@pytest.mark.parametrize("mode", ["joint", "keyframes"])
-def test_without_a_text_the_keyframes_give_the_class(mode: Literal["joint", "keyframes"]) -> None:
-    clips, labels = toy_clips()
-    texts = torch.randn(40, 3, 6, generator=generator(1)) + labels[:, None, None]
-    conditions = ConditionsConfig(
-        mode=mode,
-        keyframes=3,
-        grid=2,
-        text_components=2,
-        keyframe_components=2,
-        shrinkage=0.1,
-        text_weight=1.0,
-        keyframe_weight=1.0,
-    )
-    pooled = Pooling(conditions)(texts, clips)
-    encoder = ConditionEncoder.fit(pooled, conditions)
-    h = encoder.embed(pooled)
-    centroids = torch.stack([h[labels == label].mean(0) for label in (0, 1)])
-    quantizer = Quantizer(encoder, centroids, torch.arange(2))
-    chosen = torch.cat([class_of(quantizer, None, clip[None]) for clip in clips])
-    assert (chosen == labels).float().mean() > 0.9
-    assert torch.equal(class_of(quantizer, texts[:1], clips[:1]), labels[:1])
-
-
-def test_conditions_of_text_alone_need_one() -> None:
-    text = Pooling(
-        PoolingConfig(mode="text", keyframes=2, grid=1),
-    )
-    quantizer = Quantizer(ConditionEncoder(text, {}), torch.zeros(1, 1), torch.zeros(1).long())
-    with pytest.raises(ValueError, match="which needs the text"):
-        class_of(quantizer, None, toy_clips()[0][:1])
 
 
 @pytest.mark.parametrize(
