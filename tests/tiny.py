@@ -72,6 +72,7 @@ TINY: dict[str, Any] = {
     "clips.representation.map_clips": 40,
     "clips.representation.bootstrap": 10,
     "drift.evaluation.components": 4,
+    "drift.evaluation.reader_steps": 10,
     "drift.evaluation.strips": 1,
     "drift.storyboards.held_out.clip": 0,
     "drift.storyboards.held_out.keyframes": [0, 2, 4],

@@ -154,9 +154,13 @@ class DriftEvaluationConfig(Config):
 
     refiner: str  # of `drift.refiners`: the one that is evaluated
     paired: str  # of `drift.refiners`: the one that multi-step sampling runs
+    train_clips: Count  # at most: what the PCA space and the reader are fitted to
+    test_clips: Count  # at most: what is refined
+    read_clips: Count  # at most, of these: what is decoded and read
+    reader_steps: Steps  # of each of the reader's networks
     components: Count  # of the PCA space
     alpha: Annotated[float, Field(ge=1)]  # guidance
-    strips: Count  # clips that are pictured
+    strips: Count  # clips that are pictured, the first of each motion; and as many of the worst
 
 
 class StoryboardConfig(Config):

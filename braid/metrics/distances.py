@@ -89,6 +89,18 @@ def variance_ratio(
     return float(_variance_within(generated, classes) / _variance_within(real, classes))
 
 
+def spread_failure(recall: float, ratio: float) -> str | None:
+    """`scattered` or `collapsed`, by recall and ratio of variances; None: neither.
+
+    The one rule of validation in training and of evaluation. What is far wider than the data has a
+    low recall as well, so that is asked first.
+    """
+    low, high = VARIANCE
+    if ratio > high:
+        return "scattered"
+    return "collapsed" if ratio < low or recall < RECALL else None
+
+
 def _variance_within(images: Tensor, classes: Tensor) -> Tensor:
     """Mean squared distance to the mean of the class."""
     flat = images.flatten(1)

@@ -191,6 +191,19 @@ class ConditionEncoder:
         """h of a batch, [B, d] float32 of unit length."""
         return self.embed(self.pooling(texts, latents))
 
+    def of_some(self, texts: Tensor | None, latents: Tensor | None) -> Tensor:
+        """h of a batch where the joint conditions may lack a block, which is then its mean."""
+        given = {"text": texts, "keyframes": latents}
+        blocks = tuple(block for block in self.pooling.blocks if given[block] is not None)
+        if not blocks or blocks == self.pooling.blocks:
+            return self(texts, latents)
+        (block,) = blocks
+        (missing,) = set(self.pooling.blocks) - {block}
+        config = self.pooling.config.model_copy(update={"mode": block})
+        pooled = Pooling(config)(texts, latents)
+        mean = self.whitening[missing].mean.expand(len(pooled[block]), -1)
+        return self.embed({**pooled, missing: mean})
+
     def embed(self, pooled: Pooled) -> Tensor:
         """h of pooled clips, [n, d] float32 of unit length.
 
@@ -317,11 +330,17 @@ class Quantizer:
 
     def assign(
         self,
-        texts: Tensor | None,  # [B, L, D]; None where the mode has no text
-        latents: Tensor | None,  # [B, C, T, H, W]; None where it has no keyframes
+        texts: Tensor | None,  # [B, L, D]; None where there is no text
+        latents: Tensor | None,  # [B, C, T, H, W]; None where there are no keyframes
     ) -> Tensor:
-        """Pseudo-classes of clips, [B] int64."""
-        return self.label(self.encoder(texts, latents))
+        """Pseudo-classes of clips, [B] int64, of what there is of the joint conditions.
+
+        A block that is missing is the train clips' mean.
+
+        Raises:
+            ValueError: nothing that the mode needs is given, or something is not finite.
+        """
+        return self.label(self.encoder.of_some(texts, latents))
 
     def label(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 from braid.drifting.config import (
     CorruptionConfig,
     DriftBatchesConfig,
+    DriftEvaluationConfig,
     DriftFeaturesConfig,
     DriftLossConfig,
     HarmonicConfig,
@@ -61,6 +62,17 @@ FEATURES: dict[str, Any] = {
     "locations": 4,
 }
 REFINER: dict[str, Any] = {"patch": 2, "dim": 24, "depth": 1, "heads": 2, "clamp": True}
+EVALUATION: dict[str, Any] = {
+    "refiner": "drift",
+    "paired": "paired",
+    "train_clips": 1000,
+    "test_clips": 1000,
+    "read_clips": 1000,
+    "reader_steps": 5,
+    "components": 4,
+    "alpha": 1.0,
+    "strips": 2,
+}
 OPTIMIZER: dict[str, Any] = {
     "name": "adamw",
     "lr": 1e-2,
@@ -125,3 +137,7 @@ def masking(
 
 def mae(**changes: Any) -> LatentMaeConfig:
     return LatentMaeConfig(**MAE | {"masking": masking(), "optimizer": optimizer()} | changes)
+
+
+def drift_evaluation(**changes: Any) -> DriftEvaluationConfig:
+    return DriftEvaluationConfig(**EVALUATION | changes)

@@ -12,6 +12,7 @@ from braid.metrics.distances import (
     energy_distance,
     frechet_distance,
     manifold,
+    spread_failure,
     variance_ratio,
 )
 
@@ -75,3 +76,19 @@ def test_variance_within_classes() -> None:
     assert variance_ratio(0.5 * images + 3, images, classes) == pytest.approx(0.25)
     one_each = images[:2][classes]
     assert variance_ratio(one_each, images, classes) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("recall", "ratio", "failure"),
+    [
+        (0.5, 1.0, None),
+        (0.5, 1.4, "scattered"),
+        (0.05, 2.7, "scattered"),  # far too wide: recall is low as well
+        (0.5, 0.3, "collapsed"),
+        (0.05, 1.0, "collapsed"),
+    ],
+)
+def test_what_is_wrong_with_the_spread_has_one_rule(
+    recall: float, ratio: float, failure: str | None
+) -> None:
+    assert spread_failure(recall, ratio) == failure

@@ -106,6 +106,30 @@ def test_assigning_train_clips_gives_k_means_labels_merged():
     assert torch.equal(fitted.assign(*(values[95:99] for values in inputs())), labels[95:99])
 
 
+def test_a_clip_without_text_gets_the_class_of_its_keyframes():
+    labels = torch.arange(CLIPS) % 2
+    texts, latents = (
+        values + 3 * labels.view(-1, *[1] * (values.dim() - 1)) for values in inputs()
+    )
+    pooled = Pooling(CONDITIONS)(texts, latents)
+    encoder = ConditionEncoder.fit(pooled, CONDITIONS)
+    h = encoder.embed(pooled)
+    centroids = torch.stack([h[labels == label].mean(0) for label in (0, 1)])
+    fitted = Quantizer(encoder, centroids, torch.arange(2))
+    for given in ((texts, latents), (None, latents), (texts, None)):
+        assert (fitted.assign(*given) == labels).float().mean() > 0.95
+    with pytest.raises(ValueError, match=r"mode is joint, which needs the text"):
+        fitted.assign(None, None)
+
+
+def test_conditions_of_text_alone_need_one():
+    mode = CONDITIONS.model_copy(update={"mode": "text"})
+    texts, latents = inputs()
+    encoder = ConditionEncoder.fit(Pooling(mode)(texts, None), mode)
+    with pytest.raises(ValueError, match=r"mode is text, which needs the text"):
+        Quantizer(encoder, torch.zeros(1, 4), torch.zeros(1).long()).assign(None, latents)
+
+
 def test_quantizer_round_trips_and_is_the_same_bytes(tmp_path):
     fitted, _ = quantizer(3)
     for name in ("a", "b"):

@@ -1,22 +1,31 @@
-"""How refined clips are evaluated: as a distribution, against their keyframes, in their motion.
+"""How refined clips are evaluated: as a distribution, against their keyframes, and by a reader.
 
 Every measure is outside of the loss, and every method (interpolation, one step, many steps, other
-real clips) is scored by the same ones on the same held-out clips.
+conditions, other real clips) is scored by the same ones on the same held-out clips.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from braid.drifting.config import CorruptionConfig
+from braid.common.rng import generator
+from braid.drifting.config import CorruptionConfig, DriftEvaluationConfig
+from braid.drifting.evaluation.reader import (
+    HEADS,
+    NO_WORDS,
+    ClipReader,
+    Decode,
+    Viewer,
+    Words,
+    sharpness,
+)
 from braid.drifting.interpolation.interpolation import METHODS, interpolate
 from braid.drifting.interpolation.keyframes import level_counts, nested_masks
 from braid.drifting.video.corruption import Corruption
@@ -26,63 +35,191 @@ from braid.metrics.distances import covered, energy_distance, frechet_distance, 
 from braid.metrics.spaces import PcaSpace, RandomConvolutions
 
 NEIGHBORS = 5  # of precision, recall, density, coverage, as in Naeem et al.
+REFERENCE = "interpolated"  # the method whose figures are the unit: always linear
 FRECHET_RATIO = 0.7  # of refined to interpolated that counts as a success
 PAIRED_RATIO = 1.25  # of the paired error that counts as off the mark
 
-Figures = Mapping[str, float]
+Figures = Mapping[str, Any]
+ReadWords = Callable[[Sequence[str]], Words | None]  # of prompts
 
 
-@dataclass(frozen=True)
-class Completion:
+class Clips(Protocol):
+    """A data set of clips."""
+
+    def indices(self, split: str) -> NDArray[np.int64]:
+        """The clips of a split."""
+
+    def latents(self, indices: NDArray[np.int64]) -> Tensor:
+        """Their latents, [B, C, T, H, W]."""
+
+    def texts(self, indices: NDArray[np.int64]) -> Tensor:
+        """Their text embeddings, [B, L, D]."""
+
+    def prompts(self, indices: NDArray[np.int64]) -> list[str]:
+        """Their prompts."""
+
+
+class Sample(NamedTuple):
+    """Real clips."""
+
+    latents: Tensor  # [n, C, T, H, W]
+    texts: Tensor  # [n, L, D]
+    prompts: Sequence[str]
+    words: Words | None  # of the prompts, if these are built-in ones; also their motions' `family`
+
+    @classmethod
+    def of(cls, clips: Clips, split: str, count: int, read: ReadWords) -> Sample:
+        """The first clips of a split, `count` at most."""
+        chosen = clips.indices(split)[:count]
+        prompts = clips.prompts(chosen)
+        return cls(clips.latents(chosen), clips.texts(chosen), prompts, read(prompts))
+
+
+class Method(NamedTuple):
     """The clips of one method and what they cost."""
 
     clips: Tensor  # [n, C, T, H, W]
+    refiner: str  # of `drift.refiners`; empty: none
     calls: int  # of a network, a clip
     milliseconds: float  # a clip, on this machine
 
 
+class Completed(NamedTuple):
+    """Held-out clips, completed from their keyframes by each method."""
+
+    given: Tensor  # [T] bool, the keyframes, which are the same in all clips
+    classes: Tensor  # [n] pseudo-classes
+    methods: Mapping[str, Method]
+
+
 def complete(
-    truth: Tensor,  # [n, C, T, H, W] held-out clips
-    classes: Tensor,  # [n]
+    test: Sample,  # missing frames are not read
+    classify: Callable[[Tensor, Tensor], Tensor],  # texts and clips to pseudo-classes
     corruption: Corruption,
     refiner: Refiner,
     paired: Refiner,
-    alpha: float,
-    generator: torch.Generator,
-) -> tuple[Tensor, dict[str, Completion]]:
+    config: DriftEvaluationConfig,
+    draw: torch.Generator,  # of the noise that the refiners start from
+) -> Completed:
     """Fill clips in between evenly placed keyframes of the coarsest level, by each method.
 
-    `interpolated` is the start of all others. `refined` is one step of the drifting refiner with
-    the given keyframes clamped, `unclamped` the same without; `paired` one step of the refiner
-    trained by regression, `cold` that refiner from level to level.
-
-    Returns:
-        The given keyframes, [n, T] bool, and the methods' clips.
+    `interpolated` is linear, whatever the refiners start from, which is `start` where it differs.
+    `refined` is one step of the refiner with the given keyframes clamped, `unclamped` the same
+    without, `shuffled` the same with another clip's class; `paired` one step of the refiner trained
+    by regression, `cold` that refiner from level to level. Classes are of text and keyframes, as of
+    a storyboard, with what is between them interpolated.
     """
-    ids, levels = torch.arange(len(truth)), corruption.levels
+    truth, level = test.latents, corruption.levels
     masks = nested_masks(len(truth), truth.shape[2], corruption.counts, None)
-    start = corruption.impute(truth, masks[-1], ids, generator)
-    methods: dict[str, tuple[int, Callable[[], Tensor]]] = {
-        "refined": (1, lambda: refine(refiner, start, classes, levels, alpha, clamp=True)),
-        "unclamped": (1, lambda: refine(refiner, start, classes, levels, alpha, clamp=False)),
-        "paired": (1, lambda: refine(paired, start, classes, levels, 1.0, clamp=True)),
+    start = corruption.impute(truth, masks[-1], torch.arange(len(truth)), draw)
+    classes = classify(test.texts, start.latents)
+
+    def one_step(model: Refiner, labels: Tensor, alpha: float, clamp: bool) -> Callable[[], Tensor]:
+        return lambda: refine(model, start, labels, level, alpha, clamp)
+
+    alpha, (one, two) = config.alpha, (config.refiner, config.paired)
+    runs: dict[str, tuple[str, int, Callable[[], Tensor]]] = {
+        "interpolated": ("", 0, lambda: linear(truth, masks[-1], corruption.config)),
+        "start": ("", 0, lambda: start.latents),
+        "refined": (one, 1, one_step(refiner, classes, alpha, True)),
+        "unclamped": (one, 1, one_step(refiner, classes, alpha, False)),
+        "shuffled": (one, 1, one_step(refiner, classes.roll(1), alpha, True)),
+        "paired": (two, 1, one_step(paired, classes, 1.0, True)),
         "cold": (
-            levels,
-            lambda: cold_sample(paired, corruption, truth, masks, classes, 1.0, generator),
+            two,
+            level,
+            lambda: cold_sample(paired, corruption, truth, masks, classes, 1.0, draw),
         ),
     }
-    completions = {"interpolated": Completion(start.latents, 0, 0.0)}
-    for name, (calls, run) in methods.items():
-        started = time.perf_counter()
-        clips = run()
-        milliseconds = 1000 * (time.perf_counter() - started) / len(truth)
-        completions[name] = Completion(clips, calls, milliseconds)
-    return start.mask, completions
+    if corruption.config.interpolator == "linear" and corruption.config.noise == "none":
+        del runs["start"]
+    methods = {name: _timed(*run, len(truth)) for name, run in runs.items()}
+    return Completed(masks[-1, 0], classes, methods)
 
 
-def costs(completions: Mapping[str, Completion]) -> dict[str, float]:
+def linear(clips: Tensor, mask: Tensor, config: CorruptionConfig) -> Tensor:
+    """Missing frames interpolated linearly: the reference, whatever refiners start from."""
+    return interpolate(clips, mask, config.model_copy(update={"interpolator": "linear"}))
+
+
+def _timed(refiner: str, calls: int, run: Callable[[], Tensor], count: int) -> Method:
+    started = time.perf_counter()
+    clips = run()
+    return Method(clips, refiner, calls, 1000 * (time.perf_counter() - started) / count)
+
+
+def costs(completed: Completed) -> dict[str, float]:
     """What the clock says of each method."""
-    return {f"milliseconds_{name}": one.milliseconds for name, one in completions.items()}
+    return {f"milliseconds_{name}": row.milliseconds for name, row in completed.methods.items()}
+
+
+# ---- Figures of each method ----------------------------------------------------------------------
+
+
+def compare(
+    completed: Completed,
+    test: Sample,
+    train: Sample,
+    decode: Decode,
+    config: DriftEvaluationConfig,
+    device: torch.device,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Figures of each method, of other real clips, and of chance.
+
+    `real` has two meanings: as a distribution, how far train clips are from the held-out ones; to
+    the reader, the held-out clips themselves.
+    """
+    spaces = RandomConvolutions(test.latents.shape[1]), PcaSpace(train.latents, config.components)
+    evaluator = ClipEvaluator(test.latents, completed, *spaces, device)
+    clips = {name: method.clips for name, method in completed.methods.items()}
+    figures: dict[str, dict[str, Any]] = {
+        name: {**evaluator.distances(latents), **evaluator.errors(latents)}
+        for name, latents in clips.items()
+    }
+    chosen = torch.randperm(len(train.latents), generator=generator(seed, "real"))
+    others = train.latents[chosen[: len(test.latents)]]
+    figures |= {"real": evaluator.distances(others), "chance": {}}
+    viewer, count = Viewer(decode, completed.given), config.read_clips
+    reader = TrainedReader(viewer, test, train, config, seed)
+    for name, latents in {**clips, "real": test.latents}.items():
+        figures[name] |= reader.figures(latents[:count])
+    figures["chance"] |= reader.chance()
+    return figures
+
+
+class TrainedReader:
+    """Scores what decoded clips show; without words in the prompts, only how sharp they are."""
+
+    def __init__(
+        self,
+        viewer: Viewer,
+        test: Sample,
+        train: Sample,
+        config: DriftEvaluationConfig,
+        seed: int,
+    ) -> None:
+        count = config.read_clips
+        self.viewer, self.real = viewer, viewer(test.latents[:count])
+        self.words = self.reader = None
+        if train.words is not None and test.words is not None:
+            self.words = {head: test.words[head][:count] for head in HEADS}
+            view, steps = viewer(train.latents), config.reader_steps
+            self.reader = ClipReader(view, train.words, steps, seed)
+
+    def figures(self, clips: Tensor) -> dict[str, Any]:
+        """Of clips in the place of the held-out ones."""
+        view = self.viewer(clips, self.real)
+        sharp = {"sharpness": sharpness(view, self.real)}
+        if self.reader is None or self.words is None:
+            return {**sharp, "reader_reason": NO_WORDS}
+        return {**sharp, **self.reader.figures(view, self.real, self.words)}
+
+    def chance(self) -> dict[str, Any]:
+        """Of a reader that has not seen the clips."""
+        if self.reader is None or self.words is None:
+            return {"reader_reason": NO_WORDS}
+        return self.reader.chance(self.real, self.words)
 
 
 class ClipEvaluator:
@@ -91,30 +228,16 @@ class ClipEvaluator:
     def __init__(
         self,
         truth: Tensor,  # [n, C, T, H, W] held-out clips
-        mask: Tensor,  # [n, T] true at given keyframes
-        classes: NDArray[np.int64],  # [n] pseudo-classes
+        completed: Completed,
         convolutions: RandomConvolutions,
         pca: PcaSpace,
         device: torch.device,
     ) -> None:
-        self.truth, self.mask, self.classes = truth, mask, classes
+        self.truth, self.given = truth, completed.given
+        self.classes = completed.classes.numpy()
         self.convolutions, self.pca = convolutions.to(device), pca
         self.real = convolutions.points(truth)
         self.real_pca = pca.points(truth)
-
-    def compare(
-        self,
-        completions: Mapping[str, Completion],
-        real: Tensor,  # [N, C, T, H, W] other real clips
-        generator: torch.Generator,  # of the choice among them
-    ) -> dict[str, dict[str, float]]:
-        """Figures of each method, and as `real` how far a sample of real clips is from another."""
-        figures = {
-            name: {**self.distances(completion.clips), **self.errors(completion.clips)}
-            for name, completion in completions.items()
-        }
-        chosen = torch.randperm(len(real), generator=generator)[: len(self.truth)]
-        return {**figures, "real": self.distances(real[chosen])}
 
     def distances(self, clips: Tensor) -> dict[str, float]:
         """How far clips [n, C, T, H, W] are from the held-out ones as a distribution."""
@@ -135,9 +258,9 @@ class ClipEvaluator:
         """How far clips are from the very clips that their keyframes were taken from."""
         error = (clips - self.truth).square().mean(dim=(1, 3, 4))
         return {
-            "mse_missing": float(error[~self.mask].mean()),
+            "mse_missing": float(error[:, ~self.given].mean()),
             "mse_all": float(error.mean()),
-            "keyframe_mse": float(error[self.mask].mean()),
+            "keyframe_mse": float(error[:, self.given].mean()),
         }
 
     def _motion(self, clips: Tensor) -> dict[str, float]:
@@ -150,27 +273,52 @@ class ClipEvaluator:
         }
 
 
-def headline(figures: Mapping[str, Figures]) -> dict[str, Any]:
-    """Of the figures of each method those that a reader compares first, and the status."""
-    shown = {
-        "frechet": ("frechet", ("refined", "interpolated", "paired", "real")),
-        "energy": ("energy", ("refined", "interpolated")),
-        "mse": ("mse_missing", ("refined", "interpolated")),
+def headline(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures that a reader compares first: ratios of refined clips to interpolated ones.
+
+    `reader_ratio` is to real clips: the mean of digit's and motion's accuracy on missing frames.
+    """
+    refined, plain, real = figures["refined"], figures[REFERENCE], figures["real"]
+
+    def ratio(measure: str, other: Mapping[str, Any] = plain) -> float | None:
+        if refined.get(measure) is None or not other[measure]:
+            return None
+        return float(refined[measure] / other[measure])
+
+    read = [ratio(measure, real) for measure in ("digit_missing", "motion_missing")]
+    ratios = {
+        "frechet_ratio": ratio("frechet"),
+        "frechet_pca_ratio": ratio("frechet_pca"),
+        "paired_error_ratio": ratio("mse_missing"),
+        "reader_ratio": None if None in read else sum(filter(None, read)) / len(read),
+        "ghost_ratio": ratio("ghost"),
     }
-    values = {
-        name: {method: figures[method][measure] for method in methods}
-        for name, (measure, methods) in shown.items()
+    return {
+        **ratios,
+        "motion_energy": refined["motion_energy"],
+        "frechet": {"refined": refined["frechet"], "interpolated": plain["frechet"]},
+        "mse": {"refined": refined["mse_missing"], "interpolated": plain["mse_missing"]},
+        "status": drift_status(refined, plain),
     }
-    return {**values, "status": drift_status(figures["interpolated"], figures["refined"])}
 
 
-def methods_table(figures: Mapping[str, Figures], clips: int) -> list[dict[str, Any]]:
-    """A row for each method: of how many clips, and all figures."""
-    return [{"method": method, "clips": clips, **row} for method, row in figures.items()]
+def methods_table(
+    figures: Mapping[str, Mapping[str, Any]],  # by method
+    completed: Completed,
+    steps: Mapping[str, int],  # of training, by refiner
+) -> list[dict[str, Any]]:
+    """A row for each method: training steps, network calls and clips, and all figures."""
+    rows = []
+    for name, row in figures.items():
+        method = completed.methods.get(name)
+        trained = steps.get(method.refiner) if method else None
+        counts = {"steps": trained, "calls": method.calls if method else None}
+        rows.append({"method": name, **counts, "clips": len(completed.classes), **row})
+    return rows
 
 
-def drift_status(interpolated: Figures, refined: Figures) -> str:
-    """`ok`, or what is wrong with refined clips, worst first."""
+def drift_status(refined: Figures, interpolated: Figures) -> str:
+    """`ok`, or what is wrong with refined clips beside linear interpolation, worst first."""
     if refined["recall"] < 0.5 * interpolated["recall"]:
         return "collapsed"
     if refined["frechet"] > FRECHET_RATIO * interpolated["frechet"]:
@@ -179,6 +327,9 @@ def drift_status(interpolated: Figures, refined: Figures) -> str:
         return "worse_in_pca"
     if refined["mse_missing"] > PAIRED_RATIO * interpolated["mse_missing"]:
         return "off_the_mark"
+    ghosts, plain = refined.get("ghost"), interpolated.get("ghost")
+    if ghosts is not None and plain is not None and ghosts > plain:
+        return "more_ghosts_than_interpolation"
     return "ok"
 
 
@@ -203,14 +354,3 @@ def interpolation_table(
             row[f"{method}_mse_all"] = float(error.mean())
         rows.append(row)
     return rows
-
-
-def clips_of_many_classes(classes: Tensor, count: int) -> list[int]:
-    """The first clips [count] at most, no two of one class while there are others."""
-    before: dict[int, int] = {}
-    turns = []
-    for label in classes.tolist():
-        turns.append(before.get(label, 0))
-        before[label] = turns[-1] + 1
-    order = sorted(range(len(turns)), key=lambda clip: (turns[clip], clip))
-    return order[:count]

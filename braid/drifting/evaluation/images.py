@@ -35,7 +35,7 @@ from braid.drifting.config import ImageEvaluationConfig
 from braid.drifting.image.corruption import KeypatchCorruption, per_pixel
 from braid.drifting.image.refiner import ImageRefiner
 from braid.drifting.video.sampling import refine
-from braid.metrics.distances import RECALL, VARIANCE, frechet_distance, manifold, variance_ratio
+from braid.metrics.distances import frechet_distance, manifold, spread_failure, variance_ratio
 from braid.metrics.spaces import PcaSpace
 
 MEASURES = (
@@ -169,11 +169,9 @@ def image_status(figures: Mapping[str, Any], accuracy_real: float) -> str:
     memorized   every other image is a copy, or all lie that near to one
     off_class   the classifier predicts other classes than the images were conditioned on
     """
-    low, high = VARIANCE
-    if figures["variance_ratio"] > high:
-        return "scattered"
-    if figures["recall"] < RECALL or figures["variance_ratio"] < low:
-        return "collapsed"
+    failure = spread_failure(figures["recall"], figures["variance_ratio"])
+    if failure:
+        return failure
     if figures["memorization_ratio"] < MEMORIZED:
         return "memorized"
     if figures["accuracy"] < ON_CLASS * accuracy_real:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from braid.common.plotting import BLUE, GREEN, INK, ORANGE, PALE, save, styled
 
+if TYPE_CHECKING:
+    from braid.drifting.evaluation.clips import Completed, Sample
+
 GIF_SCALE = 2  # screen pixels a side of a video pixel
 FRAME_MS = 120
+_COLORS = 64  # of a GIF: more, and dithering, only make it larger
+_CAPTION = 16  # pixels above a GIF
+_FRAME = (213, 94, 0)  # color of given frames
 
 
 class DecodeClips(Protocol):
@@ -29,19 +37,115 @@ class DecodeClips(Protocol):
         """The frames."""
 
 
-def draw_clips(
+def draw_evaluation(
     folder: Path,
-    methods: Mapping[str, Tensor],  # name to latents [n, C, T, H, W], in the rows' order
-    given: Tensor,  # [n, T] bool, keyframes
-    shown: Sequence[int],  # which clips
-    prompts: Sequence[str],  # of those
+    completed: Completed,
+    test: Sample,
+    figures: Mapping[str, Mapping[str, Any]],  # by method
+    count: int,  # of clips
     decode: DecodeClips,
 ) -> None:
-    """A strip and an animation of some clips, `clip_0` and so on."""
-    folder.mkdir(parents=True)
-    for number, (clip, prompt) in enumerate(zip(shown, prompts, strict=True)):
-        latents = {name: values[clip] for name, values in methods.items()}
-        draw_clip(folder / f"clip_{number}", latents, given[clip], f"«{prompt}»", decode)
+    """The first clip of each kind of motion, or else of each class, the worst, and the trade-off.
+
+    `first.png` and `worst.png` compare refined with interpolated and real clips; `clip_0` and so on
+    are strips and animations of the first ones by every method.
+    """
+    folder.mkdir()
+    latents = {"real": test.latents, **{n: row.clips for n, row in completed.methods.items()}}
+    three = {name: latents[name] for name in ("interpolated", "refined", "real")}
+    labels = completed.classes if test.words is None else test.words["family"]
+    errors = (latents["refined"] - test.latents).square().mean((1, 2, 3, 4))
+    shown = {
+        "first": (first_of_each(labels, count), "first held-out clip of each motion"),
+        "worst": (largest(errors, count), "held-out clips of the largest error"),
+    }
+    for name, (chosen, title) in shown.items():
+        captions = [f"{test.prompts[clip]}   error {errors[clip]:.2f}" for clip in chosen]
+        path = folder / f"{name}.png"
+        draw_overview(path, three, completed.given, chosen, captions, title, decode)
+    for number, clip in enumerate(shown["first"][0]):
+        one = {name: values[clip] for name, values in latents.items()}
+        path, title = folder / f"clip_{number}", f"«{test.prompts[clip]}»"
+        draw_clip(path, one, completed.given, title, decode, animated=list(three))
+    title = f"{len(test.prompts)} held-out clips"
+    tradeoff(folder / "tradeoff.png", figures, "interpolated", title)
+
+
+def first_of_each(labels: Tensor, count: int) -> list[int]:
+    """The first clips [count] at most, no two of one label while there are others."""
+    before: dict[int, int] = {}
+    turns = []
+    for label in labels.tolist():
+        turns.append(before.get(label, 0))
+        before[label] = turns[-1] + 1
+    order = sorted(range(len(turns)), key=lambda clip: (turns[clip], clip))
+    return order[:count]
+
+
+def largest(errors: Tensor, count: int) -> list[int]:
+    """The clips [count] of the largest errors [n], the worst first."""
+    return errors.argsort(descending=True, stable=True)[:count].tolist()
+
+
+def draw_overview(
+    path: Path,
+    methods: Mapping[str, Tensor],  # name to latents [n, C, T, H, W], in the rows' order
+    given: Tensor,  # [T] bool, keyframes
+    shown: Sequence[int],  # which clips
+    captions: Sequence[str],  # of those
+    title: str,
+    decode: DecodeClips,
+) -> None:
+    """Some clips in one picture: of each a row a method, the given latent frames framed."""
+    panels = []
+    for clip in shown:
+        frames = {name: decode(values[clip][None])[0] for name, values in methods.items()}
+        panels.append(_panel(frames, given))
+    height, width = panels[0].shape[:2]
+    inches = 7.5
+    tall = inches * height / width + 0.25
+    with styled():
+        figure = Figure(figsize=(inches + 1, tall * len(panels) + 0.3), layout="constrained")
+        axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+        for ax, panel, caption in zip(axes, panels, captions, strict=True):
+            ax.imshow(panel, interpolation="nearest")
+            side = height / len(methods)
+            ax.set(xticks=[], yticks=[side * (row + 0.5) for row in range(len(methods))])
+            ax.set_yticklabels(methods, fontsize=7)
+            ax.tick_params(length=0)
+            ax.spines[:].set_visible(False)
+            ax.set_title(caption, fontsize=7, loc="left", pad=2)
+        figure.suptitle(f"{title}; framed: given   decoder: {decode.name}", fontsize=8)
+        save(figure, path)
+
+
+def _panel(
+    methods: Mapping[str, Tensor],  # frames [F, h, w, 3]
+    given: Tensor,  # [T] bool
+) -> NDArray[np.uint8]:
+    """Two frames a latent frame of each method side by side, given ones framed, [h, w, 3]."""
+    rows = []
+    for frames in methods.values():
+        stride = (len(frames) - 1) // (len(given) - 1)
+        shown = torch.arange(0, len(frames), max(1, stride // 2))
+        pixels = _bytes(frames[shown])
+        cells = np.full((len(pixels), *(side + 4 for side in pixels.shape[1:3]), 3), 255, np.uint8)
+        cells[given[(shown + stride - 1) // stride].numpy()] = _FRAME
+        cells[:, 2:-2, 2:-2] = pixels
+        rows.append(np.concatenate(list(cells), axis=1))
+    return np.concatenate(rows)
+
+
+def _keyframes(given: Tensor, count: int) -> tuple[list[int], int]:
+    """The last video frame of each given latent frame, and video frames a latent frame."""
+    stride = (count - 1) // (len(given) - 1)
+    return [stride * frame for frame in given.nonzero().flatten().tolist()], stride
+
+
+def _bytes(frames: Tensor) -> NDArray[np.uint8]:
+    """Colors in [0, 1] as bytes."""
+    pixels: NDArray[np.uint8] = (frames.clamp(0, 1).cpu().numpy() * 255 + 0.5).astype(np.uint8)
+    return pixels
 
 
 def draw_clip(
@@ -50,15 +154,15 @@ def draw_clip(
     given: Tensor,  # [T] bool, keyframes
     title: str,
     decode: DecodeClips,
+    animated: Sequence[str] = (),  # of the methods; none: all
 ) -> None:
     """A strip (.png) and an animation (.gif) of one clip."""
     frames = {name: decode(latents[None])[0] for name, latents in methods.items()}
-    count = len(next(iter(frames.values())))
-    stride = (count - 1) // (len(given) - 1)  # frames a latent frame
-    keyframes = [stride * frame for frame in given.nonzero().flatten().tolist()]
+    keyframes, stride = _keyframes(given, len(next(iter(frames.values()))))
     title = f"{title}   decoder: {decode.name}"
     strip(path.with_suffix(".png"), frames, keyframes, stride, title)
-    animation(path.with_suffix(".gif"), frames)
+    moving = {name: frames[name] for name in animated or frames}
+    animation(path.with_suffix(".gif"), moving, keyframes)
 
 
 def strip(
@@ -69,7 +173,7 @@ def strip(
     title: str,
 ) -> None:
     """One clip: a row for each method, a column for some frames; keyframes are marked."""
-    size = 0.85
+    size = 0.6
     shown = range(0, len(next(iter(methods.values()))), every)
     with styled():
         figure = Figure(
@@ -89,14 +193,26 @@ def strip(
         save(figure, path)
 
 
-def animation(path: Path, methods: Mapping[str, Tensor]) -> None:
-    """The methods' clips [F, h, w, 3] side by side, as a GIF."""
-    stacked = np.concatenate(
-        [frames.clamp(0, 1).cpu().numpy() for frames in methods.values()], axis=2
-    )
-    pixels = (stacked * 255 + 0.5).astype(np.uint8)
-    pixels = pixels.repeat(GIF_SCALE, axis=1).repeat(GIF_SCALE, axis=2)
-    first, *rest = [Image.fromarray(frame) for frame in pixels]
+def animation(
+    path: Path,
+    methods: Mapping[str, Tensor],  # name to frames [F, h, w, 3] in [0, 1]
+    given: Sequence[int] = (),  # frames that are keyframes
+) -> None:
+    """The methods' clips side by side, as a GIF: names above, a bar over given frames."""
+    clips = [_bytes(frames) for frames in methods.values()]
+    pixels = np.concatenate(clips, axis=2).repeat(GIF_SCALE, axis=1).repeat(GIF_SCALE, axis=2)
+    width = pixels.shape[2] // len(clips)
+    pictures = []
+    for number, frame in enumerate(pixels):
+        picture = Image.new("RGB", (frame.shape[1], frame.shape[0] + _CAPTION), "white")
+        picture.paste(Image.fromarray(frame), (0, _CAPTION))
+        draw = ImageDraw.Draw(picture)
+        for column, name in enumerate(methods):
+            draw.text((column * width + 2, 0), name, fill="black")
+        if number in given:
+            draw.rectangle((0, _CAPTION - 3, frame.shape[1], _CAPTION - 1), fill=_FRAME)
+        pictures.append(picture.quantize(_COLORS, dither=Image.Dither.NONE))
+    first, *rest = pictures
     first.save(path, save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
 
 

@@ -1,7 +1,8 @@
 """From a storyboard, a few given latent frames and a prompt, to the start of a full clip.
 
 A storyboard file is a `.safetensors` with `latents` [C, T, H, W], of which only the given frames
-are read, and `embedding` [L, D], the prompt's text embedding with zero rows as padding.
+are read, and `embedding` [L, D], the prompt's text embedding with zero rows as padding. Without
+an embedding the class is that of the keyframes alone.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ class Clips(Protocol):
         """Their text embeddings, [B, L, D]."""
 
 
-def open_storyboard(config: StoryboardConfig, clips: Clips) -> tuple[Tensor, Tensor]:
+def open_storyboard(config: StoryboardConfig, clips: Clips) -> tuple[Tensor, Tensor | None]:
     """Latents [1, C, T, H, W] and text [1, L, D] of a file, or of one of the held-out clips.
+
+    A file may have no text.
 
     Raises:
         ValueError: the file cannot be read, or there is no such held-out clip.
@@ -51,22 +54,24 @@ def open_storyboard(config: StoryboardConfig, clips: Clips) -> tuple[Tensor, Ten
     return clips.latents(chosen), clips.texts(chosen)
 
 
-def load_storyboard(path: Path) -> tuple[Tensor, Tensor]:
-    """Latents [1, C, T, H, W] and text embedding [1, L, D] of a storyboard file.
+def load_storyboard(path: Path) -> tuple[Tensor, Tensor | None]:
+    """Latents [1, C, T, H, W] and, where there is one, text embedding [1, L, D] of a file.
 
     Raises:
         ValueError: the file is missing or broken, or a tensor is missing or of another shape.
     """
     try:
         stored = load(path.read_bytes())
-        latents, embedding = stored["latents"].float(), stored["embedding"].float()
+        latents = stored["latents"].float()
     except (OSError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{path}: expected safetensors latents and embedding ({error})") from None
-    if latents.ndim != 4 or embedding.ndim != 2:
-        raise ValueError(
-            f"{path}: expected latents [C, T, H, W] and embedding [L, D], "
-            f"got {list(latents.shape)} and {list(embedding.shape)}"
-        )
+        raise ValueError(f"{path}: expected safetensors with latents ({error})") from None
+    if latents.ndim != 4:
+        raise ValueError(f"{path}: expected latents [C, T, H, W], got {list(latents.shape)}")
+    if "embedding" not in stored:
+        return latents[None], None
+    embedding = stored["embedding"].float()
+    if embedding.ndim != 2:
+        raise ValueError(f"{path}: expected embedding [L, D], got {list(embedding.shape)}")
     return latents[None], embedding[None]
 
 

@@ -27,7 +27,14 @@ from braid.drifting.training.objectives import (
     compile_deterministic,
 )
 from braid.drifting.video.sampling import refine
-from braid.metrics.distances import RECALL, VARIANCE, frechet_distance, manifold, variance_ratio
+from braid.metrics.distances import (
+    RECALL,
+    VARIANCE,
+    frechet_distance,
+    manifold,
+    spread_failure,
+    variance_ratio,
+)
 from braid.metrics.spaces import PcaSpace
 from braid.training.ema import Ema
 from braid.training.trainer import Run
@@ -172,10 +179,10 @@ class ImageProbe:
         figures, start = refined[given], self.interpolated[given]["frechet"]
         frechet, recall, ratio = figures["frechet"], figures["recall"], figures["variance_ratio"]
         spread = f"variance ratio {ratio:.3g}, recall {recall:.3g}"
-        if ratio < low or recall < RECALL:
-            return "collapsed", f"collapsed: {spread}, expected {low} and {RECALL} at least"
-        if ratio > high:
-            return "scattered", f"scattered: {spread}, expected a variance ratio of {high} at most"
+        failure = spread_failure(recall, ratio)
+        if failure:
+            expected = f"expected a variance ratio of {low} to {high} and a recall of {RECALL}"
+            return failure, f"{failure}: {spread}, {expected}"
         passed = frechet < start
         relation = "below" if passed else "not below"
         return "passed" if passed else "no_better_than_start", (

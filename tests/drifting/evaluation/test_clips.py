@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
+from braid.clips.preparation.words import read_words
 from braid.common.rng import generator
 from braid.drifting.evaluation.clips import (
     ClipEvaluator,
-    Completion,
-    clips_of_many_classes,
+    Completed,
+    Sample,
+    compare,
     complete,
     costs,
     drift_status,
@@ -19,6 +22,8 @@ from braid.drifting.evaluation.clips import (
 )
 from braid.drifting.interpolation.interpolation import interpolate
 from braid.drifting.interpolation.keyframes import nested_masks
+from braid.drifting.video.corruption import Corruption
+from braid.drifting.video.refiner import Refiner
 from braid.metrics.spaces import PcaSpace, RandomConvolutions
 from tests.drifting import configs
 from tests.drifting.toy_refinement import toy_clips, toy_corruption, toy_refiner
@@ -26,11 +31,13 @@ from tests.drifting.toy_refinement import toy_clips, toy_corruption, toy_refiner
 CPU = torch.device("cpu")
 
 
+GIVEN = torch.tensor([True, False, False, False, True])
+
+
 def evaluator() -> ClipEvaluator:
     clips, labels = toy_clips()
-    mask = nested_masks(len(clips), 5, [5, 2], None)[-1]
     spaces = RandomConvolutions(2), PcaSpace(clips, 4)
-    return ClipEvaluator(clips, mask, labels.numpy(), *spaces, CPU)
+    return ClipEvaluator(clips, Completed(GIVEN, labels, {}), *spaces, CPU)
 
 
 def corrupted():
@@ -55,8 +62,8 @@ def test_the_truth_itself_scores_perfectly_and_interpolation_does_not() -> None:
     assert interpolated["mse_all"] == pytest.approx(interpolated["mse_missing"] * 3 / 5, rel=1e-4)
 
 
-GOOD = {"frechet": 0.5, "frechet_pca": 0.8, "mse_missing": 1.1, "recall": 0.9}
-PLAIN = {"frechet": 1.0, "frechet_pca": 1.0, "mse_missing": 1.0, "recall": 0.9}
+GOOD = {"frechet": 0.5, "frechet_pca": 0.8, "mse_missing": 1.1, "recall": 0.9, "ghost": 0.2}
+PLAIN = {"frechet": 1.0, "frechet_pca": 1.0, "mse_missing": 1.0, "recall": 0.9, "ghost": 0.4}
 
 
 @pytest.mark.parametrize(
@@ -67,41 +74,127 @@ PLAIN = {"frechet": 1.0, "frechet_pca": 1.0, "mse_missing": 1.0, "recall": 0.9}
         ({"frechet": 0.75}, "no_better_than_interpolation"),
         ({"frechet_pca": 1.0}, "worse_in_pca"),
         ({"mse_missing": 1.3}, "off_the_mark"),
+        ({"ghost": 0.5}, "more_ghosts_than_interpolation"),
+        ({"ghost": None}, "ok"),
     ],
 )
 def test_each_failure_has_its_name(change: dict[str, float], status: str) -> None:
-    assert drift_status(PLAIN, GOOD | change) == status
+    assert drift_status(GOOD | change, PLAIN) == status
 
 
-def test_methods_and_other_real_clips_are_compared() -> None:
-    clips, _ = toy_clips()
-    completions = {"interpolated": Completion(corrupted().latents, 0, 0.5)}
-    figures = evaluator().compare(completions, clips.flip(0), generator(1))
-    assert list(figures) == ["interpolated", "real"]
-    assert figures["real"]["frechet"] == pytest.approx(0, abs=1e-6)  # the same clips
-    assert set(figures["interpolated"]) - set(figures["real"]) == {
-        "mse_missing",
-        "mse_all",
-        "keyframe_mse",
-    }
-    row, real = methods_table(figures, 40)
-    assert row == {"method": "interpolated", "clips": 40, **figures["interpolated"]}
-    assert real["method"] == "real"
-    assert costs(completions) == {"milliseconds_interpolated": 0.5}
+def sample(prompts: list[str]) -> Sample:
+    clips, labels = toy_clips()
+    return Sample(clips, labels[:, None, None].float(), prompts, read_words(prompts))
 
 
-def test_the_headline_has_few_figures_of_few_methods() -> None:
-    other = {"frechet": 3.0, "energy": 0.3}
+def completed(corruption: Corruption, refiner: Refiner, paired: Refiner) -> Completed:
+    config = configs.drift_evaluation(refiner="one", paired="two")
+    test = sample(["a clip"] * 40)
+    return complete(test, by_text, corruption, refiner, paired, config, generator(0))
+
+
+def by_text(texts: Tensor, start: Tensor) -> Tensor:
+    assert len(start) == len(texts)
+    return texts.flatten().long()
+
+
+def test_all_methods_have_the_same_keyframes_and_keep_them_where_clamped() -> None:
+    clips, labels = toy_clips()
+    refiner, paired = toy_refiner(clamp=False), toy_refiner()
+    for model in (refiner, paired):
+        torch.nn.init.normal_(model.out.bias)
+    results = completed(toy_corruption(), refiner, paired)
+    names = ["interpolated", "refined", "unclamped", "shuffled", "paired", "cold"]
+    assert list(results.methods) == names
+    assert torch.equal(results.given, GIVEN)
+    assert torch.equal(results.classes, labels)
+    for name, method in results.methods.items():
+        kept = (method.clips == clips).movedim(2, 1)[:, GIVEN].all()
+        assert kept == (name != "unclamped"), name
+    assert [method.calls for method in results.methods.values()] == [0, 1, 1, 1, 1, 1]
+    assert [method.refiner for method in results.methods.values()] == [
+        "",
+        *3 * ["one"],
+        *2 * ["two"],
+    ]
+    assert list(costs(results)) == [f"milliseconds_{name}" for name in names]
+
+
+def test_the_reference_is_linear_whatever_the_refiners_start_from() -> None:
+    bent = Corruption(5, configs.corruption(levels=1, min_keyframes=2, interpolator="harmonic"))
+    refiners = toy_refiner(), toy_refiner()
+    linear, other = (completed(corruption, *refiners) for corruption in (toy_corruption(), bent))
+    reference = [run.methods["interpolated"].clips for run in (linear, other)]
+    assert torch.equal(*reference)
+    assert torch.equal(other.methods["start"].clips, other.methods["refined"].clips)  # untrained
+    assert not torch.equal(other.methods["start"].clips, reference[0])
+    assert "start" not in linear.methods
+
+
+def test_classes_are_those_of_keyframes_and_text() -> None:
+    seen = []
+
+    def classify(texts: Tensor, start: Tensor) -> Tensor:
+        seen.append(start)
+        return by_text(texts, start)
+
+    config = configs.drift_evaluation()
+    refiners = toy_refiner(), toy_refiner()
+    test = sample(["a clip"] * 40)
+    poisoned = test.latents.clone()
+    poisoned[:, :, ~GIVEN] = 7
+    for latents in (test.latents, poisoned):
+        given = test._replace(latents=latents)
+        complete(given, classify, toy_corruption(), *refiners, config, generator(0))
+    assert torch.equal(*seen)
+
+
+def test_methods_real_clips_and_chance_are_compared() -> None:
+    results = completed(toy_corruption(), toy_refiner(), toy_refiner())
+    config = configs.drift_evaluation(read_clips=10, reader_steps=3)
+    for prompts in (["a red one grows, over black"] * 40, ["a clip"] * 40):
+        figures = compare(results, sample(prompts), sample(prompts), colors, config, CPU, 0)
+        assert list(figures) == [*results.methods, "real", "chance"]
+        assert figures["real"]["frechet"] == pytest.approx(0, abs=1e-6)  # the same clips
+        assert figures["real"]["sharpness"] == 1
+        assert "mse_missing" not in figures["real"]
+        rows = methods_table(figures, results, {"drift": 9, "one": 7, "two": 8})
+        assert [row["steps"] for row in rows] == [None, 7, 7, 7, 8, 8, None, None]
+        assert rows[1] == {
+            "method": "refined",
+            "steps": 7,
+            "calls": 1,
+            "clips": 40,
+            **figures["refined"],
+        }
+        read = prompts[0] != "a clip"
+        assert ("ghost" in figures["refined"]) == read
+        assert ("reader_reason" in figures["chance"]) != read
+        ratio = headline(figures)["reader_ratio"]
+        assert (ratio is not None) == read
+
+
+def colors(latents: Tensor) -> Tensor:
+    """Frames of 8 x 8 pixels, the two channels as red and green."""
+    frames = latents.movedim(1, -1).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    return torch.nn.functional.pad(frames, (0, 1)).sigmoid()
+
+
+def test_the_headline_is_ratios() -> None:
+    read = {"digit_missing": 0.6, "motion_missing": 0.9, "ghost": 0.2, "motion_energy": 0.7}
     figures = {
-        "refined": {**GOOD, "energy": 0.1},
-        "interpolated": {**PLAIN, "energy": 0.2},
-        "unclamped": other,
-        "paired": other,
-        "real": other,
+        "refined": {**GOOD, **read},
+        "interpolated": {**PLAIN, **read, "ghost": 0.8},
+        "real": {"digit_missing": 0.8, "motion_missing": 1.0},
     }
     assert headline(figures) == {
-        "frechet": {"refined": 0.5, "interpolated": 1.0, "paired": 3.0, "real": 3.0},
-        "energy": {"refined": 0.1, "interpolated": 0.2},
+        "frechet_ratio": 0.5,
+        "frechet_pca_ratio": 0.8,
+        "paired_error_ratio": 1.1,
+        "reader_ratio": pytest.approx((0.75 + 0.9) / 2),
+        "ghost_ratio": 0.25,
+        "motion_energy": 0.7,
+        "frechet": {"refined": 0.5, "interpolated": 1.0},
         "mse": {"refined": 1.1, "interpolated": 1.0},
         "status": "ok",
     }
@@ -119,24 +212,3 @@ def test_interpolators_are_compared_level_by_level() -> None:
     missing = float(error.sum()) / (error.numel() * 3 / 5)
     assert rows[1]["harmonic_mse_missing"] == pytest.approx(missing)
     assert error[:, :, [0, 4]].max() == 0
-
-
-def test_clips_are_shown_of_as_many_classes_as_can_be() -> None:
-    classes = torch.tensor([2, 2, 0, 2, 1, 0])
-    assert clips_of_many_classes(classes, 4) == [0, 2, 4, 1]
-    assert clips_of_many_classes(classes, 9) == [0, 2, 4, 1, 5, 3]
-
-
-def test_all_methods_have_the_same_keyframes_and_keep_them_where_clamped() -> None:
-    clips, labels = toy_clips()
-    refiner, paired = toy_refiner(clamp=False), toy_refiner()
-    for model in (refiner, paired):
-        torch.nn.init.normal_(model.out.bias)
-    mask, completions = complete(
-        clips, labels, toy_corruption(), refiner, paired, 1.0, generator(0)
-    )
-    assert list(completions) == ["interpolated", "refined", "unclamped", "paired", "cold"]
-    for name, completion in completions.items():
-        kept = (completion.clips == clips).transpose(1, 2)[mask].all()
-        assert kept == (name != "unclamped"), name
-    assert [completion.calls for completion in completions.values()] == [0, 1, 1, 1, 1]

@@ -27,14 +27,18 @@ def test_a_storyboard_file_is_read(tmp_path: Path) -> None:
     save_file(tensors, path)
     latents, embedding = load_storyboard(path)
     assert torch.equal(latents[0], tensors["latents"])
+    assert embedding is not None
     assert torch.equal(embedding[0], tensors["embedding"])
+    save_file({"latents": tensors["latents"]}, path)
+    assert load_storyboard(path)[1] is None
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"latents": torch.rand(2, 5, 4, 4)}, "expected safetensors latents and embedding"),
+        ({"embedding": torch.rand(3, 6)}, "expected safetensors with latents"),
         ({"latents": torch.rand(2, 5, 4), "embedding": torch.rand(3, 6)}, r"got \[2, 5, 4\]"),
+        ({"latents": torch.rand(2, 5, 4, 4), "embedding": torch.rand(3)}, r"\[L, D\], got \[3\]"),
     ],
 )
 def test_a_wrong_storyboard_is_refused(tmp_path: Path, tensors: dict, message: str) -> None:

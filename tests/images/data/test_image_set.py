@@ -144,9 +144,7 @@ def test_pixels_of_files_lie_in_minus_one_to_one(linked: Path) -> None:
 def test_pictures_replaced_after_indexing_are_refused(linked: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "images/ants").iterdir():
         write_picture(path, 999, (14, 11))
-    message = (
-        r"images/ants/000\.png: the image has \d+ bytes, not \d+ as indexed; run `dvc"
-    )
+    message = r"images/ants/000\.png: the image has \d+ bytes, not \d+ as indexed; run `dvc"
     with pytest.raises(ValueError, match=message):
         open_image_set(linked)
 
