@@ -25,6 +25,7 @@ from braid.drifting.evaluation.reader import (
     Viewer,
     Words,
     sharpness,
+    stray_color,
 )
 from braid.drifting.interpolation.interpolation import METHODS, interpolate
 from braid.drifting.interpolation.keyframes import level_counts, nested_masks
@@ -210,7 +211,7 @@ class TrainedReader:
     def figures(self, clips: Tensor) -> dict[str, Any]:
         """Of clips in the place of the held-out ones."""
         view = self.viewer(clips, self.real)
-        sharp = {"sharpness": sharpness(view, self.real)}
+        sharp = {"sharpness": sharpness(view, self.real), "stray_color": stray_color(view)}
         if self.reader is None or self.words is None:
             return {**sharp, "reader_reason": NO_WORDS}
         return {**sharp, **self.reader.figures(view, self.real, self.words)}

@@ -105,8 +105,11 @@ def draw_overview(
     inches = 7.5
     tall = inches * height / width + 0.25
     with styled():
-        figure = Figure(figsize=(inches + 1, tall * len(panels) + 0.3), layout="constrained")
+        tallest = tall * len(panels) + 0.3
+        figure = Figure(figsize=(inches + 1, tallest))
         axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+        edges = {"left": 0.95 / (inches + 1), "right": 0.995, "bottom": 0.02 / tallest}
+        figure.subplots_adjust(**edges, top=1 - 0.5 / tallest, hspace=0.25 * len(panels) / tallest)
         for ax, panel, caption in zip(axes, panels, captions, strict=True):
             ax.imshow(panel, interpolation="nearest")
             side = height / len(methods)
@@ -115,7 +118,8 @@ def draw_overview(
             ax.tick_params(length=0)
             ax.spines[:].set_visible(False)
             ax.set_title(caption, fontsize=7, loc="left", pad=2)
-        figure.suptitle(f"{title}; framed: given   decoder: {decode.name}", fontsize=8)
+        heading = f"{title}; framed: given   decoder: {decode.name}"
+        figure.suptitle(heading, fontsize=8, y=1 - 0.1 / tallest)
         save(figure, path)
 
 

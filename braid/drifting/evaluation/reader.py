@@ -57,7 +57,8 @@ class View:
     ink: Tensor  # [n, F, 4] sum of colors where there is an object, and of their weights
     ground: Tensor  # [n, F, 3] median color
     detail: Tensor  # [n, F] mean square of differences between neighboring pixels
-    backdrop: Tensor  # [n, 4] color of the ground and contrast of the object in given frames
+    stray: Tensor  # [n, F] mean square of colors off the line from ground to ink
+    backdrop: Tensor  # [n, 7] in given frames: ground's color, object's contrast, way to its ink
     missing: Tensor  # [F] bool, not given
     pixels: int  # of a decoded frame's side
 
@@ -65,7 +66,7 @@ class View:
         """The missing frames alone."""
         kept: dict[str, Any] = {
             name: getattr(self, name)[:, self.missing]
-            for name in ("maps", "ink", "ground", "detail")
+            for name in ("maps", "ink", "ground", "detail", "stray")
         }
         return replace(self, **kept, missing=self.missing[self.missing])
 
@@ -125,7 +126,7 @@ class Viewer:
         backdrops = real.backdrop.split(_CHUNK) if real else repeat(None)
         chunks = zip(clips.split(_CHUNK), backdrops, strict=False)
         views = [self._view(*chunk) for chunk in chunks]
-        names = ("maps", "ink", "ground", "detail", "backdrop")
+        names = ("maps", "ink", "ground", "detail", "stray", "backdrop")
         whole: dict[str, Any] = {
             name: torch.cat([getattr(view, name) for view in views]) for name in names
         }
@@ -141,7 +142,11 @@ class Viewer:
         colors = (frames * weights[:, :, None]).sum((-1, -2))
         ink = torch.cat([colors, weights.sum((-1, -2))[..., None]], -1)
         right, down = (frames.diff(dim=axis).square().mean((-1, -2, -3)) for axis in (-1, -2))
-        return View(maps, ink, _ground(frames), right + down, backdrop, missing, decoded.shape[2])
+        from_ground = frames - backdrop[:, None, :3, None, None]
+        along = torch.einsum("nfcyx,nc->nfyx", from_ground, backdrop[:, 4:])
+        stray = (from_ground.square().sum(2) - along.square()).mean((-1, -2))
+        parts = maps, ink, _ground(frames), right + down, stray, backdrop, missing
+        return View(*parts, decoded.shape[2])
 
     def _missing(self, frames: int) -> Tensor:
         """Which of the read ones of so many video frames are not given, [F] bool."""
@@ -163,10 +168,13 @@ def _ground(frames: Tensor) -> Tensor:
 
 
 def _backdrop(given: Tensor) -> Tensor:
-    """Ground color and contrast of given frames [n, F, 3, s, s], [n, 4]."""
+    """Ground, contrast and unit vector from ground to ink of frames [n, F, 3, s, s], [n, 7]."""
     ground = _ground(given).median(dim=1).values
-    contrast = _distance(given, ground[:, None]).flatten(1).amax(1, keepdim=True)
-    return torch.cat([ground, contrast.clamp_min(1e-3)], 1)
+    distance = _distance(given, ground[:, None])
+    contrast = distance.flatten(1).amax(1, keepdim=True).clamp_min(1e-3)
+    from_ground = given - ground[:, None, :, None, None]
+    way = functional.normalize((from_ground * distance[:, :, None]).sum((1, 3, 4)), dim=-1)
+    return torch.cat([ground, contrast, way], 1)
 
 
 def _distance(frames: Tensor, ground: Tensor) -> Tensor:
@@ -390,6 +398,11 @@ def position_error(view: View, real: View) -> float:
 def roughness(view: View) -> float:
     """Mean square of second differences of objects' centers, in squared half frame sides."""
     return float(view.tracks[..., :2].diff(n=2, dim=1).square().sum(-1).mean())
+
+
+def stray_color(view: View) -> float:
+    """Mean square of colors of missing frames that no mixture of ground and ink has, [0, 1] RGB."""
+    return float(view.of_missing().stray.mean())
 
 
 def sharpness(view: View, real: View) -> float:

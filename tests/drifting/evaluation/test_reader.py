@@ -26,6 +26,7 @@ from braid.drifting.evaluation.reader import (
     roughness,
     sharpness,
     smears,
+    stray_color,
     tracks_of,
 )
 
@@ -63,7 +64,8 @@ def view_of(maps: Tensor, **changes: Any) -> View:
         "ink": torch.ones(clips, frames, 4),
         "ground": torch.zeros(clips, frames, 3),
         "detail": torch.ones(clips, frames),
-        "backdrop": torch.zeros(clips, 4),
+        "stray": torch.zeros(clips, frames),
+        "backdrop": torch.zeros(clips, 7),
         "missing": torch.ones(frames, dtype=torch.bool),
         "pixels": 64,
     }
@@ -172,3 +174,15 @@ def test_sharpness_is_of_missing_frames() -> None:
     detail = torch.tensor([[2.0, 5.0]])
     real = view_of(maps, detail=torch.ones(1, 2), missing=missing)
     assert sharpness(view_of(maps, detail=detail, missing=missing), real) == 2
+
+
+def test_only_colors_of_no_mixture_of_ground_and_ink_are_stray() -> None:
+    blue = torch.tensor([0.1, 0.1, 0.4])
+    frames = blue.expand(1, 5, 8, 8, 3).clone()
+    frames[:, :, 2:4, 2:4] = blue + 0.5 * torch.tensor([0.0, 0.6, 0.8])
+    frames[:, 2, 2:4, 2:4] = blue + 0.2 * torch.tensor([0.0, 0.6, 0.8])  # fainter, not stray
+    viewer = Viewer(lambda _: frames, torch.tensor([True, False, True]))
+    real = viewer(torch.zeros(1))
+    assert stray_color(real) == pytest.approx(0, abs=1e-6)
+    frames[:, 2, 5, 5, 0] += 0.5  # red is across both
+    assert stray_color(viewer(torch.zeros(1), real)) == pytest.approx(0.25 / 64, rel=1e-4)
