@@ -17,8 +17,7 @@ from braid.drifting.evaluation.storyboard import (
     open_storyboard,
 )
 from braid.drifting.video.corruption import Corruption
-from braid.drifting.video.refiner import load_refiner
-from braid.drifting.video.sampling import refine
+from braid.drifting.video.refiner import load_refiner, refine
 from braid.pseudo_classes.quantizer import load_quantizer
 from braid.stage.context import open_stage
 

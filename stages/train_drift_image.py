@@ -9,7 +9,7 @@ from braid.drifting.image.features import image_branches
 from braid.drifting.image.refiner import ImageRefiner, save_image_refiner
 from braid.drifting.image.training import OUTER_LAYERS, ImageProbe, image_objective
 from braid.images.data.image_set import open_image_set
-from braid.metrics.spaces import PcaSpace
+from braid.metrics.distances import PcaSpace
 from braid.stage.card import Decision, Pace, write_card
 from braid.stage.context import open_stage
 from braid.training.trainer import train

@@ -30,10 +30,15 @@ from braid.drifting.evaluation.reader import (
 from braid.drifting.interpolation.interpolation import METHODS, interpolate
 from braid.drifting.interpolation.keyframes import level_counts, nested_masks
 from braid.drifting.video.corruption import Corruption
-from braid.drifting.video.refiner import Refiner
-from braid.drifting.video.sampling import cold_sample, refine
-from braid.metrics.distances import covered, energy_distance, frechet_distance, manifold
-from braid.metrics.spaces import PcaSpace, RandomConvolutions
+from braid.drifting.video.refiner import Refiner, cold_sample, refine
+from braid.metrics.distances import (
+    PcaSpace,
+    RandomConvolutions,
+    covered,
+    energy_distance,
+    frechet_distance,
+    manifold,
+)
 
 NEIGHBORS = 5  # of precision, recall, density, coverage, as in Naeem et al.
 REFERENCE = "interpolated"  # the method whose figures are the unit: always linear

@@ -34,9 +34,14 @@ from torch import Tensor
 from braid.drifting.config import ImageEvaluationConfig
 from braid.drifting.image.corruption import KeypatchCorruption, per_pixel
 from braid.drifting.image.refiner import ImageRefiner
-from braid.drifting.video.sampling import refine
-from braid.metrics.distances import frechet_distance, manifold, spread_failure, variance_ratio
-from braid.metrics.spaces import PcaSpace
+from braid.drifting.video.refiner import refine
+from braid.metrics.distances import (
+    PcaSpace,
+    frechet_distance,
+    manifold,
+    spread_failure,
+    variance_ratio,
+)
 
 MEASURES = (
     "accuracy",

@@ -26,16 +26,16 @@ from braid.drifting.training.objectives import (
     Refinement,
     compile_deterministic,
 )
-from braid.drifting.video.sampling import refine
+from braid.drifting.video.refiner import refine
 from braid.metrics.distances import (
     RECALL,
     VARIANCE,
+    PcaSpace,
     frechet_distance,
     manifold,
     spread_failure,
     variance_ratio,
 )
-from braid.metrics.spaces import PcaSpace
 from braid.training.ema import Ema
 from braid.training.trainer import Run
 

@@ -19,10 +19,8 @@ from braid.drifting.interpolation.keyframes import nested_masks
 from braid.drifting.training.clips import ClipSplit
 from braid.drifting.training.objectives import Refinement
 from braid.drifting.video.corruption import Corruption
-from braid.drifting.video.refiner import Refiner
-from braid.drifting.video.sampling import refine
-from braid.metrics.distances import frechet_distance
-from braid.metrics.spaces import RandomConvolutions
+from braid.drifting.video.refiner import Refiner, refine
+from braid.metrics.distances import RandomConvolutions, frechet_distance
 from braid.training.ema import Ema
 from braid.training.trainer import Run
 

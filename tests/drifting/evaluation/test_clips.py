@@ -24,7 +24,7 @@ from braid.drifting.interpolation.interpolation import interpolate
 from braid.drifting.interpolation.keyframes import nested_masks
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import Refiner
-from braid.metrics.spaces import PcaSpace, RandomConvolutions
+from braid.metrics.distances import PcaSpace, RandomConvolutions
 from tests.drifting import configs
 from tests.drifting.toy_refinement import toy_clips, toy_corruption, toy_refiner
 

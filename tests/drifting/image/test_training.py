@@ -17,7 +17,7 @@ from braid.drifting.image.training import ImageProbe
 from braid.drifting.loss.drift import DriftLoss
 from braid.drifting.training.objectives import DriftObjective
 from braid.drifting.video.features import vanilla
-from braid.metrics.spaces import PcaSpace
+from braid.metrics.distances import PcaSpace
 from braid.training.ema import Ema
 from braid.training.trainer import Run, TrainResult, train
 from tests.drifting.configs import optimizer

@@ -7,7 +7,7 @@ import torch
 from braid.common.rng import generator
 from braid.drifting.interpolation.keyframes import nested_masks
 from braid.drifting.video.corruption import Corruption
-from braid.drifting.video.sampling import cold_sample, refine
+from braid.drifting.video.refiner import cold_sample, refine
 from tests.drifting import configs
 from tests.drifting.toy_refinement import toy_clips, toy_corruption, toy_refiner
 
@@ -22,7 +22,7 @@ def test_refining_in_chunks_is_refining_at_once(monkeypatch) -> None:
     refiner, (_, labels) = toy_refiner(), toy_clips()
     torch.nn.init.normal_(refiner.out.weight)
     whole = refine(refiner, corrupted(), labels, 1, 1.0)
-    monkeypatch.setattr("braid.drifting.video.sampling.CHUNK", 7)
+    monkeypatch.setattr("braid.drifting.video.refiner.CHUNK", 7)
     torch.testing.assert_close(refine(refiner, corrupted(), labels, 1, 1.0), whole)
 
 

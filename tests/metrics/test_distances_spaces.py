@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from braid.metrics.spaces import PcaSpace, RandomConvolutions
+from braid.metrics.distances import PcaSpace, RandomConvolutions
 
 CLIPS = torch.randn(12, 2, 5, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -20,7 +20,7 @@ def test_random_convolutions_are_the_same_each_time_and_depend_on_motion() -> No
 
 def test_random_convolutions_are_computed_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = RandomConvolutions(2).points(CLIPS)
-    monkeypatch.setattr("braid.metrics.spaces.CHUNK", 5)
+    monkeypatch.setattr("braid.metrics.distances.CHUNK", 5)
     assert np.allclose(RandomConvolutions(2).points(CLIPS), whole, rtol=1e-5)
 
 
