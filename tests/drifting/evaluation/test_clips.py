@@ -62,8 +62,10 @@ def test_the_truth_itself_scores_perfectly_and_interpolation_does_not() -> None:
     assert interpolated["mse_all"] == pytest.approx(interpolated["mse_missing"] * 3 / 5, rel=1e-4)
 
 
-GOOD = {"frechet": 0.5, "frechet_pca": 0.8, "mse_missing": 1.1, "recall": 0.9, "ghost": 0.2}
-PLAIN = {"frechet": 1.0, "frechet_pca": 1.0, "mse_missing": 1.0, "recall": 0.9, "ghost": 0.4}
+GOOD = {"frechet": 0.5, "frechet_pca": 0.8, "mse_missing": 1.1, "recall": 0.9}
+READ = {"ghost": 0.2, "digit_missing": 0.8}
+PLAIN = {"frechet": 1.0, "frechet_pca": 1.0, "mse_missing": 1.0, "recall": 0.9}
+READ_PLAIN = {"ghost": 0.4, "digit_missing": 0.7}
 
 
 @pytest.mark.parametrize(
@@ -75,11 +77,16 @@ PLAIN = {"frechet": 1.0, "frechet_pca": 1.0, "mse_missing": 1.0, "recall": 0.9, 
         ({"frechet_pca": 1.0}, "worse_in_pca"),
         ({"mse_missing": 1.3}, "off_the_mark"),
         ({"ghost": 0.5}, "more_ghosts_than_interpolation"),
-        ({"ghost": None}, "ok"),
+        ({"digit_missing": 0.6}, "less_legible_than_interpolation"),
     ],
 )
 def test_each_failure_has_its_name(change: dict[str, float], status: str) -> None:
-    assert drift_status(GOOD | change, PLAIN) == status
+    assert drift_status(GOOD | READ | change, PLAIN | READ_PLAIN) == status
+
+
+def test_without_words_the_status_is_of_distances_alone() -> None:
+    assert drift_status(GOOD, PLAIN) == "ok"
+    assert drift_status(GOOD | {"recall": 0.1}, PLAIN) == "collapsed"
 
 
 def sample(prompts: list[str]) -> Sample:
