@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from braid.segmentation.config import MatchingConfig
-from braid.segmentation.distillation.matching import Matcher, assign
+from braid.segmentation.distillation.losses import Matcher, assign
 from braid.segmentation.sam3.geometry import area_means
 from braid.segmentation.sam3.sam3 import Prediction
 

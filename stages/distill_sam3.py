@@ -7,8 +7,7 @@ from braid.common.config import BUILT_IN
 from braid.segmentation.cache.cache import open_predictions
 from braid.segmentation.data.prompted import open_prompted
 from braid.segmentation.distillation import distillation as phases
-from braid.segmentation.distillation.losses import DistillationLoss
-from braid.segmentation.distillation.matching import Matcher
+from braid.segmentation.distillation.losses import DistillationLoss, Matcher
 from braid.segmentation.sam3.checkpoint import load_teacher
 from braid.segmentation.student import student as students
 from braid.segmentation.training.batches import PromptSampler

@@ -9,7 +9,6 @@ from braid.segmentation.cache.cache import open_cache
 from braid.segmentation.data.prompted import open_prompted, prompt_batch
 from braid.segmentation.evaluation import evaluator as models
 from braid.segmentation.evaluation import report
-from braid.segmentation.evaluation.calibration import reliability
 from braid.segmentation.evaluation.cost import latencies
 from braid.segmentation.evaluation.figures import draw_examples, examples_of, select
 from braid.segmentation.sam3.checkpoint import load_teacher
@@ -27,20 +26,22 @@ def main() -> None:
         teacher = load_teacher(stage.dep("models/sam3_teacher"), device)
         encoded = open_cache(stage.dep("data/teacher_cache")).texts
         predictors = {models.TEACHER: Predictor(teacher, encoded, device, precision)}
-        folders = [
-            stage.dep(f"models/sam3_student/{name}") for name in (config.student, config.truth_only)
-        ]
-        texts, fresh = prompted.texts(pairs), generator(seed, "untrained")
-        predictors |= models.student_predictors(*folders, texts, fresh, device, precision)
+        predictors |= models.student_predictors(
+            stage.dep(f"models/sam3_student/{config.student}"),
+            stage.dep(f"models/sam3_student/{config.truth_only}"),
+            prompted.texts(pairs),
+            generator(seed, "untrained"),
+            device,
+            precision,
+        )
 
         evaluator = models.Evaluator(prompted, predictors, config.score, config.mask_size, device)
-        chance = generator(seed, "strangers")
-        evaluations = evaluator.evaluate(pairs, images=config.images, generator=chance)
+        evaluations = evaluator.evaluate(pairs, config.images, generator(seed, "strangers"))
         metrics = report.model_metrics(evaluations, config.bins)
         rows = report.model_rows(metrics, predictors, len(pairs))
         splits = report.split_rows(evaluations, prompted.labeled(pairs))
         student = evaluations[models.STUDENT]
-        calibration = reliability(student.scored.scores, student.scored.right, config.bins)
+        calibration = models.reliability(*student.scored[:2], config.bins)
         stage.write_table("plots/sam3_methods.csv", rows)
         stage.write_table("metrics/tables/sam3_splits.csv", splits)
         stage.write_table("plots/sam3_calibration.csv", calibration.rows())

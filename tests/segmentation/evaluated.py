@@ -58,4 +58,4 @@ def some_evaluator():
 
 @cache
 def evaluations(images=2):
-    return some_evaluator().evaluate(PAIRS, images=images, generator=generator())
+    return some_evaluator().evaluate(PAIRS, images, generator())

@@ -3,8 +3,7 @@
 from typing import Any
 
 from braid.segmentation.config import LossesConfig, MatchingConfig
-from braid.segmentation.distillation.losses import DistillationLoss
-from braid.segmentation.distillation.matching import Matcher
+from braid.segmentation.distillation.losses import DistillationLoss, Matcher
 
 MATCHING = MatchingConfig(mask=5.0, box=5.0, giou=2.0, logit=2.0, size=64)
 LOSSES = LossesConfig(

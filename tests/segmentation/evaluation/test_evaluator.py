@@ -35,7 +35,7 @@ def test_nothing_to_compare_with_is_an_error():
     one = [pair for pair in PAIRS if pair[0] == PAIRS[0][0]]
     for pairs, images in (([], 2), (one, 2), (PAIRS, 1)):  # chance is taken from another image
         with pytest.raises(ValueError, match=f"a batch has {images}: expected 2 or more"):
-            some_evaluator().evaluate(pairs, images=images, generator=generator())
+            some_evaluator().evaluate(pairs, images, generator())
 
 
 def test_a_model_that_ignores_its_prompt_has_no_sensitivity():

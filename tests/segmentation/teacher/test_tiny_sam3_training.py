@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from braid.segmentation.config import TeacherConfig
 from braid.segmentation.data.prompted import GroundTruth
-from braid.segmentation.teacher.fitting import GroundTruthObjective, fit, mirror, new_teacher
+from braid.segmentation.teacher.tiny_sam3 import GroundTruthObjective, fit, mirror, new_teacher
 from braid.segmentation.training.batches import Batch, PromptSampler
 from braid.segmentation.training.ground_truth import GroundTruthLoss
 from braid.training.config import OptimizerConfig

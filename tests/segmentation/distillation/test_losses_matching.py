@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import matching as bench
-from braid.segmentation.distillation.matching import assign
+from braid.segmentation.distillation.losses import assign
 from braid.segmentation.sam3.geometry import area_means
 from tests.segmentation.predictions import mapped, random_prediction, with_prompt, with_queries
 from tests.segmentation.tiny_losses import some_matcher
