@@ -35,8 +35,8 @@ def main() -> None:
             precision,
         )
 
-        evaluator = models.Evaluator(prompted, predictors, config.score, config.mask_size, device)
-        evaluations = evaluator.evaluate(pairs, config.images, generator(seed, "strangers"))
+        evaluator = models.Evaluator(prompted, predictors, config, device)
+        evaluations = evaluator.evaluate(pairs, generator(seed, "strangers"))
         metrics = report.model_metrics(evaluations, config.bins)
         rows = report.model_rows(metrics, predictors, len(pairs))
         splits = report.split_rows(evaluations, prompted.labeled(pairs))

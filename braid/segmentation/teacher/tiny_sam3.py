@@ -220,13 +220,7 @@ def fit(
         tokenizer.model_max_length,
         run.device,
     )
-    objective = GroundTruthObjective(
-        model.to(run.device),
-        sampler,
-        GroundTruthLoss(),
-        images=config.images,
-        prompts=config.prompts,
-    )
+    objective = GroundTruthObjective(model.to(run.device), sampler, GroundTruthLoss(), config)
     result = train(
         objective,
         config.optimizer,
@@ -256,28 +250,26 @@ class GroundTruthObjective(nn.Module):
         model: nn.Module,
         sampler: PromptSampler,
         loss: GroundTruthLoss,
-        *,
-        images: int,  # a step
-        prompts: int,  # an image, at most
+        config: TeacherConfig,
     ) -> None:
         super().__init__()
-        self.model, self.sampler, self.loss = model, sampler, loss
-        self.images, self.prompts = images, prompts
-        config: Any = model.config
-        self.mask_size = int(config.vision_config.backbone_feature_sizes[0][0])
+        self.model, self.sampler, self.loss, self.config = model, sampler, loss, config
+        architecture: Any = model.config
+        self.mask_size = int(architecture.vision_config.backbone_feature_sizes[0][0])
         if not sampler.images:
             raise ValueError("no training prompt has known ground truth, expected one or more")
 
     def forward(self, _step: int, stream: torch.Generator) -> dict[str, Tensor]:
         """Weighted terms of prompts that are drawn at random, of all decoder layers."""
         stream, images = on_cpu(stream), self.sampler.images
-        places = torch.randperm(len(images), generator=stream)[: self.images].tolist()
-        batch = self.sampler.draw([images[place] for place in places], self.prompts, stream)
+        places = torch.randperm(len(images), generator=stream)[: self.config.images].tolist()
+        chosen = [images[place] for place in places]
+        batch = self.sampler.draw(chosen, self.config.prompts, stream)
         truth = self.sampler.prompted.ground_truth(batch.pairs, self.mask_size)
         truth = truth.to(batch.pixels.device)
         mirrored = torch.rand(2, len(batch.pixels), generator=stream) < 0.5
-        for axis, chosen in enumerate(mirrored):
-            batch, truth = mirror(batch, truth, chosen.to(batch.pixels.device), axis)
+        for axis, flipped in enumerate(mirrored):
+            batch, truth = mirror(batch, truth, flipped.to(batch.pixels.device), axis)
         prediction = predict(self.model, batch.pixels, batch.inputs, earlier=True)
         return self.loss(prediction, truth)
 
