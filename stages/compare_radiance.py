@@ -1,16 +1,16 @@
 """Lay all students of all scenes side by side: summary table, trade-off chart, publication figure.
 
-Writes metrics/metrics_summary.csv (a row per scene and variant, the teacher and the trivial
-predictors among them) and two pictures a scene. Seconds.
+Writes metrics/metrics_summary.csv (a row per scene and model) and two figures a scene. Seconds.
 """
 
 from typing import Any
 
-from braid.radiance.evaluation.figures import FIRST_STAGE, publication_figure
-from braid.radiance.evaluation.summary import (
+from braid.radiance.evaluation.figures import (
     COLUMNS,
+    FIRST_STAGE,
     Model,
     draw_tradeoff,
+    publication_figure,
     read_table,
     summary_rows,
 )
@@ -23,16 +23,16 @@ def main() -> None:
     """Run the stage."""
     with open_stage("compare_radiance") as stage:
         config, rows = stage.params.radiance, []
-        pictures, renders = stage.out("plots/comparison"), stage.dep("data/renders")
-        pictures.mkdir()
+        figures, renders = stage.out("plots/comparison"), stage.dep("data/renders")
+        figures.mkdir()
         for scene in config.scenes:
             teacher = _teacher(stage, scene)
             students = [_student(stage, scene, name) for name in config.students]
             rows += list(summary_rows([teacher, *students]))
-            draw_tradeoff(pictures / f"{scene}_tradeoff.png", teacher, students, scene)
+            draw_tradeoff(figures / f"{scene}_tradeoff.png", teacher, students, scene)
             shown = (config.students[0], config.students[-1])
             images = {name: load_images(renders / scene / f"{name}.npz") for name in shown}
-            publication_figure(pictures / f"{scene}_publication.png", images)
+            publication_figure(figures / f"{scene}_publication.png", images)
         stage.write_table("metrics/metrics_summary.csv", rows, COLUMNS)
 
 

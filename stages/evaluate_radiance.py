@@ -6,10 +6,9 @@ Reads models/student/<scene>/<variant>, writes data/renders/<scene>/<variant>.np
 from dataclasses import asdict
 from functools import partial
 
-from braid.radiance.evaluation.figures import image_table, pictured_frames
+from braid.radiance.evaluation.figures import image_table, pictured_frames, read_table
 from braid.radiance.evaluation.hardware import measure_frames
 from braid.radiance.evaluation.image_metrics import evaluate
-from braid.radiance.evaluation.summary import read_table
 from braid.radiance.scenes.blender import load_views
 from braid.radiance.scenes.renders import load_renders, save_images
 from braid.radiance.student.student import load_student

@@ -9,6 +9,7 @@ from braid.segmentation.cache.cache import open_cache
 from braid.segmentation.data.prompted import open_prompted, prompt_batch
 from braid.segmentation.evaluation import evaluator as models
 from braid.segmentation.evaluation import report
+from braid.segmentation.evaluation.calibration import reliability
 from braid.segmentation.evaluation.cost import latencies
 from braid.segmentation.evaluation.figures import draw_examples, examples_of, select
 from braid.segmentation.sam3.checkpoint import load_teacher
@@ -41,7 +42,7 @@ def main() -> None:
         rows = report.model_rows(metrics, predictors, len(pairs))
         splits = report.split_rows(evaluations, prompted.labeled(pairs))
         student = evaluations[models.STUDENT]
-        calibration = models.reliability(*student.scored[:2], config.bins)
+        calibration = reliability(*student.scored[:2], config.bins)
         stage.write_table("plots/sam3_methods.csv", rows)
         stage.write_table("metrics/tables/sam3_splits.csv", splits)
         stage.write_table("plots/sam3_calibration.csv", calibration.rows())

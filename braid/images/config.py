@@ -17,6 +17,7 @@ class ImagesConfig(Config):
     source: str  # a folder with a folder a class; built_in: digits; noise: for timing
     noise_images: Count  # how many of noise
     faults: Literal["skip", "fatal"]  # what a broken image does
+    links: Literal["inside", "follow"]  # of a folder: to images in it alone, or wherever they lead
     size: Count  # pixels a side; of digits 8; of latents eight times theirs
     crop: Literal["center", "random_resized"]  # of a folder's train images; others: center
     val_fraction: Annotated[float, Field(gt=0, lt=0.5)]  # of all images

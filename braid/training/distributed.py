@@ -56,6 +56,12 @@ def joined(process: Process, device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def barrier() -> None:
+    """Wait until all processes are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def mean(values: Tensor) -> Tensor:
     """The mean over processes of a tensor of one shape in each; differentiable.
 

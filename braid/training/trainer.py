@@ -108,7 +108,8 @@ def _add_per_term(
 # depends on is in the checkpoint: a training that was killed goes on as if nothing had happened.
 #
 # Under several processes each one draws its own batch, and DDP averages the gradients. Buffers
-# follow the first process at each step, so large data are better kept in plain attributes.
+# follow the first process at each step, so large data are better kept in plain attributes. What is
+# stateful may differ, as memory banks of own draws do: each process saves its own.
 
 Row = dict[str, float]
 Hook = Callable[[int, nn.Module, Ema | None], Row | None]
@@ -164,7 +165,7 @@ def train(
     outer_layers: Sequence[str] = (),  # the first and the last, which Muon leaves to AdamW
     fused: bool = False,  # AdamW in one kernel, which pays where there are hundreds of tensors
     term_gradients: bool = False,  # log the gradient norm of each loss term too
-    stateful: Mapping[str, Stateful] | None = None,  # what else to keep; the same in each process
+    stateful: Mapping[str, Stateful] | None = None,  # what else to keep, of each process its own
     hooks: Mapping[str, Hook] | None = None,  # called after each update: how many, module, averages
 ) -> TrainResult:
     """Train the objective in place; where an average is kept, its parameters end as that.
@@ -173,7 +174,7 @@ def train(
 
     Raises:
         FloatingPointError: a loss or the gradient is not finite; the last good checkpoint stays.
-        ValueError: the checkpoint is damaged or of another model.
+        ValueError: the checkpoint is damaged, of another model or of another number of processes.
     """
     rates: dict[str, Any] = {
         "lr": config.lr * lr_scale,
@@ -187,7 +188,7 @@ def train(
     )
     schedule = warmup_cosine(steps=steps, warmup=int(config.warmup * steps), floor=config.lr_floor)
     ema = Ema(objective, config.ema_decay) if config.ema_decay is not None else None
-    state = _State(objective, optimizer, stateful or {}, TrainResult(ema=ema))
+    state = _State(objective, optimizer, stateful or {}, TrainResult(ema=ema), run.process)
     with joined(run.process, run.device):
         _loop(state, schedule, config, run, steps, name, term_gradients, hooks or {})
     if ema is not None:
@@ -248,7 +249,7 @@ def _loop(
             if (probed := hook(done, objective, ema)) is not None:
                 state.result.probes.setdefault(probe, []).append({"step": done, **probed})
         due = done % run.checkpoint_every == 0 or done == steps
-        if checkpoint and due and run.process.is_main:
+        if checkpoint and due:
             state.save(checkpoint, done)
 
 
@@ -260,14 +261,40 @@ class _State:
     optimizer: Optimizer
     stateful: Mapping[str, Stateful]
     result: TrainResult
+    process: Process
 
     def save(self, path: Path, done: int) -> None:
-        """Write the state after ``done`` updates; frozen parameters are not part of it."""
+        """Write the state after ``done`` updates, in all processes.
+
+        The first process's file counts: it is written when the parts of all others are there, and
+        parts of an earlier step go when it is. A kill at any time leaves one step of all.
+        """
+        shared = self.process.world_size > 1 and bool(self.stateful)
+        if shared:
+            if not self.process.is_main:
+                part = {name: part.state_dict() for name, part in self.stateful.items()}
+                checkpoints.save(self._part(path, done), part)
+            distributed.barrier()
+        if self.process.is_main:
+            checkpoints.save(path, self._whole(done))
+        if shared:
+            distributed.barrier()
+            for part_path in path.parent.glob(self._part(path, "*").name):
+                if part_path != self._part(path, done):
+                    part_path.unlink()
+
+    def _part(self, path: Path, done: int | str) -> Path:
+        """Where this process, which is not the first, keeps what is its own."""
+        return path.with_name(f"{path.stem}.rank{self.process.rank}.{done}.pt")
+
+    def _whole(self, done: int) -> dict[str, Any]:
+        """The state; frozen parameters are not part of it."""
         frozen = {name for name, p in self.objective.named_parameters() if not p.requires_grad}
         weights = self.objective.state_dict()
         ema = self.result.ema
-        state = {
+        return {
             "done": done,
+            "processes": self.process.world_size,
             "objective": {name: weights[name] for name in weights if name not in frozen},
             "optimizer": self.optimizer.state_dict(),
             "ema": ema.state_dict() if ema else {},
@@ -275,24 +302,39 @@ class _State:
             "history": self.result.history,
             "probes": self.result.probes,
         }
-        checkpoints.save(path, state)
 
     def load(self, path: Path) -> int:
         """Go back to where the checkpoint was made; how many updates were done there."""
         saved = checkpoints.load(path)
         if saved is None:
             return 0
+        if saved.get("processes") != self.process.world_size:
+            raise ValueError(
+                f"{path}: of {saved.get('processes')} processes, expected "
+                f"{self.process.world_size}; delete it to start again"
+            )
+        own = saved["stateful"] if self.process.is_main else self._load_part(path, saved["done"])
         try:
             self.objective.load_state_dict(self.objective.state_dict() | saved["objective"])
             self.optimizer.load_state_dict(saved["optimizer"])
             if self.result.ema:
                 self.result.ema.load_state_dict(saved["ema"])
             for name, part in self.stateful.items():
-                part.load_state_dict(saved["stateful"][name])
+                part.load_state_dict(own[name])
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"{path}: of another model; delete it to start again") from error
         self.result.history, self.result.probes = saved["history"], saved["probes"]
         return int(saved["done"])
+
+    def _load_part(self, path: Path, done: int) -> dict[str, Any]:
+        """What this process, which is not the first, saved at the same step."""
+        if not self.stateful:
+            return {}
+        part = self._part(path, done)
+        own = checkpoints.load(part)
+        if own is None:
+            raise ValueError(f"{part}: missing; delete {path.name} to start again")
+        return own
 
 
 def _progress(start: int, stop: int, process: Process) -> tqdm[int]:

@@ -1,16 +1,18 @@
 import os
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from braid.training import checkpoint
+from braid.training import checkpoint, trainer
 from braid.training.distributed import ALONE, Process, launched, mean
-from tests.training.toy import train_on_rows
+from tests.training.toy import Counter, Toy, one_run, optimizer_config, train_on_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,10 +23,8 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two gloo processes ended with."""
-    folder = tmp_path_factory.mktemp("two")
+def run_two(*arguments: str) -> list[int]:
+    """Run the toy script as two gloo processes; their exit codes."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -32,18 +32,33 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
-    command = [sys.executable, "-m", "tests.training.toy", "rank", str(folder)]
+    command = [sys.executable, "-m", "tests.training.toy", *arguments]
     running = [
         subprocess.Popen(command, cwd=ROOT, env={**environment, "RANK": rank, "LOCAL_RANK": rank})
         for rank in "01"
     ]
     try:
-        assert [each.wait(timeout=240) for each in running] == [0, 0]
+        first = running[0].wait(timeout=240)
+        if first:
+            running[1].kill()  # as torchrun ends all others
+        return [first, running[1].wait(timeout=240)]
     finally:
-        for each in running:
-            each.kill()
-    states = [checkpoint.load(folder / f"{rank}.pt") for rank in (0, 1)]
+        for process in running:
+            process.kill()
+
+
+def ends(folder: Path, name: str) -> list[dict[str, Any]]:
+    """What the two processes saved at their end."""
+    states = [checkpoint.load(folder / f"{name}{rank}.pt") for rank in (0, 1)]
     return [state for state in states if state is not None]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two gloo processes ended with."""
+    folder = tmp_path_factory.mktemp("two")
+    assert run_two("rank", str(folder)) == [0, 0]
+    return ends(folder, "")
 
 
 def test_two_processes_have_the_gradients_of_one_on_the_joint_batch(
@@ -76,6 +91,51 @@ def test_every_process_step_and_micro_step_draws_its_own(
 ) -> None:
     drawn = [value for state in two_processes for value in state["drawn"]]
     assert len(set(drawn)) == len(drawn) == 2 * 3 * 2
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The ends of two processes with memory banks of their own."""
+    folder = tmp_path_factory.mktemp("banked")
+    assert run_two("banked", str(folder), "after 99") == [0, 0]
+    assert {path.name for path in folder.glob("state*")} == {"state.pt", "state.rank1.12.pt"}
+    first, second = ends(folder, "end")
+    assert not torch.equal(first["bank"], second["bank"])
+    return [first, second]
+
+
+@pytest.mark.parametrize(("kill_at", "saved"), [("after 2", None), ("after 7", 6), ("in 9", 6)])
+def test_two_processes_killed_and_resumed_end_with_the_bytes_of_those_never_killed(
+    never_killed: list[dict[str, Any]], tmp_path: Path, kill_at: str, saved: int | None
+) -> None:
+    assert run_two("banked", str(tmp_path), kill_at)[0] == -signal.SIGKILL
+    state = checkpoint.load(tmp_path / "state.pt")
+    assert (state and state["done"]) == saved
+    assert run_two("banked", str(tmp_path), "after 99") == [0, 0]
+    for resumed, whole in zip(ends(tmp_path, "end"), never_killed, strict=True):
+        assert resumed["history"] == whole["history"]
+        assert torch.equal(resumed["bank"], whole["bank"])
+        for name, weight in whole["weights"].items():
+            assert torch.equal(resumed["weights"][name], weight)
+    assert {path.name for path in tmp_path.glob("state*")} == {"state.pt", "state.rank1.12.pt"}
+
+
+def test_a_checkpoint_of_other_processes_or_without_a_part_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def resume(process: Process) -> None:
+        run = one_run(scratch=tmp_path, process=process)
+        monkeypatch.setattr(trainer, "joined", lambda *_: nullcontext())
+        trainer.train(
+            Toy(), optimizer_config(), run, steps=3, name="state", stateful={"n": Counter()}
+        )
+
+    checkpoint.save(tmp_path / "state.pt", {"done": 3, "processes": 2, "stateful": {}})
+    with pytest.raises(ValueError, match=r"state\.pt: of 2 processes, expected 1; delete it to"):
+        resume(ALONE)
+    with pytest.raises(ValueError, match=r"state\.rank1\.3\.pt: missing; delete state\.pt to"):
+        resume(Process(rank=1, world_size=2))
 
 
 def test_a_process_is_alone_unless_a_launcher_says_otherwise(

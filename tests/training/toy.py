@@ -82,6 +82,33 @@ class FixedRows(Toy):
         return self.rows
 
 
+class Banked(Toy):
+    """Half of each batch are rows that this process drew in the step before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bank = torch.zeros(4, 3)
+
+    def draw(self, step: int, generator: torch.Generator) -> Tensor:
+        new = torch.rand(4, 3, generator=generator)
+        rows = torch.cat([new, self.bank])
+        self.bank = new
+        return rows
+
+
+class Bank:
+    """The rows of a `Banked`, of each process its own."""
+
+    def __init__(self, objective: Banked) -> None:
+        self.objective = objective
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"rows": self.objective.bank}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.objective.bank = state["rows"]
+
+
 class Counter:
     """State beside the weights."""
 
@@ -147,10 +174,48 @@ def train_on_rows(process: Process = ALONE) -> dict[str, object]:
     }
 
 
+def train_banked(process: Process, scratch: Path, kill_at: str) -> dict[str, object]:
+    """Twelve steps with memory banks; killed after a step, or ``in 6``: while that one is saved."""
+    objective = Banked()
+    moment, step = kill_at.split()
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(done: int, module: nn.Module, ema: Ema | None) -> None:
+        if done != int(step):
+            return
+        if moment == "after":
+            die()
+        if moment == "in" and process.is_main:  # the others' parts are written by then
+            checkpoint.save = lambda *_: die()
+
+    run = one_run(process=process, scratch=scratch, log_every=1, checkpoint_every=CHECKPOINT_EVERY)
+    with distributed.joined(process, CPU):
+        result = train(
+            objective,
+            optimizer_config(lr=0.02),
+            run,
+            steps=STEPS,
+            name="state",
+            stateful={"bank": Bank(objective)},
+            hooks={"killer": hook},
+        )
+    return {
+        "weights": objective.net.state_dict(),
+        "bank": objective.bank,
+        "history": result.history,
+    }
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "killed":
         train_toy(Path(sys.argv[2]), kill_at=int(sys.argv[3]))
+    elif sys.argv[1] == "banked":
+        process, folder = distributed.launched(), Path(sys.argv[2])
+        state = train_banked(process, folder, sys.argv[3])
+        checkpoint.save(folder / f"end{process.rank}.pt", state)
     else:
         process = distributed.launched()
         path = Path(sys.argv[2]) / f"{process.rank}.pt"

@@ -35,15 +35,18 @@ from braid.data.splits import SPLITS, split_of
 _Parsed = TypeVar("_Parsed")
 
 
+TEXT_ROWS = 512  # to which Wan cuts umT5's output, and pads it where it is padded
+
+
 class Format(NamedTuple):
-    """What all clips of a data set have in common."""
+    """What all clips of a data set have in common; texts may be of any length."""
 
     latent_shape: tuple[int, ...]  # C, T, H, W
-    text_shape: tuple[int, ...]  # L, D
+    text_dim: int
     dtype: str  # of the latents
 
     def __str__(self) -> str:
-        return f"{self.dtype} latents {list(self.latent_shape)}, text {list(self.text_shape)}"
+        return f"{self.dtype} latents {list(self.latent_shape)}, text [L, {self.text_dim}]"
 
 
 @dataclass
@@ -52,12 +55,22 @@ class Scan:
 
     shards: list[Shard] = field(default_factory=list)
     formats: dict[str, Format] = field(default_factory=dict)  # by the clip's key
+    text_rows: dict[str, int] = field(default_factory=dict)  # by the clip's key, as stored
     lengths: list[int] = field(default_factory=list)  # of texts, without zero rows
 
     @property
     def format(self) -> Format:
         """That of most of the clips that were read."""
         return Counter(self.formats.values()).most_common(1)[0][0]
+
+    @property
+    def padded_rows(self) -> int:
+        """The rows to which texts are padded: those of the longest, of clips read or not."""
+        keys = [key for shard in self.shards for key in shard.clips]
+        rows = {self.text_rows[key] for key in keys if key in self.text_rows}
+        if len(rows) > 1 and not all(key in self.text_rows for key in keys):
+            rows.add(TEXT_ROWS)
+        return max(rows)
 
     @property
     def faults(self) -> list[Fault]:
@@ -122,7 +135,19 @@ def scan_shards(
     for shard in scan.shards:
         for key in [key for key in shard.clips if scan.formats.get(key, common) != common]:
             shard.drop(key, f"has {scan.formats[key]}, most clips {common}")
+    _limit_texts(scan)
     return scan
+
+
+def _limit_texts(scan: Scan) -> None:
+    """Drop clips whose text is longer than Wan's and most others are; padding follows the longest.
+
+    Files of raw umT5 output are as long as their prompts, so lengths differ and none is a fault.
+    """
+    limit = max(TEXT_ROWS, Counter(scan.text_rows.values()).most_common(1)[0][0])
+    for shard in scan.shards:
+        for key in [key for key in shard.clips if scan.text_rows.get(key, 0) > limit]:
+            shard.drop(key, f"has a text of {scan.text_rows[key]} rows, expected {limit} at most")
 
 
 def _verify(shard: Shard, layout: Layout, scan: Scan) -> None:
@@ -135,7 +160,8 @@ def _verify(shard: Shard, layout: Layout, scan: Scan) -> None:
                 shard.drop(key, str(error))
                 continue
             dtype = str(latents.dtype).removeprefix("torch.")
-            scan.formats[key] = Format(tuple(latents.shape), tuple(text.shape), dtype)
+            scan.formats[key] = Format(tuple(latents.shape), text.shape[1], dtype)
+            scan.text_rows[key] = len(text)
             scan.lengths.append(int((text != 0).any(1).sum()))
 
 
@@ -200,7 +226,7 @@ def write_manifest(
         "layout": layout,
         "dtype": scan.format.dtype,
         "latent_shape": scan.format.latent_shape,
-        "text_shape": scan.format.text_shape,
+        "text_shape": [scan.padded_rows, scan.format.text_dim],
         "clips_read": len(scan.formats),
         "shards": [
             {
@@ -222,7 +248,6 @@ def write_manifest(
 def _metrics(scan: Scan, splits: Mapping[str, int]) -> dict[str, Any]:
     """The clips by count, and as many as there were if every shard had as many as the first."""
     channels, frames, height, width = scan.format.latent_shape
-    rows, dim = scan.format.text_shape
     return {
         "clips": sum(splits.values()),
         "clips_estimated": scan.shards[0].latents * len(scan.shards),
@@ -236,8 +261,8 @@ def _metrics(scan: Scan, splits: Mapping[str, int]) -> dict[str, Any]:
         "frames": frames,
         "height": height,
         "width": width,
-        "text_rows": rows,
-        "text_dim": dim,
+        "text_rows": scan.padded_rows,
+        "text_dim": scan.format.text_dim,
         "text_rows_used_mean": round(sum(scan.lengths) / len(scan.lengths), 3),
     }
 

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from braid.data.splits import SPLITS
 
@@ -111,19 +112,21 @@ def _first_sentence(error: Exception) -> str:
 # one clip share the name up to the first dot. Wan-synth's are
 #
 #     000000000.latent.pt   [16, T, H, W] bfloat16, torch.save       (.pth as well)
-#     000000000.embed.pt    [L, D] bfloat16, zero rows after the text
+#     000000000.embed.pt    [L, D] bfloat16, zero rows after the text; or as long as the text
 #     000000000.prompt.txt  UTF-8
 #     000000000.anchor.pt   a phase-1 model's latents, where there are any
 #
 # with or without a folder before the name. Only headers are read here. Readers of tar files,
 # Python's and WebDataset's alike, take a file that ends at or within a header for a complete one;
-# the end-of-archive mark of two zero blocks distinguishes the two.
+# the end-of-archive mark of two zero blocks distinguishes the two. They also stop at the first such
+# mark, though another archive may follow it (`cat a.tar b.tar`), whose members are read here too.
 
 KINDS = ("latent", "embed", "prompt", "anchor")
 REQUIRED = KINDS[:3]
 
 _MEMBER = re.compile(r"(?:.*/)?(\d{9})\.(?:(latent|embed|anchor)\.pth?|(prompt)\.txt)")
 _END = bytes(2 * tarfile.BLOCKSIZE)
+_CHUNK = 2**20  # bytes of padding looked at together
 
 
 class Fault(NamedTuple):
@@ -168,21 +171,52 @@ class Shard:
 def read_shard(path: Path) -> Shard:
     """Find the members of a shard by its headers."""
     shard = Shard(path, path.stat().st_size)
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for entry in archive:
-                if entry.size < 0:  # Python's reader would go back and never end
-                    raise tarfile.ReadError(f"negative size of {entry.name}")
-                _take(shard, entry)
-            _check_end(shard, archive.offset)
-    except (tarfile.TarError, ValueError) as error:
-        shard.fault("", f"ends early or is no tar file: {error}")
+    with path.open("rb") as file:
+        start: int | None = 0
+        while start is not None:
+            file.seek(start)
+            try:
+                end = _take_members(shard, file)
+            except (tarfile.TarError, ValueError) as error:
+                shard.fault("", f"ends early or is no tar file: {error}")
+                break
+            start = _next_archive(file, end)
     for key in [key for key, kinds in shard.clips.items() if not set(REQUIRED) <= set(kinds)]:
         missing = [kind for kind in REQUIRED if kind not in shard.clips[key]]
         shard.drop(key, f"incomplete clip, lacks {' and '.join(missing)}")
     if not shard.clips and not shard.faults:
         shard.fault("", "holds no member named as <9 digits>.latent.pt")
     return shard
+
+
+def _take_members(shard: Shard, file: BinaryIO) -> int | None:
+    """Take the archive that begins where the file stands; where its end-of-archive mark ends."""
+    start = file.tell()
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for entry in archive:
+            if entry.size < 0:  # Python's reader would go back and never end
+                raise tarfile.ReadError(f"negative size of {entry.name}")
+            _take(shard, entry)
+    file.seek(archive.offset)
+    if file.read(len(_END)) == _END:
+        return archive.offset + len(_END)
+    if start and archive.offset == start:
+        shard.fault("", f"what follows the end-of-archive mark, at byte {start}, is no tar archive")
+    else:
+        shard.fault("", f"has no end-of-archive mark at byte {archive.offset}: cut off or damaged")
+    return None
+
+
+def _next_archive(file: BinaryIO, end: int | None) -> int | None:
+    """The first block after the mark that is not of zeros, which only pad; None: there is none."""
+    if end is None:
+        return None
+    file.seek(end)
+    while chunk := file.read(_CHUNK):
+        if rest := chunk.lstrip(b"\0"):
+            return end + (len(chunk) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        end += len(chunk)
+    return None
 
 
 def _take(shard: Shard, entry: tarfile.TarInfo) -> None:
@@ -200,13 +234,6 @@ def _take(shard: Shard, entry: tarfile.TarInfo) -> None:
         shard.fault(entry.name, f"duplicate {kind} of clip {key}")
     else:
         kinds[kind] = Place(entry.offset_data, entry.size, entry.name)
-
-
-def _check_end(shard: Shard, offset: int) -> None:
-    with shard.path.open("rb") as file:
-        file.seek(offset)
-        if file.read(len(_END)) != _END:
-            shard.fault("", f"has no end-of-archive mark at byte {offset}: cut off or damaged")
 
 
 def write_shard(path: Path, members: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
@@ -344,7 +371,13 @@ class Clips:
         return _of_shape(read_latent(content, self._layout), self.shape)
 
     def _text_of(self, content: bytes) -> Tensor:
-        return _of_shape(read_embedding(content), self.text_shape)
+        values = read_embedding(content)
+        rows, dim = self.text_shape
+        if values.shape[1] != dim or len(values) > rows:
+            raise ValueError(
+                f"its shape is {list(values.shape)}, expected {[rows, dim]} or fewer rows"
+            )
+        return pad(values, (0, 0, 0, rows - len(values)))
 
     def _keep(self, clip: int, latents: Tensor) -> None:
         if self._cached < len(self._cache) and self._slots[clip] < 0:

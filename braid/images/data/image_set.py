@@ -2,25 +2,29 @@
 
 Images lie either in safetensors shards beside the manifest (digits, noise, latents) or in the
 user's folder, where they are read, cropped and resized each time. Any images can be read in any
-order, so a training has exact epochs and nothing to restore when it resumes.
+order, so a training has exact epochs and nothing to restore when it resumes. A file of the user's
+that is not what was indexed is refused: its size when the set is opened, its content when read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -40,6 +44,8 @@ class Index:
     labels: NDArray[np.int64]  # [n], -1: none
     conditions: NDArray[np.int64]  # [n], what a refiner is conditioned on
     splits: NDArray[np.uint8]  # [n], of SPLITS
+    sizes: NDArray[np.int64] | None = None  # [n], bytes of the user's files
+    digests: NDArray[np.uint64] | None = None  # [n], of their content
 
 
 class _Source(Protocol):
@@ -60,6 +66,7 @@ class ImageSet:
         self.label_names: list[str] = manifest["label_names"]
         self.class_names: list[str] = manifest["class_names"]
         self.names: list[str] = index.names.tolist()
+        self.faults: dict[str, str] = {f["name"]: f["reason"] for f in manifest["faults"]}
         self.labels = torch.from_numpy(index.labels)
         self.conditions = torch.from_numpy(index.conditions)
         self._splits = index.splits
@@ -161,7 +168,8 @@ def open_image_set(folder: Path, *, cache_mib: int = 0) -> ImageSet:
         cache_mib: RAM of this process that keeps images once read, as they are stored.
 
     Raises:
-        ValueError: the folder lacks its manifest or index, or either is damaged.
+        ValueError: the folder lacks its manifest or index, or either is damaged; or a file of the
+            user's is gone or has another size than when it was indexed.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -173,8 +181,9 @@ def open_image_set(folder: Path, *, cache_mib: int = 0) -> ImageSet:
     if manifest["root"] is None:
         source = ShardImages(folder, manifest["shards"])
     else:
-        root = Path(manifest["root"])
-        source = FileImages(root, index.names.tolist(), size=manifest["shape"][-1])
+        root, links = Path(manifest["root"]), manifest.get("links", "inside")
+        source = FileImages(root, index, size=manifest["shape"][-1], links=links)
+        source.require_sizes()
     return ImageSet(manifest, index, source, cache_mib * 2**20)
 
 
@@ -224,6 +233,8 @@ class ShardImages:
 AREA = (0.08, 1.0)  # of the image
 RATIO = (3 / 4, 4 / 3)  # width to height
 
+_PARTS = 64  # of the files, each looked at by one thread
+
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 
@@ -232,10 +243,38 @@ class FileImages:
 
     dtype = torch.uint8
 
-    def __init__(self, root: Path, names: Sequence[str], *, size: int) -> None:
+    def __init__(self, root: Path, index: Index, *, size: int, links: str) -> None:
+        if index.sizes is None or index.digests is None:
+            raise ValueError(f"{root}: indexed without sizes and digests; {_AGAIN}")
         self._root = root
-        self._names = names
+        self._names = index.names.tolist()
+        self._sizes = index.sizes.tolist()
+        self._digests = index.digests.tolist()
         self._size = size
+        self._links = links
+
+    def require_sizes(self) -> None:
+        """Refuse files that are gone or have another size than when they were indexed.
+
+        Raises:
+            ValueError: there is one; the message names the first.
+        """
+        parts = np.array_split(np.arange(len(self._names)), _PARTS)
+        with ThreadPoolExecutor() as threads:  # a file system over a network answers many at once
+            for reason in threads.map(self._first_change, parts):
+                if reason:
+                    raise ValueError(f"{reason}; {_AGAIN}")
+
+    def _first_change(self, images: NDArray[np.int64]) -> str | None:
+        for image in images:
+            path, size = self._root / self._names[image], self._sizes[image]
+            try:
+                now = path.stat().st_size
+            except OSError:
+                return f"{path}: the image is gone"
+            if now != size:
+                return f"{path}: the image has {now} bytes, not {size} as indexed"
+        return None
 
     def read(self, images: NDArray[np.int64], uniforms: Tensor | None) -> Tensor:
         """Squares of the images, [B, 3, size, size] uint8.
@@ -245,7 +284,7 @@ class FileImages:
             uniforms: [B, 4] in [0, 1), one random crop a row; without them the central squares.
 
         Raises:
-            ValueError: an image is gone, or cannot be decoded any more.
+            ValueError: an image is gone, is another than was indexed, or cannot be decoded.
         """
         crops = [None] * len(images) if uniforms is None else uniforms.tolist()
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
@@ -256,39 +295,89 @@ class FileImages:
     def _square(self, image: int, uniforms: Sequence[float] | None) -> NDArray[np.uint8]:
         name = self._names[image]
         try:
-            return square(open_picture(inside(self._root, name)), self._size, uniforms)
+            picture, digest = read_picture(linked_path(self._root, name, self._links))
+            if digest != self._digests[image]:
+                raise ValueError("the image is another than was indexed")
         except ValueError as error:
             raise ValueError(f"{self._root / name}: {error}; {_AGAIN}") from None
+        return square(picture, self._size, uniforms)
 
 
-def inside(root: Path, name: str) -> Path:
+def linked_path(root: Path, name: str, links: str) -> Path:
     """The path of a file of the folder, which is given resolved.
 
     Raises:
-        ValueError: the name, or a link that it goes through, leads out of the folder.
+        ValueError: the name leads out of the folder, or a link does and may not (`images.links`).
     """
     path = root / name
     parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or not path.resolve().is_relative_to(root):
-        raise ValueError(f"{name}: leads out of its folder")
+    if parts.is_absolute() or ".." in parts.parts:
+        raise ValueError("its name leads out of its folder")
+    if links == "inside" and not path.resolve().is_relative_to(root):
+        raise ValueError("a link that leads out of its folder; images.links: follow reads it")
     return path
 
 
-def open_picture(path: Path) -> Image.Image:
-    """One image, decoded, in RGB, and upright as its EXIF says; of several frames the first.
+def read_picture(path: Path) -> tuple[Image.Image, int]:
+    """One image and the digest of its file's content.
+
+    Raises:
+        ValueError: it cannot be read or decoded; the reason in one line.
+    """
+    with _one_line():
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+            raise ValueError("not a plain file")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest()
+            file.seek(0)
+            return decode(file), int.from_bytes(digest, "big")
+
+
+def decode(file: BinaryIO) -> Image.Image:
+    """The image of a file, in RGB and upright as its EXIF says; of several frames the first.
 
     Raises:
         ValueError: it cannot be decoded; the reason in one line.
     """
+    with _one_line(), Image.open(file) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"its pixels are of mode {image.mode}, expected 8 bits a channel")
+        image.load()
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        picture = image.convert("RGB")
+        return picture if turn is None else picture.transpose(turn)
+
+
+# By EXIF's orientation. `ImageOps.exif_transpose` writes the EXIF anew too, which is nothing we
+# need and fails where a camera wrote what the standard does not allow.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Turn whatever Pillow's plugins raise for a damaged file, which may be anything, to a line."""
     try:
-        with Image.open(path) as file:
-            if file.mode.startswith(("I", "F")):
-                raise ValueError(f"its pixels are of mode {file.mode}, expected 8 bits a channel")
-            return ImageOps.exif_transpose(file).convert("RGB")
+        yield
+    except ValueError as error:
+        raise ValueError(_words(error)) from None
     except UnidentifiedImageError:
         raise ValueError("not an image in a format that can be read") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # as Pillow's plugins do
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+    except OSError as error:
+        raise ValueError(error.strerror or _words(error)) from None
+    except Exception as error:
+        raise ValueError(f"cannot be decoded ({type(error).__name__}: {_words(error)})") from None
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def square(

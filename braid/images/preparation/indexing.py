@@ -36,9 +36,9 @@ from braid.images.data.image_set import (
     INDEX,
     MANIFEST,
     ImageSet,
-    inside,
+    linked_path,
     open_image_set,
-    open_picture,
+    read_picture,
     shard_name,
 )
 from braid.images.latents.sd_vae import CHANNELS, STRIDE
@@ -62,6 +62,8 @@ class Listing:
     label_names: Sequence[str]
     splits: Sequence[str]  # [n], of `braid.data.splits`
     faults: Sequence[Fault] = ()  # further images, not among the n
+    sizes: Sequence[int] = ()  # [n], bytes of the files, where images stay in files
+    digests: Sequence[int] = ()  # [n], of the files' content
 
 
 def index_images(folder: Path, config: ImagesConfig, seed: int) -> Listing:
@@ -166,6 +168,10 @@ def _splits(names: Sequence[str], config: ImagesConfig) -> list[str]:
 # broken one.
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SYSTEM_FOLDERS = frozenset(  # of file systems and archives; hidden ones are skipped anyway
+    ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+)
+SPLIT_FOLDERS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
 
 
 def scan_folder(
@@ -178,7 +184,8 @@ def scan_folder(
     Images are decoded by as many threads as PyTorch has, and split by a hash of the name.
 
     Raises:
-        ValueError: no such folder, in the wrong place, or without an image that can be decoded.
+        ValueError: no such folder, in the wrong place, without an image that can be decoded, or
+            with splits where classes belong.
     """
     root = Path(config.source)
     if not root.is_dir():
@@ -189,33 +196,99 @@ def scan_folder(
             f"images.source: {root}: images stay where they are, expected a place outside of the "
             "repository"
         )
-    files = sorted(_names(root))
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        reasons = list(threads.map(lambda name: _fault(root, name), files))
-    names = [name for name, reason in zip(files, reasons, strict=True) if not reason]
-    faults = [Fault(name, why) for name, why in zip(files, reasons, strict=True) if why]
-    if not names:
-        raise ValueError(f"images.source: {root}: no image that can be read ({len(faults)} faults)")
+    files, faults = find_pictures(root, config.links)
     classes = sorted({name.split("/")[0] for name in files if "/" in name})
+    _require_no_splits(root, classes)
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        checked = list(threads.map(lambda name: _checked(root, name, config.links), files))
+    faults += [entry for entry in checked if isinstance(entry, Fault)]
+    good = [entry for entry in checked if not isinstance(entry, Fault)]
+    faults.sort()
+    if not good:
+        first = f", the first: {faults[0].name}: {faults[0].reason}" if faults else ""
+        raise ValueError(
+            f"images.source: {root}: no image that can be read ({len(faults)} faults{first})"
+        )
+    names, sizes, digests = map(list, zip(*good, strict=True))
     numbers = {name: number for number, name in enumerate(classes)}
     labels = [numbers[name.split("/")[0]] if "/" in name else NO_LABEL for name in names]
-    return Listing(names, labels, classes, _splits(names, config), faults)
+    return Listing(names, labels, classes, _splits(names, config), faults, sizes, digests)
 
 
-def _names(root: Path) -> Iterator[str]:
-    """Image files by their path relative to the root, with slashes; links to folders are left."""
-    for folder, _, files in os.walk(root):
-        for name in files:
-            if name.lower().endswith(SUFFIXES):
-                yield (Path(folder) / name).relative_to(root).as_posix()
+def find_pictures(root: Path, links: str) -> tuple[list[str], list[Fault]]:
+    """Image files by their path relative to the root, with slashes, in order; and what is no such.
+
+    Hidden files and folders, and those of file systems, are no faults. A folder is read once, so
+    links that lead in a circle end.
+    """
+    names: list[str] = []
+    faults: list[Fault] = []
+    read: set[str] = set()
+
+    def fault(path: str, reason: str) -> None:
+        faults.append(Fault(_printable(path.removeprefix(f"{root}/")), reason))
+
+    pending = [str(root)]
+    while pending:
+        walk = os.walk(
+            pending.pop(0), onerror=lambda error: fault(error.filename, str(error.strerror))
+        )
+        for folder, folders, files in walk:
+            if (place := os.path.realpath(folder)) in read:
+                fault(folder, "leads to a folder that is read already")
+                folders.clear()
+                continue
+            read.add(place)
+            folders[:] = sorted(name for name in folders if not _is_hidden(name))
+            linked = [path for name in folders if os.path.islink(path := f"{folder}/{name}")]
+            if links == "follow":
+                pending += linked
+            else:
+                for path in linked:
+                    fault(path, "a link to a folder, not followed; images.links: follow reads it")
+            for path in (f"{folder}/{name}" for name in sorted(files) if not _is_hidden(name)):
+                if reason := _reason_to_skip(path):
+                    fault(path, reason)
+                elif path.lower().endswith(SUFFIXES):
+                    names.append(path.removeprefix(f"{root}/"))
+    return sorted(names), faults
 
 
-def _fault(root: Path, name: str) -> str | None:
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
+def _reason_to_skip(path: str) -> str | None:
+    """Why a file that might be an image, or a folder of them, cannot be one; None: no reason."""
+    if not path.lower().endswith(SUFFIXES):
+        dangling = os.path.islink(path) and not os.path.exists(path)
+        return "a link that leads nowhere" if dangling else None
+    return None if _printable(path) == path else "its name is not UTF-8"
+
+
+def _printable(name: str) -> str:
+    """A name whose bytes may be no UTF-8, in characters that can be written anywhere."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _require_no_splits(root: Path, classes: Sequence[str]) -> None:
+    """Refuse a folder of splits, of which each would be taken for a class."""
+    if classes and SPLIT_FOLDERS.issuperset(name.lower() for name in classes):
+        first = min(classes, key=lambda name: not name.lower().startswith("train"))
+        raise ValueError(
+            f"images.source: {root}: its folders ({', '.join(classes)}) are splits, expected "
+            f"classes, as perhaps in {root / first}; images are split by their names"
+        )
+
+
+def _checked(root: Path, name: str, links: str) -> tuple[str, int, int] | Fault:
+    """The name of an image, its file's size and digest."""
     try:
-        open_picture(inside(root, name))
-    except ValueError as error:
-        return str(error)
-    return None
+        path = linked_path(root, name, links)
+        _, digest = read_picture(path)
+        return name, path.stat().st_size, digest
+    except (ValueError, OSError) as error:
+        return Fault(name, str(error))
 
 
 # ---- Manifest, index and shards ----------------------------------------------------------------
@@ -229,9 +302,8 @@ def write_linked(folder: Path, listing: Listing, config: ImagesConfig) -> None:
     Raises:
         ValueError: a split is empty.
     """
-    root = str(Path(config.source).resolve())
     shape = (3, config.size, config.size)
-    _write(folder, listing, shape, root=root, crop=config.crop, input_space="pixel")
+    _write(folder, listing, shape, input_space="pixel", linked=config)
 
 
 def write_stored(
@@ -262,20 +334,25 @@ def _write(
     shape: tuple[int, ...],
     *,
     input_space: str,
-    root: str | None = None,
-    crop: str | None = None,
     shards: Sequence[int] = (),  # images in each
+    linked: ImagesConfig | None = None,  # of images that stay in files
 ) -> None:
     counts = {split: listing.splits.count(split) for split in SPLITS}
     if not all(counts.values()):
         raise ValueError(
             f"images.val_fraction and images.test_fraction leave a split empty: {counts}"
         )
+    files: dict[str, str | None] = {"root": None, "crop": None}
+    stamps: dict[str, Any] = {}
+    if linked:
+        root = str(Path(linked.source).resolve())
+        files = {"root": root, "crop": linked.crop, "links": linked.links}
+        stamps["sizes"] = np.array(listing.sizes, np.int64)
+        stamps["digests"] = np.array(listing.digests, np.uint64)
     manifest = {
         "input_space": input_space,
         "shape": shape,
-        "root": root,
-        "crop": crop,
+        **files,
         "shards": list(shards),
         "label_names": list(listing.label_names),
         "class_names": list(listing.label_names),
@@ -288,6 +365,7 @@ def _write(
         labels=np.array(listing.labels, np.int64),
         conditions=np.array(listing.labels, np.int64),
         splits=np.array([SPLITS.index(split) for split in listing.splits], np.uint8),
+        **stamps,
     )
 
 
@@ -335,7 +413,9 @@ def require_conditions(images: ImageSet) -> None:
     counts = torch.bincount(train, minlength=images.classes)
     for name, count in zip(images.class_names, counts.tolist(), strict=True):
         if not count:
-            raise ValueError(f"class {name}: no train image, expected at least one")
+            faults = (f"; {file}: {reason}" for file, reason in images.faults.items())
+            first = next((fault for fault in faults if fault.startswith(f"; {name}/")), "")
+            raise ValueError(f"class {name}: no train image, expected at least one{first}")
 
 
 # ---- Pseudo-classes for images without labels: K-means on principal components of their values

@@ -37,15 +37,11 @@ from braid.segmentation.config import LossesConfig, MatchingConfig
 from braid.segmentation.sam3.geometry import area_means, dice, giou, resized
 from braid.segmentation.sam3.sam3 import Prediction
 
-NO_OBJECT = -12.0  # the lowest logit that SAM3 gives a query
-
-
-# ---- Matching: which of the student's queries goes with which of the teacher's -----------------
+# ---- Matching: which of the student's queries goes with which of the teacher's -------------------
 # For each prompt the one-to-one assignment that loses least (Kuhn 1955; Carion et al. 2020, DETR,
 # section 3.1). A pair of a student's query s and a teacher's query t disagrees by
 #
-#     c(s, t) = mask (1 - T) + box |b_s - b_t|_1 + giou (1 - GIoU)
-#               + logit |sigma(l_s) - sigma(l_t)|,
+#     c(s, t) = mask (1 - T) + box |b_s - b_t|_1 + giou (1 - GIoU) + logit |sig(l_s) - sig(l_t)|,
 #
 # where T = pq / (p^2 + q^2 - pq), summed over cells, is the IoU of two soft masks p and q (Tanimoto
 # 1958): unlike pq / (p + q - pq) it is 1 for a soft mask and itself. Masks are compared as
@@ -53,10 +49,10 @@ NO_OBJECT = -12.0  # the lowest logit that SAM3 gives a query
 #
 # The teacher has more queries than the student, most of them sure of nothing. So the assignment
 #
-#     minimizes  the sum over pairs of  w_t (c(s, t) - C),   w_t = sigma(l_t) sigma(presence),
+#     minimizes  the sum over pairs of  w_t (c(s, t) - C),   w_t = sig(l_t) sig(presence),
 #
-# the teacher's score times what a match saves, C being the worst disagreement there is: no query is
-# left out that the teacher is sure of while doubtful ones, easier to agree with, are matched. A
+# the teacher's score times what a match saves, C being the worst disagreement there is: no query
+# is left out that the teacher is sure of while doubtful ones, easier to agree with, are matched. A
 # student that predicts what the teacher does, all or the surest, is matched to these very queries.
 
 
@@ -140,7 +136,7 @@ def _coarse(masks: Tensor, size: int) -> Tensor:
     return (p if p.shape[-1] == size else area_means(p, size)).flatten(2)
 
 
-# ---- The loss ----------------------------------------------------------------------------------
+NO_OBJECT = -12.0  # the lowest logit that SAM3 gives a query
 
 
 class DistillationLoss:

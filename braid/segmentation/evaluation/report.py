@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from braid.segmentation.evaluation.calibration import reliability
 from braid.segmentation.evaluation.cost import MEGABYTE, megabytes
 from braid.segmentation.evaluation.evaluator import (
     INT8,
@@ -24,7 +25,6 @@ from braid.segmentation.evaluation.evaluator import (
     TRUTH_ONLY,
     UNTRAINED,
     Evaluation,
-    reliability,
 )
 from braid.segmentation.metrics.agreement import (
     Metrics,

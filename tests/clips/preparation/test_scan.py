@@ -4,15 +4,25 @@ import io
 import os
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from braid.clips.preparation.scan import Format, find_shards, scan_shards
-from tests.clips.shard_files import SHAPE, TEXT, latent, members, saved, write_clips, write_tar
+from braid.clips.preparation.scan import TEXT_ROWS, Format, find_shards, scan_shards
+from tests.clips.shard_files import (
+    SHAPE,
+    TEXT,
+    latent,
+    members,
+    saved,
+    text,
+    write_clips,
+    write_tar,
+)
 
-FORMAT = Format(SHAPE, TEXT, "bfloat16")
+FORMAT = Format(SHAPE, TEXT[1], "bfloat16")
 LATENT, EMBED, PROMPT = members(2)
 
 
@@ -62,7 +72,8 @@ DAMAGED = [
     ({LATENT: saved(latent(2)[:8].clone())}, "have 8 channels, expected 16"),
     ({LATENT: saved(latent(2)[:, :2].clone())}, "has bfloat16 latents [16, 2, 2, 4]"),
     ({LATENT: saved(latent(2).half())}, "has float16 latents"),
-    ({EMBED: saved(torch.zeros(6, 4).bfloat16())}, "text [6, 4], most clips bfloat16"),
+    ({EMBED: saved(torch.zeros(6, 4).bfloat16())}, "text [L, 4], most clips bfloat16"),
+    ({EMBED: saved(torch.zeros(513, 5))}, "has a text of 513 rows, expected 512 at most"),
     ({EMBED: saved(torch.zeros(2, 6, 5))}, f"{EMBED} the text embedding [2, 6, 5] have 3 axes"),
     ({EMBED: saved(torch.full(TEXT, torch.nan))}, f"{EMBED} holds NaN"),
     ({PROMPT: b"\xff\xfe"}, f"{PROMPT} is not UTF-8 text"),
@@ -152,6 +163,26 @@ def test_what_is_verified(tmp_path: Path) -> None:
 def test_texts_are_measured_without_their_padding(tmp_path: Path) -> None:
     scan = scan_shards([write_clips(tmp_path / "a.tar", range(5))], "cthw", "all")
     assert scan.lengths == [1, 2, 3, 4, 5]
+
+
+def unpadded(path: Path, numbers: Sequence[int]) -> Path:
+    """Texts as raw umT5 output is: as long as their prompts, 1 to 5 rows."""
+    content = {}
+    for n in numbers:
+        content |= members(n) | {f"{n:09d}.embed.pt": saved(text(n)[: 1 + n % 5].clone())}
+    return write_tar(path, content)
+
+
+def test_texts_that_were_not_padded_are_no_faults(tmp_path: Path) -> None:
+    paths = [unpadded(tmp_path / "a.tar", range(1, 4)), unpadded(tmp_path / "b.tar", range(4, 9))]
+    scan = scan_shards(paths, "cthw", "all")
+    assert not scan.faults
+    assert sum(len(shard.clips) for shard in scan.shards) == 8
+    assert scan.padded_rows == 5  # of the longest
+    first = scan_shards(paths, "cthw", "first")
+    assert first.padded_rows == TEXT_ROWS  # the others may be longer than those read
+    padded = scan_shards([write_clips(tmp_path / "c.tar", range(4)), *paths], "cthw", "first")
+    assert padded.padded_rows == TEXT[0]
 
 
 def test_no_clip_at_all(tmp_path: Path) -> None:

@@ -79,6 +79,18 @@ def test_stored_layouts_become_one(tmp_path: Path) -> None:
     assert torch.equal(read, torch.stack([latent(n).float() for n in range(12)]))
 
 
+def test_texts_of_any_length_are_padded_with_zero_rows(tmp_path: Path) -> None:
+    content = {}
+    for n in range(12):
+        rows = text(n)[: 1 + n % 5].clone()
+        content |= members(n) | {f"{n:09d}.embed.pt": saved(rows)}
+    index(tmp_path / "clips", [write_tar(tmp_path / "a.tar", content)])
+    clips = open_clips(tmp_path / "clips")
+    assert clips.text_shape == (5, TEXT[1])
+    expected = torch.stack([text(n).float() for n in range(12)])  # zeros after the text
+    assert torch.equal(clips.texts(range(12)), expected[:, :5])
+
+
 def test_anchors(tmp_path: Path) -> None:
     content = {**members(40), "000000040.anchor.pt": saved(latent(99)), **members(41)}
     paths = [*packed(tmp_path), write_tar(tmp_path / "d.tar", content)]

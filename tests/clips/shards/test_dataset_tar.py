@@ -135,6 +135,50 @@ def test_zeros_within_a_shard_are_no_end(tmp_path: Path) -> None:
     assert "no end-of-archive mark" in str(read_shard(path).faults[0])
 
 
+# ---- Bytes after the end of an archive ----------------------------------------------------------
+
+
+def test_archives_that_were_joined_are_read_as_one(tmp_path: Path) -> None:
+    """`cat a.tar b.tar c.tar`: tarfile and webdataset stop after the first without a word."""
+    parts = [range(4), range(4, 8), range(8, 9)]
+    joined = b"".join(write_clips(tmp_path / "part.tar", n).read_bytes() for n in parts)
+    path = tmp_path / "joined.tar"
+    path.write_bytes(joined)
+    shard = read_shard(path)
+    assert not shard.faults
+    assert list(shard.clips) == [f"{n:09d}" for n in range(9)]
+    for n, (key, places) in enumerate(shard.clips.items()):
+        place = places["latent"]
+        stored = joined[place.offset : place.offset + place.size]
+        assert stored == members(n)[f"{key}.latent.pt"]
+    path.write_bytes(joined[:-8_000])  # the last archive is cut
+    assert list(read_shard(path).clips)[:8] == [f"{n:09d}" for n in range(8)]
+    assert read_shard(path).faults
+
+
+@pytest.mark.parametrize("padding", [0, 1, 512, 3 * 512, 2**20 + 512])
+def test_zeros_after_the_end_are_padding(tmp_path: Path, padding: int) -> None:
+    path = write_clips(tmp_path / "a.tar", range(4))
+    path.write_bytes(path.read_bytes() + bytes(padding))
+    shard = read_shard(path)
+    assert (len(shard.clips), shard.faults) == (4, [])
+    path.write_bytes(path.read_bytes() + write_clips(tmp_path / "b.tar", [7]).read_bytes())
+    shard = read_shard(path)
+    assert (len(shard.clips), len(shard.faults)) == ((5, 0) if padding % 512 == 0 else (4, 1))
+
+
+def test_other_bytes_after_the_end_are_a_fault(tmp_path: Path) -> None:
+    path = write_clips(tmp_path / "a.tar", range(4))
+    whole = path.stat().st_size
+    path.write_bytes(path.read_bytes() + b"a note")
+    shard = read_shard(path)
+    assert len(shard.clips) == 4
+    (fault,) = shard.faults
+    assert str(fault) == (
+        f"a.tar: what follows the end-of-archive mark, at byte {whole}, is no tar archive"
+    )
+
+
 # ---- Broken clips ----------------------------------------------------------------------------
 
 

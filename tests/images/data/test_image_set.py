@@ -19,7 +19,7 @@ from braid.images.preparation.indexing import (
     write_stored,
 )
 from tests.images.configs import folder_config
-from tests.images.picture_folder import CLASSES, write_folder
+from tests.images.picture_folder import CLASSES, write_folder, write_picture
 
 VALUES = torch.randn(25, 2, 3, 4, generator=torch.Generator().manual_seed(0)).half().float()
 SPLITS = [("train", "val", "test", "train", "train")[place % 5] for place in range(25)]
@@ -139,6 +139,37 @@ def test_pixels_of_files_lie_in_minus_one_to_one(linked: Path) -> None:
     assert 0.7 < pixels.max() <= 1
     assert torch.equal(pixels, images.images(range(60)))
     assert images.class_names == list(CLASSES)
+
+
+def test_pictures_replaced_after_indexing_are_refused(linked: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "images/ants").iterdir():
+        write_picture(path, 999, (14, 11))
+    message = (
+        r"images/ants/000\.png: the image has \d+ bytes, not \d+ as indexed; run `dvc"
+    )
+    with pytest.raises(ValueError, match=message):
+        open_image_set(linked)
+
+
+def test_an_index_follows_the_pictures_content(linked: Path, tmp_path: Path) -> None:
+    """Otherwise indexing replaced pictures again would leave DVC nothing to rerun."""
+    before = (linked / module.INDEX).read_bytes()
+    config = folder_config(tmp_path / "images", size=6, crop="random_resized")
+    for number, same in ((0, True), (999, False)):
+        write_picture(tmp_path / "images/ants/000.png", number, (8, 9))
+        write_linked(linked, scan_folder(config, outside=tmp_path / "repo"), config)
+        assert ((linked / module.INDEX).read_bytes() == before) == same
+    assert len(open_image_set(linked).images([0])) == 1
+
+
+def test_linked_pictures_are_read(tmp_path: Path) -> None:
+    real, root = write_folder(tmp_path / "real"), tmp_path / "images"
+    root.mkdir()
+    for name in CLASSES:
+        (root / name).symlink_to(real / name)
+    config = folder_config(root, size=6, links="follow")
+    write_linked(tmp_path, scan_folder(config, outside=tmp_path / "repo"), config)
+    assert open_image_set(tmp_path).images(range(60)).shape == (60, 3, 6, 6)
 
 
 def test_train_images_alone_are_cropped_at_random(linked: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from braid.radiance.evaluation.summary import (
+from braid.radiance.evaluation.figures import (
     COLUMNS,
     Model,
     mask_figures,
