@@ -27,21 +27,22 @@ def main() -> None:
         teacher = load_teacher(stage.dep("models/sam3_teacher"), device)
         encoded = open_cache(stage.dep("data/teacher_cache")).texts
         predictors = {models.TEACHER: Predictor(teacher, encoded, device, precision)}
-        student_folder = stage.dep(f"models/sam3_student/{config.student}")
-        control_folder = stage.dep(f"models/sam3_student/{config.truth_only}")
-        texts, fresh = prompted.texts(pairs), generator(seed, "untrained")
         predictors |= models.student_predictors(
-            student_folder, control_folder, texts, fresh, device, precision
+            stage.dep(f"models/sam3_student/{config.student}"),
+            stage.dep(f"models/sam3_student/{config.truth_only}"),
+            prompted.texts(pairs),
+            generator(seed, "untrained"),
+            device,
+            precision,
         )
 
-        evaluator = models.Evaluator(prompted, predictors, config.score, config.mask_size, device)
-        chance = generator(seed, "strangers")
-        evaluations = evaluator.evaluate(pairs, images=config.images, generator=chance)
+        evaluator = models.Evaluator(prompted, predictors, config, device)
+        evaluations = evaluator.evaluate(pairs, generator(seed, "strangers"))
         metrics = report.model_metrics(evaluations, config.bins)
         rows = report.model_rows(metrics, predictors, len(pairs))
         splits = report.split_rows(evaluations, prompted.labeled(pairs))
         student = evaluations[models.STUDENT]
-        calibration = reliability(student.scored.scores, student.scored.right, config.bins)
+        calibration = reliability(*student.scored[:2], config.bins)
         stage.write_table("plots/sam3_methods.csv", rows)
         stage.write_table("metrics/tables/sam3_splits.csv", splits)
         stage.write_table("plots/sam3_calibration.csv", calibration.rows())

@@ -4,6 +4,7 @@ from functools import cache
 
 import torch
 
+from braid.segmentation.config import EvaluationConfig
 from braid.segmentation.data.prompted import GroundTruth, Prompt
 from braid.segmentation.evaluation.evaluator import TEACHER, Evaluator
 from braid.segmentation.sam3.predictor import Predictor, Texts
@@ -11,6 +12,16 @@ from tests.segmentation.detections import generator
 from tests.segmentation.tiny_models import CONTEXT, some_images, tiny_teacher
 
 CPU, SIZE = torch.device("cpu"), 16
+CONFIG = EvaluationConfig(
+    student="student",
+    truth_only="truth_only",
+    images=2,
+    mask_size=SIZE,
+    score=0.2,
+    bins=5,
+    latency_runs=2,
+    pictures=2,
+)
 TEXTS = ("a", "b", "c")
 PAIRS = [(image, place) for image in (4, 7, 9, 11, 12) for place in range(3)]
 KINDS = ("category", "box", "caption")
@@ -52,10 +63,10 @@ def models():
     }
 
 
-def some_evaluator():
-    return Evaluator(Prompted(), models(), score=0.2, mask_size=SIZE, device=CPU)
+def some_evaluator(images=2):
+    return Evaluator(Prompted(), models(), CONFIG.model_copy(update={"images": images}), CPU)
 
 
 @cache
 def evaluations(images=2):
-    return some_evaluator().evaluate(PAIRS, images=images, generator=generator())
+    return some_evaluator(images).evaluate(PAIRS, generator())

@@ -28,9 +28,9 @@ def tiny_student(seed=0, teacher=None, **changes):
 def restless(student, seed=3):
     """The student with batch statistics and layer scales that matter, as after some training."""
     generator = torch.Generator().manual_seed(seed)
-    for name, each in student.state_dict().items():
+    for name, value in student.state_dict().items():
         if name.endswith(("running_var", "layer_scale")) or (".bn." in name and "weight" in name):
-            each.copy_(0.5 + torch.rand(each.shape, generator=generator))
+            value.copy_(0.5 + torch.rand(value.shape, generator=generator))
         elif name.endswith(("running_mean", "box_head.layer3.weight")):
-            each.copy_(0.3 * torch.randn(each.shape, generator=generator))
+            value.copy_(0.3 * torch.randn(value.shape, generator=generator))
     return student

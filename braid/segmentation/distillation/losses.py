@@ -1,6 +1,6 @@
 """The eight terms of the distillation: a student's predictions against its teacher's.
 
-Pairs of queries are matched first (`matching`). Terms of the pairs are sums over a prompt's pairs,
+Pairs of queries are matched first (`Matcher`). Terms of the pairs are sums over a prompt's pairs,
 weighted by the teacher's score w and divided by max(1, sum of w), the number of objects that the
 teacher detects, as DETR divides by the number of boxes: what the teacher is sure is nothing teaches
 nothing, and a prompt for what is not there leaves masks and boxes alone.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from braid.common.rng import seed_global_stream
+from braid.segmentation.config import EvaluationConfig
 from braid.segmentation.data.prompted import (
     Pair,
     PromptedImages,
@@ -103,43 +104,37 @@ class Evaluator:
         self,
         prompted: PromptedImages,
         predictors: Mapping[str, Predictor],  # `teacher` among them
-        score: float,  # a query above it counts as detected
-        mask_size: int,  # pixels a side at which masks are compared
+        config: EvaluationConfig,
         device: torch.device,
     ) -> None:
         self.prompted, self.predictors = prompted, dict(predictors)
-        self.score, self.mask_size, self.device = score, mask_size, device
+        self.config, self.device = config, device
 
     def detections(self, pairs: Sequence[Pair]) -> tuple[Detections, dict[str, Detections]]:
         """Ground truth, and every model's detections, in the order of the pairs."""
-        truth = true_detections(self.prompted.ground_truth(pairs, self.mask_size).to(self.device))
+        score, size = self.config.score, self.config.mask_size
+        truth = true_detections(self.prompted.ground_truth(pairs, size).to(self.device))
         batch = prompt_batch(self.prompted, pairs)
         return truth, {
-            name: predicted_detections(
-                predictor(batch).to(self.device), score=self.score, size=self.mask_size
-            )
+            name: predicted_detections(predictor(batch).to(self.device), score=score, size=size)
             for name, predictor in self.predictors.items()
         }
 
     def evaluate(
         self,
         pairs: Sequence[Pair],  # those of an image follow one another
-        *,
-        images: int,  # a batch, 2 or more
         generator: torch.Generator,  # on the CPU
     ) -> dict[str, Evaluation]:
         """Every model and the two beside them; rows of the tables in the order of the pairs.
 
         Raises:
-            ValueError: fewer than two images have prompts, or are to be in a batch.
+            ValueError: fewer than two images have prompts.
         """
         count = len(images_of(pairs)[0])
-        if min(count, images) < 2:  # the random teacher predicts for another image
-            raise ValueError(
-                f"{count} held-out images have prompts and a batch has {images}: expected 2 or more"
-            )
+        if count < 2:  # the random teacher predicts for another image
+            raise ValueError(f"held-out images with prompts: {count}, expected 2 or more")
         parts: dict[str, list[Evaluation]] = {}
-        for batch in image_batches(pairs, images):
+        for batch in image_batches(pairs, self.config.images):
             truth, by_model = self.detections(batch)
             owner, teacher = images_of(batch)[1], by_model[TEACHER]
             others = other_images(owner, generator).to(self.device)

@@ -1,4 +1,4 @@
-"""A tiny `Sam3Model`: transformers' own class, small enough to be trained on one core.
+"""The tiny teacher: a `Sam3Model` of transformers, small enough to be trained on one core.
 
 The architecture is that of SAM3 (Carion et al. 2025, SAM 3: Segment Anything with Concepts) with
 every width, depth and grid shrunk. Only the initial weights differ from the library's, whose
@@ -31,6 +31,7 @@ from braid.segmentation.training.batches import Batch, PromptSampler, on_cpu
 from braid.segmentation.training.ground_truth import GroundTruthLoss
 from braid.training.trainer import Row, Run, train
 
+MOST_TOKENS = 77  # of a text, as in CLIP
 PATCH = 14  # pixels a side, as in SAM3: the finest features and the masks have stride 3.5
 
 # What the initial weights are multiplied by, beside 1 / sqrt(fan-in).
@@ -179,7 +180,7 @@ def sines(side: int, channels: int) -> Tensor:
     return nn.functional.pad(both, (0, channels - both.shape[1]))
 
 
-MOST_TOKENS = 77  # of a text, as in CLIP
+# ---- Training: on prompts of known ground truth, images mirrored at random ---------------------
 
 
 def new_teacher(
@@ -219,13 +220,7 @@ def fit(
         tokenizer.model_max_length,
         run.device,
     )
-    objective = GroundTruthObjective(
-        model.to(run.device),
-        sampler,
-        GroundTruthLoss(),
-        images=config.images,
-        prompts=config.prompts,
-    )
+    objective = GroundTruthObjective(model.to(run.device), sampler, GroundTruthLoss(), config)
     result = train(
         objective,
         config.optimizer,
@@ -255,28 +250,26 @@ class GroundTruthObjective(nn.Module):
         model: nn.Module,
         sampler: PromptSampler,
         loss: GroundTruthLoss,
-        *,
-        images: int,  # a step
-        prompts: int,  # an image, at most
+        config: TeacherConfig,
     ) -> None:
         super().__init__()
-        self.model, self.sampler, self.loss = model, sampler, loss
-        self.images, self.prompts = images, prompts
-        config: Any = model.config
-        self.mask_size = int(config.vision_config.backbone_feature_sizes[0][0])
+        self.model, self.sampler, self.loss, self.config = model, sampler, loss, config
+        architecture: Any = model.config
+        self.mask_size = int(architecture.vision_config.backbone_feature_sizes[0][0])
         if not sampler.images:
             raise ValueError("no training prompt has known ground truth, expected one or more")
 
     def forward(self, _step: int, stream: torch.Generator) -> dict[str, Tensor]:
         """Weighted terms of prompts that are drawn at random, of all decoder layers."""
         stream, images = on_cpu(stream), self.sampler.images
-        places = torch.randperm(len(images), generator=stream)[: self.images].tolist()
-        batch = self.sampler.draw([images[place] for place in places], self.prompts, stream)
+        places = torch.randperm(len(images), generator=stream)[: self.config.images].tolist()
+        chosen = [images[place] for place in places]
+        batch = self.sampler.draw(chosen, self.config.prompts, stream)
         truth = self.sampler.prompted.ground_truth(batch.pairs, self.mask_size)
         truth = truth.to(batch.pixels.device)
         mirrored = torch.rand(2, len(batch.pixels), generator=stream) < 0.5
-        for axis, chosen in enumerate(mirrored):
-            batch, truth = mirror(batch, truth, chosen.to(batch.pixels.device), axis)
+        for axis, flipped in enumerate(mirrored):
+            batch, truth = mirror(batch, truth, flipped.to(batch.pixels.device), axis)
         prediction = predict(self.model, batch.pixels, batch.inputs, earlier=True)
         return self.loss(prediction, truth)
 

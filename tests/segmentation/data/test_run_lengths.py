@@ -81,9 +81,9 @@ def test_boxes():
 def test_coverage_is_exact_where_cells_cut_pixels(size):
     for height, width in SIZES[:3]:
         for mask in masks(height, width):
-            found = coverage(encode(mask), size)
-            assert found.dtype == np.float32
-            np.testing.assert_allclose(found, slow_coverage(mask, size), atol=2e-6)
+            fractions = coverage(encode(mask), size)
+            assert fractions.dtype == np.float32
+            np.testing.assert_allclose(fractions, slow_coverage(mask, size), atol=2e-6)
 
 
 def test_coverage_of_whole_blocks_is_their_mean():

@@ -24,8 +24,8 @@ def pair(tmp_path):
 def images(tmp_path):
     """Five pairs with a manifest; the last two are for validation."""
     write_pairs(tmp_path / "images", range(1, 6))
-    found = scan(tmp_path / "images", val=2, faults="fatal")
-    write_manifest(tmp_path, found, image_size=28)
+    pairs = scan(tmp_path / "images", val=2, faults="fatal")
+    write_manifest(tmp_path, pairs, image_size=28)
     return tmp_path
 
 
@@ -50,7 +50,7 @@ def test_a_pair_has_the_keys_of_sa1b(pair):
     }
     assert first["bbox"] == [0, 0, 30, 20]
     assert first["area"] == 600
-    points = [each["point_coords"] for each in content["annotations"]]
+    points = [entry["point_coords"] for entry in content["annotations"]]
     assert points == [[[14, 9]], [[47, 22]]]  # in the middle
 
 
@@ -59,7 +59,7 @@ def test_a_record_says_what_the_json_says(tmp_path):
     write_annotated(tmp_path, 12, given)
     record = read_record(tmp_path / "sa_12.json")
     assert (record.id, record.file, record.width, record.height) == (12, "sa_12.jpg", 60, 40)
-    assert [each.name for each in record.annotations] == ["red circle", None]
+    assert [annotation.name for annotation in record.annotations] == ["red circle", None]
     assert (record.captions, record.exhaustive) == (("a red circle",), True)
     for annotation, mask in zip(record.annotations, MASKS, strict=True):
         assert (annotation.mask() == mask).all()
@@ -72,7 +72,7 @@ def test_what_sa1b_does_not_have_is_absent(pair):
         change_json(pair, lambda content, key=key: content.pop(key))
     record = read_record(pair)
     assert (record.captions, record.exhaustive) == ((), False)
-    assert [each.name for each in record.annotations] == [None, None]
+    assert [annotation.name for annotation in record.annotations] == [None, None]
 
 
 def test_a_box_that_is_a_pixel_short_is_that_of_the_mask(pair):
@@ -152,10 +152,10 @@ def noise(height, width):
 def test_pixels_are_squashed_to_a_square(tmp_path):
     pixels = np.zeros((50, 90, 3), np.uint8)
     pixels[:, 45:, 0] = 200
-    found = read_pixels(save_jpeg(tmp_path / "a.jpg", pixels), 30).int()
-    assert found.shape == (3, 30, 30)
-    assert (found[0, :, :13] < 10).all()
-    assert (found[0, :, 17:] - 200).abs().max() < 10
+    read_back = read_pixels(save_jpeg(tmp_path / "a.jpg", pixels), 30).int()
+    assert read_back.shape == (3, 30, 30)
+    assert (read_back[0, :, :13] < 10).all()
+    assert (read_back[0, :, 17:] - 200).abs().max() < 10
 
 
 def test_pixels_agree_with_sam3s_processor(tmp_path):
@@ -167,10 +167,10 @@ def test_pixels_agree_with_sam3s_processor(tmp_path):
     path = save_jpeg(tmp_path / "a.jpg", noise(97, 71))
     processor = Sam3ImageProcessor(size={"height": 56, "width": 56})
     expected = processor(Image.open(path), return_tensors="pt")["pixel_values"][0]
-    found = normalize(read_pixels(path, 56))
-    assert found.dtype == torch.float32
-    assert (found - expected).abs().max() <= 1.01 * 2 / 255  # one step of a byte
-    assert (found - expected).abs().mean() < 3e-3
+    read_back = normalize(read_pixels(path, 56))
+    assert read_back.dtype == torch.float32
+    assert (read_back - expected).abs().max() <= 1.01 * 2 / 255  # one step of a byte
+    assert (read_back - expected).abs().mean() < 3e-3
 
 
 def test_a_large_jpeg_is_decoded_small(tmp_path, monkeypatch):
@@ -198,8 +198,8 @@ def test_grey_images_get_three_channels(tmp_path):
 
 
 def test_normalised_pixels_reach_from_minus_one_to_one():
-    found = normalize(torch.tensor([0, 51, 255], dtype=torch.uint8))
-    torch.testing.assert_close(found, torch.tensor([-1, -0.6, 1]))
+    read_back = normalize(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    torch.testing.assert_close(read_back, torch.tensor([-1, -0.6, 1]))
 
 
 def test_a_students_affine_step_is_as_good_as_preprocessing_twice(tmp_path):
@@ -211,8 +211,8 @@ def test_a_students_affine_step_is_as_good_as_preprocessing_twice(tmp_path):
     pixels = read_pixels(save_jpeg(tmp_path / "a.jpg", noise(40, 40)), 28)
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
     gain, offset = normalization("repvit_m0_9")
-    found = gain * normalize(pixels) + offset
-    assert (found - (pixels.double() / 255 - mean) / std).abs().max() < 1e-6
+    read_back = gain * normalize(pixels) + offset
+    assert (read_back - (pixels.double() / 255 - mean) / std).abs().max() < 1e-6
 
 
 # ---- Images of a manifest --------------------------------------------------------------------
@@ -235,9 +235,9 @@ def test_the_cache_keeps_what_it_has_room_for(images, monkeypatch, room, decoded
     opened = open_images(images, cache_mib=0)
     opened._cache = room
     for _ in range(4):
-        found = [opened.pixels(index) for index in range(5)]
+        read_back = [opened.pixels(index) for index in range(5)]
     assert len(reads) == decoded
-    assert torch.equal(found[4], read(images / "images/sa_5.jpg", 28))
+    assert torch.equal(read_back[4], read(images / "images/sa_5.jpg", 28))
 
 
 def test_records_take_their_share_of_the_cache(images):

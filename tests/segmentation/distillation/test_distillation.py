@@ -161,18 +161,18 @@ def choice(supervision: Any, *, features: bool = True) -> StudentTrainingConfig:
 
 
 def test_features_that_the_cache_has_not_are_asked_for_by_their_key() -> None:
-    def made(choice: StudentTrainingConfig, levels: int) -> dict[str, bool]:
+    def features_of(choice: StudentTrainingConfig, levels: int) -> dict[str, bool]:
         cache: Any = SimpleNamespace(kept=SimpleNamespace(levels=levels))
         supervisions = supervisions_of(choice, PHASES, FewImages(), cache, some_loss())  # type: ignore[arg-type]
         return {name: supervision.features for name, supervision in supervisions.items()}
 
-    assert made(choice("teacher"), 3) == {"features": True, "outputs": False}
+    assert features_of(choice("teacher"), 3) == {"features": True, "outputs": False}
     for bare in (choice("teacher", features=False), choice("ground_truth")):
-        assert made(bare, 0) == {"features": False, "outputs": False}
+        assert features_of(bare, 0) == {"features": False, "outputs": False}
     with pytest.raises(
         ValueError, match=r"sam3\.phases\.features\.features is true, but the cache"
     ):
-        made(choice("teacher"), 0)
+        features_of(choice("teacher"), 0)
 
 
 def test_ground_truth_is_shown_of_labeled_prompts_alone() -> None:

@@ -16,11 +16,11 @@ from tests.segmentation.tiny_students import restless, tiny_student
 
 
 def norms(model):
-    return [each for each in model.modules() if isinstance(each, nn.BatchNorm2d)]
+    return [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
 
 
 def statistics(model):
-    return [each.clone() for norm in norms(model) for each in norm.buffers()]
+    return [buffer.clone() for norm in norms(model) for buffer in norm.buffers()]
 
 
 def same(first, second):
@@ -86,9 +86,9 @@ def test_measured_statistics_are_the_mean_over_all_batches():
     torch.testing.assert_close(norm.running_mean, mean)
     torch.testing.assert_close(norm.running_var, variance)
     assert (norm.momentum, norm.training) == (0.1, False)
-    answer = norm(torch.cat(batches()))
-    assert answer.mean().abs() < 0.05
-    assert abs(answer.std() - 1) < 0.05
+    output = norm(torch.cat(batches()))
+    assert output.mean().abs() < 0.05
+    assert abs(output.std() - 1) < 0.05
 
 
 def test_unmoved_statistics_forget_a_batch_that_still_normalises_itself():
@@ -96,8 +96,8 @@ def test_unmoved_statistics_forget_a_batch_that_still_normalises_itself():
     expected = copy.deepcopy(norm)(batch)
     before = statistics(norm)
     with unmoved_batch_norm(norm):
-        answer = norm(batch)
-    assert torch.equal(answer, expected)
+        output = norm(batch)
+    assert torch.equal(output, expected)
     assert same(statistics(norm), before)
     norm(batch)
     assert norm.num_batches_tracked == 1

@@ -23,18 +23,24 @@ def step(student, boxed="all"):
     torch.manual_seed(7)
     student.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        answer = predict(student, some_images(), some_prompts(boxed=boxed), features=True)
-        parts = (answer.masks, answer.boxes, answer.logits, answer.semantic, answer.encoder)
-        loss = sum(each.square().sum() for each in (*parts, *answer.fpn))
-    size = sum({each.data_ptr(): each.nbytes() for each in kept}.values())
+        prediction = predict(student, some_images(), some_prompts(boxed=boxed), features=True)
+        parts = (
+            prediction.masks,
+            prediction.boxes,
+            prediction.logits,
+            prediction.semantic,
+            prediction.encoder,
+        )
+        loss = sum(part.square().sum() for part in (*parts, *prediction.fpn))
+    size = sum({storage.data_ptr(): storage.nbytes() for storage in kept}.values())
     loss.backward()
-    gradients = {name: each.grad for name, each in student.named_parameters()}
+    gradients = {name: value.grad for name, value in student.named_parameters()}
     return loss, gradients, dict(student.named_buffers()), size
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_loss_gradients_and_statistics_are_the_same_with_less_kept(dropout):
-    plain, thrifty = (tiny_student(checkpointing=each) for each in (False, True))
+    plain, thrifty = (tiny_student(checkpointing=wanted) for wanted in (False, True))
     for student in (plain, thrifty):
         for module in student.detr_encoder.modules():
             if isinstance(module, nn.Dropout):
@@ -44,12 +50,12 @@ def test_loss_gradients_and_statistics_are_the_same_with_less_kept(dropout):
         step, (plain, thrifty)
     )
     assert torch.equal(loss, loss2)
-    for name, each in gradients.items():
-        if each is None:
+    for name, gradient in gradients.items():
+        if gradient is None:
             assert gradients2[name] is None
         else:
-            torch.testing.assert_close(gradients2[name], each, atol=1e-5, rtol=1e-4)
-    assert all(torch.equal(each, buffers2[name]) for name, each in buffers.items())
+            torch.testing.assert_close(gradients2[name], gradient, atol=1e-5, rtol=1e-4)
+    assert all(torch.equal(value, buffers2[name]) for name, value in buffers.items())
     assert size2 < 0.5 * size
 
 
@@ -90,6 +96,6 @@ def test_layers_without_parameters_are_left_alone():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), nn.Linear(3, 3))
     reference = copy.deepcopy(model)
     checkpoint_layers(model)
-    for each in (model, reference):
-        each(torch.ones(2, 3)).sum().backward()
+    for network in (model, reference):
+        network(torch.ones(2, 3)).sum().backward()
     assert torch.equal(model[0].weight.grad, reference[0].weight.grad)

@@ -17,6 +17,26 @@ from braid.training.trainer import Run
 from tests.segmentation.tiny_models import CONTEXT, some_prompts, tiny_teacher
 
 CPU = torch.device("cpu")
+OPTIMIZER = OptimizerConfig(
+    name="muon",
+    lr=1e-3,
+    lr_floor=0.1,
+    warmup=0.0,
+    weight_decay=0.0,
+    accumulate=1,
+    clip_norm=1.0,
+    ema_decay=0.5,
+)
+CONFIG = TeacherConfig(
+    source="built_in",
+    width=16,
+    layers=1,
+    queries=4,
+    steps=3,
+    images=2,
+    prompts=2,
+    optimizer=OPTIMIZER,
+)
 
 
 def generator(seed=0):
@@ -26,8 +46,8 @@ def generator(seed=0):
 def objective(prompted, tokenizer, pairs=None, **changes):
     pairs = prompted.pairs("train", known=True) if pairs is None else pairs
     sampler = PromptSampler(prompted, pairs, tokenizer, CONTEXT, CPU)
-    sizes = {"images": 2, "prompts": 2, **changes}
-    return GroundTruthObjective(tiny_teacher(), sampler, GroundTruthLoss(), **sizes)
+    config = CONFIG.model_copy(update=changes)
+    return GroundTruthObjective(tiny_teacher(), sampler, GroundTruthLoss(), config)
 
 
 def test_a_mirror_moves_image_ground_truth_and_boxes_together():
@@ -113,34 +133,14 @@ def test_no_ground_truth_to_learn_from_is_refused(prompted, tokenizer):
 
 
 def test_a_new_teacher_fits_the_images_and_reads_all_words_and_learns(prompted):
-    optimizer = OptimizerConfig(
-        name="muon",
-        lr=1e-3,
-        lr_floor=0.1,
-        warmup=0.0,
-        weight_decay=0.0,
-        accumulate=1,
-        clip_norm=1.0,
-        ema_decay=0.5,
-    )
-    config = TeacherConfig(
-        source="built_in",
-        width=16,
-        layers=1,
-        queries=4,
-        steps=3,
-        images=2,
-        prompts=2,
-        optimizer=optimizer,
-    )
-    model, tokenizer = new_teacher(config, prompted, generator())
+    model, tokenizer = new_teacher(CONFIG, prompted, generator())
     assert model.config.vision_config.image_size == 56
     assert model.config.text_config.max_position_embeddings == tokenizer.model_max_length
     ids = tokenizer(prompted.texts())["input_ids"]
     assert max(map(len, ids)) == tokenizer.model_max_length
     assert tokenizer.unk_token_id not in {token for text in ids for token in text}
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    history = fit(model, tokenizer, prompted, config, Run(seed=0, device=CPU, log_every=1))
+    history = fit(model, tokenizer, prompted, CONFIG, Run(seed=0, device=CPU, log_every=1))
     assert [row["step"] for row in history] == [0, 1, 2]
     assert not model.training
     assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
