@@ -52,4 +52,4 @@ clean: ## Remove the environment, caches and unfinished work (never outputs)
 
 DAYS ?= 30
 clean-scratch: ## Remove training states of killed runs that are older than DAYS (30)
-	find $${BRAID_SCRATCH:-scratch} -mindepth 2 -maxdepth 2 -type d -mtime +$(DAYS) -exec rm -r {} +
+	mkdir -p "$${BRAID_SCRATCH:-scratch}" && find "$${BRAID_SCRATCH:-scratch}" -mindepth 2 -maxdepth 2 -type d -mtime +$(DAYS) -exec rm -r {} +

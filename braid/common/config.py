@@ -29,11 +29,6 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-def optional_path(value: str) -> Path | None:
-    """The path that a param names, None for `none`."""
-    return None if value == NONE else Path(value)
-
-
 def external_path(value: str, key: str) -> Path:
     """The path that a param names, of what is read where it lies, past the guard of stages.
 

@@ -36,7 +36,7 @@ Indices = NDArray[np.int64]
 Points = NDArray[np.float32]
 Cluster = Callable[[Tensor, torch.Generator], Tensor]  # [n, d] to labels [n]
 
-PROBE_ITERATIONS = 1000  # many more than it takes on standardised features
+PROBE_ITERATIONS = 1000  # many more than it takes on standardized features
 
 
 def intra_inter(
