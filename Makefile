@@ -1,5 +1,6 @@
 # Two commands do everything on a machine with Python 3.11, make and git: `make repro`, `make test`.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
+# Not that of an activated .venv, which is removed before it is made anew.
+PYTHON ?= $(shell PATH=$$(echo "$$PATH" | tr : '\n' | grep -v "^$(CURDIR)/.venv/" | paste -sd :); command -v python3.11 || command -v python3.12 || echo python3)
 VENV := .venv
 STAMP := $(VENV)/.installed-$(shell cksum requirements.lock | cut -d' ' -f1)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)

@@ -1,8 +1,8 @@
 """What a recipe makes of params.yaml, and how `dvc exp run` is told: one `-S` for each leaf.
 
-A recipe is a sparse params.yaml: what it has replaces, what it has not stays, and `bricks: null`
-takes an entry with settings of its own away. `base: lego_200` makes it go on from another recipe,
-so that a value stands in one place.
+A recipe is a sparse params.yaml over the committed one: what it has replaces, what it has not
+stays, and `bricks: null` takes an entry with settings of its own away. `base: lego_200` makes it go on
+from another recipe, so that a value stands in one place.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from braid.stage.params import check_params, load_yaml, renamed
@@ -29,11 +32,28 @@ def command(root: Path, name: str, arguments: Sequence[str]) -> list[str]:
             among the recipe's or the arguments' `-S`; one line that names it.
     """
     params = load_yaml(root / "params.yaml")
-    settings = resolve(root, name, params)
+    settings = resolve(root, name, committed_params(root) or params)
     check_params(settings, f"recipes/{name}.yaml")
     _check_keys(arguments, settings)
     flags = [word for override in overrides(params, settings) for word in ("-S", override)]
     return ["dvc", "exp", "run", *flags, *arguments]
+
+
+def committed_params(root: Path) -> dict[str, Any] | None:
+    """params.yaml of the last commit; None outside of git.
+
+    An experiment leaves its values in the workspace: recipes run one after another would add up.
+    """
+    if shutil.which("git") is None:
+        return None
+    command = ["git", "-C", str(root), "show", "HEAD:./params.yaml"]
+    shown = subprocess.run(command, capture_output=True, check=False)
+    if shown.returncode:
+        return None
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_bytes(shown.stdout)
+        return load_yaml(path)
 
 
 def names(root: Path) -> list[str]:

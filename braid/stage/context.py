@@ -190,7 +190,7 @@ class Stage:
             digest.update(json.dumps([name, value], sort_keys=True).encode())
         ignored = _dvc_ignored(self._root)
         for dep in sorted(set(self._declared.deps)):
-            digest.update(dep.encode() + _content_hash(self._root / dep, ignored))
+            digest.update(dep.encode() + _content_hash(self._root / dep, self._root, ignored))
         return digest.hexdigest()
 
     def _publish(self) -> None:
@@ -213,6 +213,8 @@ class Stage:
                 self._scratch.parent.rmdir()
 
     def _prepare_staging(self) -> None:
+        for out in self._declared.outs:
+            _require_inside(self._root, out)
         self._clear_staging()
         for top in self._tops():
             self._staging(top).mkdir(parents=True)
@@ -266,6 +268,15 @@ def _below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(f"{folder}/")
 
 
+def _require_inside(root: Path, out: str) -> None:
+    """DVC takes no out that a link leads out of the repository; say so before the work."""
+    if not (root / out).parent.resolve().is_relative_to(root.resolve()):
+        raise ValueError(
+            f"{out}: a link leads out of the repository, which DVC refuses; expected a folder or a "
+            "mount (`dvc cache dir` with `cache.type symlink` keeps files on another disk)"
+        )
+
+
 def _move(source: Path, final: Path) -> None:
     """Put a finished out in its place, whole or not at all, over what is there."""
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -297,21 +308,21 @@ def _dvc_ignored(root: Path) -> GitIgnoreSpec:
     return GitIgnoreSpec.from_lines(path.read_text().splitlines() if path.exists() else [])
 
 
-def _content_hash(path: Path, ignored: GitIgnoreSpec) -> bytes:
+def _content_hash(path: Path, root: Path, ignored: GitIgnoreSpec) -> bytes:
     """A hash of a file, or of the names and content of the files that DVC counts to a folder."""
     digest = hashlib.blake2b(digest_size=16)
-    for file in _counted(path, ignored):
+    for file in _counted(path, root, ignored):
         digest.update(file.relative_to(path).as_posix().encode())
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "blake2b").digest())
     return digest.digest()
 
 
-def _counted(path: Path, ignored: GitIgnoreSpec) -> Iterable[Path]:
-    if not path.is_dir():
-        return [path]
+def _counted(path: Path, root: Path, ignored: GitIgnoreSpec) -> Iterable[Path]:
+    if not path.is_dir() or not path.is_relative_to(root):
+        return [path] if path.is_file() else sorted(filter(Path.is_file, path.rglob("*")))
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    return [file for file in files if not ignored.match_file(file.relative_to(path).as_posix())]
+    return [file for file in files if not ignored.match_file(file.relative_to(root).as_posix())]
 
 
 def _commit(root: Path) -> str | None:

@@ -309,3 +309,18 @@ def test_documents_override_keys_that_exist() -> None:
     for _, key in given:
         below = key.rpartition(".")[0] if key in added else key
         assert any(at(each, tuple(below.split("."))) != "absent" for each in everywhere), key
+
+
+def test_recipes_do_not_add_up(tmp_path: Path) -> None:
+    """What an experiment left in the workspace is put back by the next recipe."""
+    root = tmp_path / "repo"
+    (root / "recipes").mkdir(parents=True)
+    (root / "recipes/k512.yaml").write_text("drift:\n  K: 512\n")
+    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    git = ["git", "-C", str(root), "-c", "user.email=a@b.c", "-c", "user.name=a"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    changed = (root / "params.yaml").read_text().replace("seed: 0", "seed: 7", 1)
+    (root / "params.yaml").write_text(changed)
+    words = command(root, "k512", [])
+    assert words == ["dvc", "exp", "run", "-S", "seed=0", "-S", "drift.K=512"]

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from dvc.repo import Repo
@@ -201,48 +200,52 @@ def test_a_finished_run_keeps_the_training_state_of_other_runs(repo: Path) -> No
     assert (killed / "training.pt").read_bytes() == b"state of a killed run"
 
 
-def test_a_folder_of_outs_may_be_on_another_disk(repo: Path, monkeypatch: Any) -> None:
-    """Outs are written to the disk that they end on; renaming across disks is refused by it."""
+@pytest.mark.parametrize("linked", ["data", "data/out"])
+def test_a_link_out_of_the_repository_is_refused_before_the_work(repo: Path, linked: str) -> None:
+    """DVC would refuse the out after the work."""
     elsewhere = repo.parent / f"{repo.name}_disk"
-    (elsewhere / "data").mkdir(parents=True)
-    shutil.copytree(repo / "data", elsewhere / "data", dirs_exist_ok=True)
-    shutil.rmtree(repo / "data")
-    (repo / "data").symlink_to(elsewhere / "data")
-    moved = []
-
-    def replace(source: Path, target: Path) -> None:
-        disks = {path.parent.resolve().is_relative_to(elsewhere) for path in (source, target)}
-        if len(disks) == 2:
-            raise OSError(errno.EXDEV, "Invalid cross-device link")
-        moved.append(target)
-        os.replace(source, target)
-
-    monkeypatch.setattr(Path, "replace", replace)
-    with open_stage("toy") as stage:
-        write_everything(stage)
-    assert (elsewhere / "data/out/bricks/a.txt").read_text() == "made"
-    assert len(moved) == 4
+    if (repo / linked).exists():
+        shutil.move(repo / linked, elsewhere)
+    else:
+        elsewhere.mkdir()
+    (repo / linked).symlink_to(elsewhere)
+    message = r"data/out/bricks: a link leads out of the repository, which DVC refuses; expected"
+    with pytest.raises(SystemExit, match=message), open_stage("toy"):
+        raise AssertionError("the stage must not start")
 
 
-def test_an_out_in_a_folder_that_is_a_disk_of_its_own_is_copied_there(
-    repo: Path, monkeypatch: Any
+@pytest.mark.parametrize("mount", ["data", "data/out"])
+def test_an_output_folder_may_be_a_disk_of_its_own(
+    repo: Path, mount: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elsewhere = repo.parent / f"{repo.name}_disk"
-    (elsewhere / "out/bricks").mkdir(parents=True)
-    (elsewhere / "out/bricks/stale.txt").write_text("of an earlier run")
-    (repo / "data/out").symlink_to(elsewhere / "out")
+    """Renaming across disks is refused by the system: outs are staged on theirs, or copied."""
+    (repo / "data/out/bricks").mkdir(parents=True)
+    (repo / "data/out/bricks/stale.txt").write_text("of an earlier run")
 
     def replace(source: Path, target: Path) -> None:
-        disks = {path.parent.resolve().is_relative_to(elsewhere) for path in (source, target)}
-        if len(disks) == 2:
+        if len({path.is_relative_to(repo / mount) for path in (source, target)}) == 2:
             raise OSError(errno.EXDEV, "Invalid cross-device link")
         os.replace(source, target)
 
     monkeypatch.setattr(Path, "replace", replace)
     with open_stage("toy") as stage:
         write_everything(stage)
-    assert [path.name for path in (elsewhere / "out").iterdir()] == ["bricks"]
-    assert [path.name for path in (elsewhere / "out/bricks").iterdir()] == ["a.txt"]
+    assert [path.name for path in (repo / "data/out").iterdir()] == ["bricks"]
+    assert [path.name for path in (repo / "data/out/bricks").iterdir()] == ["a.txt"]
+
+
+def test_items_may_be_called_as_ignored_folders_are(repo: Path) -> None:
+    """`scratch` and `runs` are the repository's own at its root alone."""
+    shutil.copy(ROOT / ".dvcignore", repo)
+    (repo / "dvc.yaml").write_text(DAG.replace("code.py", "code"))
+    (repo / "code/scratch").mkdir(parents=True)
+    (repo / "code/scratch/a.py").write_text("x = 1\n")
+    first = scratch(repo)
+    (repo / "code/scratch/a.py").write_text("x = 2\n")
+    assert scratch(repo) != first
+    with Repo(str(ROOT)) as theirs:
+        assert not theirs.dvcignore.is_ignored_dir(str(ROOT / "data/scenes/scratch"))
+        assert theirs.dvcignore.is_ignored_dir(str(ROOT / "scratch"))
 
 
 def test_scratch_is_removed_when_the_stage_has_finished(repo: Path) -> None:
