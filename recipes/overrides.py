@@ -1,8 +1,8 @@
 """What a recipe makes of params.yaml, and how `dvc exp run` is told: one `-S` for each leaf.
 
 A recipe is a sparse params.yaml over the committed one: what it has replaces, what it has not
-stays, and `bricks: null` takes an entry with settings of its own away. `base: lego_200` makes it go on
-from another recipe, so that a value stands in one place.
+stays, and `bricks: null` takes an entry with settings of its own away. `base: lego_200` makes it
+go on from another recipe, so that a value stands in one place.
 """
 
 from __future__ import annotations
