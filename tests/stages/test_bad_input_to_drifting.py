@@ -68,12 +68,15 @@ def damaged(trained: Path, tmp_path: Path) -> Path:
 
 def test_the_strand_runs_on_a_user_s_own_shards(trained: Path) -> None:
     figures = json.loads((trained / "metrics/drift.json").read_text())
-    assert set(figures) == {"frechet", "energy", "mse", "status"}
-    assert set(figures["frechet"]) == {"refined", "interpolated", "paired", "real"}
-    assert set(figures["energy"]) == set(figures["mse"]) == {"refined", "interpolated"}
+    ratios = {"frechet_ratio", "frechet_pca_ratio", "paired_error_ratio"}
+    readings = {"reader_ratio", "ghost_ratio"}
+    assert set(figures) == {*ratios, *readings, "motion_energy", "status"}
+    assert {name for name, value in figures.items() if value is None} == readings
     with (trained / "plots/drift_methods.csv").open() as content:
         methods = {row["method"]: row for row in csv.DictReader(content)}
-    assert list(methods) == ["interpolated", "refined", "unclamped", "paired", "cold", "real"]
+    rows = ["interpolated", "refined", "unclamped", "shuffled", "paired", "cold", "real", "chance"]
+    assert list(methods) == rows
+    assert methods["refined"]["reader_reason"]
     assert {"frechet_pca", "energy_pca", "mse_missing"} <= set(methods["refined"])
     assert (
         float(methods["refined"]["keyframe_mse"]) == 0 < float(methods["unclamped"]["keyframe_mse"])

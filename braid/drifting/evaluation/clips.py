@@ -302,8 +302,6 @@ def headline(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         **ratios,
         "motion_energy": refined["motion_energy"],
-        "frechet": {"refined": refined["frechet"], "interpolated": plain["frechet"]},
-        "mse": {"refined": refined["mse_missing"], "interpolated": plain["mse_missing"]},
         "status": drift_status(refined, plain),
     }
 

@@ -88,10 +88,10 @@ class BestOnValidation:
         return refiner
 
     def metrics(self) -> dict[str, Any]:
-        """The best step, its score beside interpolation's, and the status."""
+        """The best score beside interpolation's, and the status."""
         name = {"frechet": "frechet", "mse_missing": "mse"}[self.score]
         scores = {"refined": self.best[self.score], "interpolated": self.interpolated[self.score]}
-        return {"best_step": self.best["step"], name: scores, "status": self.status()[0]}
+        return {name: scores, "status": self.status()[0]}
 
     def rows(self, objective: Refinement) -> list[dict[str, Any]]:
         """All figures of the best, of the last and of interpolation, a row each."""

@@ -201,8 +201,6 @@ def test_the_headline_is_ratios() -> None:
         "reader_ratio": pytest.approx((0.75 + 0.9) / 2),
         "ghost_ratio": 0.25,
         "motion_energy": 0.7,
-        "frechet": {"refined": 0.5, "interpolated": 1.0},
-        "mse": {"refined": 1.1, "interpolated": 1.0},
         "status": "ok",
     }
 

@@ -66,7 +66,6 @@ def test_figures_of_the_best_stand_beside_interpolation_s() -> None:
         best = make(objective=kind)
         best(2, objective, None)
         assert best.metrics() == {
-            "best_step": 2,
             name: {"refined": best.best[score], "interpolated": best.interpolated[score]},
             "status": "no_better_than_interpolation",
         }
