@@ -279,7 +279,7 @@ def test_the_tool_ends_in_one_line_or_becomes_dvc(monkeypatch: pytest.MonkeyPatc
 def test_make_passes_recipe_and_arguments_on() -> None:
     arguments = """ARGS=-S 'launch.train=python -m' --queue"""
     printed = subprocess.run(
-        ["make", "-n", "exp", "RECIPE=wan", arguments],
+        ["make", "--no-print-directory", "-n", "exp", "RECIPE=wan", arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
