@@ -22,11 +22,13 @@ from braid.segmentation.cache.cache import Cache
 from braid.segmentation.config import DistillConfig, PhaseConfig, StudentTrainingConfig
 from braid.segmentation.data.prompted import Pair, PromptedImages
 from braid.segmentation.distillation.losses import DistillationLoss
+from braid.segmentation.sam3.predictor import Texts
 from braid.segmentation.sam3.sam3 import Prediction, count_parameters, predict
 from braid.segmentation.student.student import freeze_batch_norm, measured_batch_norm
 from braid.segmentation.training.batches import Batch, Epochs, PromptSampler, on_cpu
 from braid.segmentation.training.ground_truth import GroundTruthLoss
 from braid.training.device import autocast
+from braid.training.distributed import ALONE, Process
 from braid.training.trainer import Hook, Row, Run, train
 
 Terms = dict[str, Tensor]
@@ -37,6 +39,8 @@ MEASURED_BATCHES, MEASURED_AT_ONCE = 16, 4  # of images, for batch normalization
 
 class Teacher(Protocol):
     """Where the teacher's predictions come from: the cache, or the teacher itself."""
+
+    texts: Texts  # of all prompts
 
     def predictions(self, pairs: Sequence[Pair]) -> Prediction:
         """Those in the order of the pairs, with features of their images where it has them."""
@@ -52,14 +56,22 @@ class Supervision(Protocol):
 
 
 class TeacherSupervision:
-    """The eight terms against the teacher's predictions."""
+    """The nine terms against the teacher's predictions."""
 
-    def __init__(self, teacher: Teacher, loss: DistillationLoss, *, features: bool) -> None:
-        self.teacher, self.loss, self.features = teacher, loss, features
+    def __init__(
+        self, teacher: Teacher, prompted: PromptedImages, loss: DistillationLoss, *, features: bool
+    ) -> None:
+        self.teacher, self.prompted = teacher, prompted
+        self.loss, self.features = loss, features
 
     def __call__(self, prediction: Prediction, pairs: Sequence[Pair]) -> Terms:
         """Weighted terms; those of features only where they are wanted."""
         target = self.teacher.predictions(pairs)
+        if self.features:
+            texts = self.teacher.texts
+            rows = texts.rows(self.prompted.texts(pairs))
+            text, attention = texts.features[rows], texts.attention[rows]
+            target = replace(target, text=text, attention=attention)
         return self.loss(prediction, target.to(prediction.logits.device))
 
 
@@ -93,13 +105,14 @@ def supervisions_of(
         return dict.fromkeys(phases, GroundTruthSupervision(prompted, GroundTruthLoss()))
     features = {name: choice.features and phase.features for name, phase in phases.items()}
     wanting = [name for name in phases if features[name]]
-    if wanting and not cache.kept.levels:
+    if wanting and not cache.config.kept_levels:
         raise ValueError(
             f"sam3.phases.{wanting[0]}.features is true, but the cache has none: expected "
             "sam3.cache.mode full or online"
         )
     return {
-        name: TeacherSupervision(cache, loss, features=wanted) for name, wanted in features.items()
+        name: TeacherSupervision(cache, prompted, loss, features=wanted)
+        for name, wanted in features.items()
     }
 
 
@@ -124,11 +137,12 @@ class Distillation(nn.Module):
         sampler: PromptSampler,
         supervision: Supervision,
         epochs: Epochs,
-        prompts: int,  # of an image
+        config: DistillConfig,
+        process: Process = ALONE,
     ) -> None:
         super().__init__()
         self.student, self.sampler, self.supervision = student, sampler, supervision
-        self.epochs, self.prompts = epochs, prompts
+        self.epochs, self.config, self.process = epochs, config, process
         self._place = (-1, 0)  # the running step, and how many of its micro-steps have begun
 
     def forward(self, step: int, stream: torch.Generator) -> Terms:
@@ -136,8 +150,10 @@ class Distillation(nn.Module):
         before, begun = self._place
         micro = begun if step == before else 0
         self._place = (step, micro + 1)
-        batch = self.sampler.draw(self.epochs(step, micro), self.prompts, on_cpu(stream))
-        return self.terms(batch)
+        batches = micro * self.process.world_size + self.process.rank  # before this one
+        first = batches * self.config.images
+        images = self.epochs(step)[first : first + self.config.images]
+        return self.terms(self.sampler.draw(images, self.config.prompts, on_cpu(stream)))
 
     def terms(self, batch: Batch) -> Terms:
         """The weighted terms of a given batch."""
@@ -186,20 +202,15 @@ def train_phases(
     at_once = config.images * config.prompts
     results: list[PhaseResult] = []
     for name, phase in phases.items():
-        epochs = Epochs(
-            sampler.images,
-            batch=config.images,
-            accumulate=config.accumulate,
-            seed=run.seed,
-            phase=name,
-            process=run.process,
-        )
-        objective = Distillation(student, sampler, supervisions[name], epochs, config.prompts)
+        update = config.images * phase.optimizer.accumulate * run.process.world_size
+        epochs = Epochs(sampler.images, update=update, seed=run.seed, phase=name)
+        supervision = supervisions[name]
+        objective = Distillation(student, sampler, supervision, epochs, config, run.process)
         begin, steps = sum(result.steps for result in results), phase.epochs * epochs.steps
         before = objective.validate(held_out, at_once, run.precision)
         result = train(
             objective,
-            config.optimizer(phase),
+            phase.optimizer,
             _continued(run, begin),
             steps=steps,
             name=name,
@@ -278,8 +289,8 @@ def hold_batch_norm(
 @torch.no_grad()
 def measure_batch_norm(student: nn.Module, sampler: PromptSampler, images: int, seed: int) -> None:
     """Set the statistics to those of `MEASURED_BATCHES` batches."""
-    epochs = Epochs(sampler.images, batch=images, accumulate=1, seed=seed, phase="batch norm")
+    epochs = Epochs(sampler.images, update=images, seed=seed, phase="batch norm")
     with measured_batch_norm(student):
         for step in range(MEASURED_BATCHES):
-            batch = sampler.draw(epochs(step, 0), 1, generator(seed, "batch norm", step))
+            batch = sampler.draw(epochs(step), 1, generator(seed, "batch norm", step))
             predict(student, batch.pixels, batch.inputs)

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from PIL import Image
 
+from braid.common.config import BUILT_IN, external_path
 from braid.segmentation.data.sa1b import (
     MANIFEST,
     STEM,
@@ -37,6 +38,20 @@ class Scan(NamedTuple):
     root: Path
     images: tuple[Entry, ...]
     faults: tuple[Fault, ...]
+
+
+def source_folder(source: str) -> Path:
+    """The folder that `sam3.data.source` names.
+
+    Raises:
+        ValueError: there is none, or it lies in the repository.
+    """
+    if not Path(source).is_dir():
+        raise ValueError(
+            f"sam3.data.source: {source}: no such folder, expected one with SA-1B pairs, or "
+            f"{BUILT_IN}"
+        )
+    return external_path(source, "sam3.data.source")
 
 
 def scan(folder: Path, *, val: int, faults: Literal["skip", "fatal"]) -> Scan:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from braid.common.config import external_path
+from braid.common.config import BUILT_IN, external_path
 from braid.common.torchvision import mend_torchvision
 
 SOURCE = "source.json"
@@ -92,7 +92,10 @@ def write_source(folder: Path, source: str, image_size: int) -> Path:
     """
     if Path(source).is_dir():
         external_path(source, "sam3.teacher.source")
-    place = _fetched(source, offline=False)
+    try:
+        place = _fetched(source, offline=False)
+    except ValueError as error:
+        raise ValueError(f"sam3.teacher.source: {error}, or {BUILT_IN}") from None
     summary = check(place, image_size)
     local = place.resolve() if Path(source).is_dir() else source
     content = {"source": str(local), "weights": weights_hash(place), "config": summary}
@@ -169,7 +172,7 @@ def _fetched(source: str, *, offline: bool) -> Path:
     if Path(source).is_dir():
         return Path(source)
     if Path(source).is_absolute() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
-        raise ValueError(f"{source}: no such folder, nor the id of a model of the hub")
+        raise ValueError(f"{source}: no such folder, expected one, the id of a model of the hub")
     from huggingface_hub import snapshot_download
 
     try:
