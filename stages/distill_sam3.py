@@ -46,6 +46,8 @@ def main() -> None:
 
         students.save_student(stage.out("models/sam3_student"), student.eval(), tokenizer)
         stage.write_table("plots/sam3", [row for result in results for row in result.history])
+        norms = [row for result in results for row in result.gradients]
+        stage.write_table("plots/sam3_gradients", norms, ("step", "phase"))
         stage.write_table("metrics/tables/sam3_training", phases.term_rows(results, copied))
         stage.write_metrics(phases.headline(results, student, sampler))
         speeds = {phase: pace.per_second() for phase, pace in paces.items()}

@@ -10,6 +10,7 @@ phase before has left them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -29,11 +30,14 @@ from braid.segmentation.training.batches import Batch, Epochs, PromptSampler, on
 from braid.segmentation.training.ground_truth import GroundTruthLoss
 from braid.training.device import autocast
 from braid.training.distributed import ALONE, Process
-from braid.training.trainer import Hook, Row, Run, train
+from braid.training.ema import Ema
+from braid.training.optimizers import trainable
+from braid.training.trainer import Hook, Row, Run, norm, train
 
 Terms = dict[str, Tensor]
 
 HELD_OUT = 256  # prompts on which the loss is taken around each phase
+PROBED, PROBES = 12, 4  # prompts for the gradient of each term, and how often it is taken
 MEASURED_BATCHES, MEASURED_AT_ONCE = 16, 4  # of images, for batch normalization
 
 
@@ -66,7 +70,10 @@ class TeacherSupervision:
 
     def __call__(self, prediction: Prediction, pairs: Sequence[Pair]) -> Terms:
         """Weighted terms; those of features only where they are wanted."""
-        target = self.teacher.predictions(pairs)
+        # The training's autocast is none of the teacher's: what was kept in 16 bits could not even
+        # be put together under another precision, and the teacher itself would predict otherwise.
+        with torch.autocast(prediction.logits.device.type, enabled=False):
+            target = self.teacher.predictions(pairs)
         if self.features:
             texts = self.teacher.texts
             rows = texts.rows(self.prompted.texts(pairs))
@@ -183,9 +190,34 @@ class PhaseResult:
 
     name: str
     steps: int
-    history: list[dict[str, Any]]  # rows of the training curve; steps count from the first phase on
     before: dict[str, float]  # terms of held-out prompts, and their sum `loss`
     after: dict[str, float]
+    history: list[dict[str, Any]]  # rows of the training curve; steps count from the first phase on
+    gradients: list[dict[str, Any]]  # rows of `TermGradients`; steps count likewise
+
+
+class TermGradients:
+    """A hook that takes the gradient norm of each weighted term, on the same prompts each time.
+
+    At the first step and `PROBES` more, at equal distances up to the last one.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], steps: int, precision: str) -> None:
+        self.pairs, self.every, self.precision = pairs, max(1, steps // PROBES), precision
+
+    def __call__(self, step: int, objective: nn.Module, _ema: Ema | None = None) -> Row | None:
+        """Norms by `gradient_norm_<term>`; None between the probed steps."""
+        if not self.pairs or (step > 1 and step % self.every):
+            return None
+        assert isinstance(objective, Distillation)
+        with autocast(objective.sampler.device, self.precision):
+            terms = objective.terms(objective.sampler.batch(self.pairs))
+        weights = list(trainable(objective).values())
+        norms = {}
+        for name, term in terms.items():
+            grads = torch.autograd.grad(term, weights, retain_graph=True, materialize_grads=True)
+            norms[f"gradient_norm_{name}"] = norm(grads).item()
+        return norms
 
 
 def train_phases(
@@ -215,12 +247,26 @@ def train_phases(
             steps=steps,
             name=name,
             fused=True,
-            hooks={"phase": hooks[name]},
+            hooks={
+                "phase": hooks[name],
+                "gradients": TermGradients(held_out[:at_once][:PROBED], steps, run.precision),
+            },
         )
         after = objective.validate(held_out, at_once, run.precision)
-        rows = [{**row, "step": begin + row["step"], "phase": name} for row in result.history]
-        results.append(PhaseResult(name, steps, rows, before, after))
+        limit = phase.optimizer.clip_norm or math.inf
+        clipped = [
+            {"gradient_norm_clipped": min(r["gradient_norm"], limit)} for r in result.history
+        ]
+        history = [row | extra for row, extra in zip(result.history, clipped, strict=True)]
+        curves = (history, result.probes.get("gradients", []))
+        placed = ([_placed(row, begin, name) for row in rows] for rows in curves)
+        results.append(PhaseResult(name, steps, before, after, *placed))
     return results
+
+
+def _placed(row: Row, begin: int, phase: str) -> dict[str, Any]:
+    """A row of a curve that goes on after earlier phases."""
+    return {**row, "step": begin + row["step"], "phase": phase}
 
 
 def _continued(run: Run, begin: int) -> Run:

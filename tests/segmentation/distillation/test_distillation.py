@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from braid.segmentation.distillation.distillation import (
     Distillation,
     GroundTruthSupervision,
     TeacherSupervision,
+    TermGradients,
     headline,
     supervised_pairs,
     supervisions_of,
@@ -173,9 +175,61 @@ def test_phases_follow_one_another_in_the_curve_the_log_and_the_tables() -> None
         ("features", 4),
         ("outputs", 2),
     }
+    for result in results:
+        assert all(
+            row["gradient_norm_clipped"] == min(1.0, row["gradient_norm"]) for row in result.history
+        )
+    probed = [row for result in results for row in result.gradients]
+    assert [row["step"] for row in probed] == [1, 2, 3, 4, 5, 6]
+    assert all(row["gradient_norm_presence"] > 0 for row in probed)
     figures = headline(results, student, batches)
     assert figures["loss"] == {side: rows["outputs", "loss"][side] for side in ("before", "after")}
     assert (figures["steps"], figures["train"], figures["prompts"]) == (6, 3, 12)
+
+
+def test_the_norms_of_terms_are_those_of_their_gradients_and_leave_the_weights_alone() -> None:
+    student = tiny_teacher(1)
+    objective = Distillation(student, sampler(), from_teacher(), epochs(), config())
+    before = [weight.detach().clone() for weight in student.parameters()]
+    probe = TermGradients(PAIRS[:2], steps=8, precision="float32")
+    norms = probe(1, objective)
+    assert norms is not None
+    assert probe(3, objective) is None
+    assert probe(4, objective) == norms  # the prompts are the same, and so are the weights
+    assert all(torch.equal(*pair) for pair in zip(before, student.parameters(), strict=True))
+    assert all(weight.grad is None for weight in student.parameters())
+    term = objective.terms(objective.sampler.batch(PAIRS[:2]))["presence"]
+    term.backward()
+    squares = [w.grad.square().sum() for w in student.parameters() if w.grad is not None]
+    expected = torch.stack(squares).sum().sqrt().item()
+    assert norms["gradient_norm_presence"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_precision_of_the_training_is_not_the_teachers() -> None:
+    """What a cache keeps in 16 bits cannot be joined under autocast to another precision."""
+    taught, batch = from_teacher(), sampler().batch(PAIRS[:3])
+    halves = {"encoder": torch.float16, "presence": torch.float32}
+    asked: list[Prediction] = []
+
+    class Cached:
+        texts = taught.teacher.texts
+
+        def predictions(self, pairs: Sequence[Pair]) -> Prediction:
+            given = taught.teacher.predictions(pairs)
+            assert given.encoder is not None
+            kept = [row.half() for row in given.encoder]
+            asked.append(replace(given, encoder=torch.stack(kept), fpn=()))
+            return asked[-1]
+
+    plain = TeacherSupervision(Cached(), FewImages(), some_loss(16), features=True)  # type: ignore[arg-type]
+    student = predict(tiny_teacher(1), batch.pixels, batch.inputs, features=True)
+    for precision in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", precision):
+            plain(student, batch.pairs)
+    expected = taught.teacher.predictions(batch.pairs)
+    for given in asked:
+        assert {name: getattr(given, name).dtype for name in halves} == halves
+        assert torch.equal(given.masks, expected.masks)
 
 
 def choice(supervision: Any, *, features: bool = True) -> StudentTrainingConfig:
