@@ -78,6 +78,9 @@ def scan(folder: Path, *, val: int, faults: Literal["skip", "fatal"]) -> Scan:
             all_faults.append(Fault(file=record.file, reason=reason))
         elif record is not None:
             records[record.id] = record
+            if record.empty:
+                reason = f"{record.empty} annotations with empty masks, which are left out"
+                all_faults.append(Fault(file=Path(record.file).stem + ".json", reason=reason))
     _require(folder, len(records), all_faults, val, faults)
     train = len(records) - val
     images = tuple(

@@ -36,7 +36,8 @@ def load_teacher(
     image_size: int | None = None,  # of the data; None: not checked
     drop_text: bool = False,  # the model then takes text features alone
 ) -> Any:
-    """The frozen `Sam3Model` of a folder, in evaluation mode; without text tower if it has none.
+    """The frozen `Sam3Model` of a folder in float32 and evaluation mode; without text tower if it
+    has none.
 
     Raises:
         ValueError: there is no such model, it is damaged or has changed, or it takes other images.
@@ -51,7 +52,12 @@ def load_teacher(
 
     load: Any = Sam3Model.from_pretrained  # whose types leave out the loading info
     try:
-        model, loaded = load(place, local_files_only=True, output_loading_info=True)
+        model, loaded = load(
+            place,
+            dtype=torch.float32,  # whatever the checkpoint or its config.json has
+            local_files_only=True,
+            output_loading_info=True,
+        )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{place}: its weights cannot be read: {_line(error)}") from None
     missing = {name for name in loaded["missing_keys"] if not name.startswith(TEXT)}

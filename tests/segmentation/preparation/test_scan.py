@@ -4,7 +4,13 @@ import pytest
 from PIL import Image
 
 from braid.segmentation.data.sa1b import open_images, read_manifest
-from braid.segmentation.preparation.scan import image_rows, jpeg_size, scan, write_manifest
+from braid.segmentation.preparation.scan import (
+    image_rows,
+    jpeg_size,
+    scan,
+    source_folder,
+    write_manifest,
+)
 from tests.segmentation.sa1b_files import change_json, write_pairs
 
 
@@ -115,6 +121,22 @@ def test_a_mask_of_another_size_spoils_its_image(tmp_path):
         lambda content: content["annotations"][1]["segmentation"].update(counts="11"),
     )
     assert list(faults_of(tmp_path)) == ["sa_3.json"]
+
+
+def test_an_empty_mask_is_a_fault_that_costs_no_image(tmp_path):
+    write_pairs(tmp_path, [1, 2, 3])
+    path = tmp_path / "sa_2.json"
+    change_json(path, lambda c: c["annotations"][1]["segmentation"].update(counts="P[2"))
+    pairs = scan(tmp_path, val=1, faults="skip")
+    assert [(entry.id, entry.annotations) for entry in pairs.images] == [(1, 2), (2, 1), (3, 2)]
+    (fault,) = pairs.faults
+    assert fault.file == "sa_2.json"
+    assert fault.reason.startswith("1 annotations with empty masks")
+
+
+def test_a_folder_that_is_not_there_may_have_been_built_in(tmp_path):
+    with pytest.raises(ValueError, match=r"^sam3\.data\.source: builtin: no such .*or built_in$"):
+        source_folder("builtin")
 
 
 def test_one_id_twice(tmp_path):
