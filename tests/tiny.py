@@ -119,7 +119,7 @@ TINY: dict[str, Any] = {
     "sam3.student.text_width": 16,
     "sam3.student.queries": 3,
     "sam3.phases.features.epochs": 1,
-    "sam3.phases.outputs.warmup": 0.1,
+    "sam3.phases.outputs.optimizer.warmup": 0.1,
     "sam3.distill.images": 4,
     "sam3.evaluation.images": 2,
     "sam3.evaluation.mask_size": 28,
