@@ -25,7 +25,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -68,16 +70,17 @@ def main() -> None:
             shutil.copytree(ROOT / part, copy / part)
         for file in ("dvc.yaml", "built_in", "none"):
             shutil.copy(ROOT / file, copy)
-        rows: list[dict[str, object]] = []
+        params, rows = load_yaml(ROOT / "params.yaml"), list[dict[str, object]]()
         for student in STUDENTS:
             for seed in map(int, sys.argv[1:]):
-                rows.append({"seed": seed, "student": student, **_trained(copy, student, seed)})
+                rows.append(
+                    {"seed": seed, "student": student, **_trained(copy, params, student, seed)}
+                )
                 pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4f")
     print(summary(pd.DataFrame(rows)).to_string(float_format=lambda value: f"{value:.3f}"))
 
 
-def _trained(copy: Path, student: str, seed: int) -> dict[str, object]:
-    params = load_yaml(ROOT / "params.yaml")
+def _trained(copy: Path, params: Mapping[str, Any], student: str, seed: int) -> dict[str, object]:
     environment = {**os.environ, "BRAID_SCRATCH": str(copy / "scratch")}
     evaluation = {**params["sam3"]["evaluation"], "student": student, "truth_only": student}
     evaluation |= {"latency_runs": 1, "pictures": 1}
