@@ -30,7 +30,8 @@ def main() -> None:
         folder = None if words == BUILT_IN else stage.dep(words)
         tokenizer = students.student_tokenizer(folder, prompted.texts(), teacher)
         weights = stage.optional_dep(config.student.backbone_weights)
-        student = students.new_student(config.student, teacher, tokenizer, weights).to(run.device)
+        parts = (config.student, teacher, tokenizer, prompted.kinds(), weights)
+        student = students.new_student(*parts).to(run.device)
         copied = 0  # parameters
         if choice.heads:
             copied = students.transfer_heads(student, teacher, cache.query_usage()).parameters

@@ -157,6 +157,10 @@ class PromptedImages:
             return [prompt.text for of_image in self.prompts for prompt in of_image]
         return [self.prompt(pair).text for pair in pairs]
 
+    def kinds(self) -> list[str]:
+        """The kinds of all prompts, sorted."""
+        return sorted({prompt.kind for of_image in self.prompts for prompt in of_image})
+
     def pixels(self, images: Sequence[int]) -> Tensor:
         """Images as the teacher wants them, [I, 3, S, S] float32."""
         return normalize(torch.stack([self.images.pixels(index) for index in images]))
