@@ -1,7 +1,7 @@
 """Segment pictures with words or a box, from the command line.
 
-    python -m braid.segmentation.predict street.jpg --words "red star" circle
-    python -m braid.segmentation.predict street.jpg --box 40 60 220 310 --model efficient_sam3
+    python -m braid.segmentation.release.predict street.jpg --words "red star" circle
+    python -m braid.segmentation.release.predict street.jpg --box 40 60 220 310 --model efficient_sam3
 
 writes street.png, the picture with the masks, and street.json, with scores, boxes and run lengths,
 into --out. The model is a folder that `python -m braid.segmentation.release` wrote, or one of
@@ -67,7 +67,7 @@ def _found(image: Image.Image, boxes: Sequence[Box], options: argparse.Namespace
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("braid.segmentation.predict", description=__doc__)
+    parser = argparse.ArgumentParser("braid.segmentation.release.predict", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("pictures", nargs="+", type=Path, help="files of pictures")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from braid.segmentation.predict import main
+from braid.segmentation.release.predict import main
 from braid.segmentation.student.student import save_student
 from tests.segmentation.release.test_segmenter import PICTURE, some_segmenter
 
