@@ -1,7 +1,7 @@
 """Segment pictures with words or a box, from the command line.
 
     python -m braid.segmentation.release.predict street.jpg --words "red star" circle
-    python -m braid.segmentation.release.predict street.jpg --box 40 60 220 310 --model efficient_sam3
+    python -m braid.segmentation.release.predict street.jpg --box 40 60 220 310 --model folder
 
 writes street.png, the picture with the masks, and street.json, with scores, boxes and run lengths,
 into --out. The model is a folder that `python -m braid.segmentation.release` wrote, or one of
