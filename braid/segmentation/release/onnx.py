@@ -196,7 +196,7 @@ class OnnxSegmenter:
         outputs = self.predict(squashed(image, self.size), words)
         rows = zip(words, *(outputs[name] for name in OUTPUTS[:-1]), strict=True)
         return [
-            found_of(prompt, masks, boxes, logits, float(presence[0]), image, score)
+            found_of(prompt, masks, boxes, logits, float(presence[0]), image.size, score)
             for prompt, masks, boxes, logits, presence in rows
         ]
 

@@ -72,14 +72,14 @@ def found_of(
     boxes: Array,  # [Q, 4] xyxy in [0, 1]
     logits: Array,  # [Q]
     presence: float,  # logit
-    image: Image.Image,
+    size: tuple[int, int],  # width and height of the picture
     score: float,
 ) -> Found:
     """The queries with a higher score, on the picture."""
     scores = _sigmoid(logits) * _sigmoid(np.float32(presence))
     order = [int(query) for query in np.argsort(-scores, kind="stable") if scores[query] > score]
-    width, height = image.size
-    drawn = [_enlarged(masks[query], image.size) > 0 for query in order]
+    width, height = size
+    drawn = [_enlarged(masks[query], size) > 0 for query in order]
     return Found(
         prompt=prompt,
         presence=float(_sigmoid(np.float32(presence))),
@@ -113,7 +113,7 @@ def as_json(picture: str, image: Image.Image, found: Sequence[Found]) -> dict[st
                     {
                         "score": round(float(score), 6),
                         "box": [round(float(side), 2) for side in box],
-                        "segmentation": _run_lengths(mask),
+                        "segmentation": run_lengths(mask),
                     }
                     for score, box, mask in zip(part.scores, part.boxes, part.masks, strict=True)
                 ],
@@ -123,7 +123,8 @@ def as_json(picture: str, image: Image.Image, found: Sequence[Found]) -> dict[st
     }
 
 
-def _run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
+def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """A mask as COCO's compressed run lengths."""
     rle = coco.encode(np.asfortranarray(mask, np.uint8))
     return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
 

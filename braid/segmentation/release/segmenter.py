@@ -115,7 +115,7 @@ class Segmenter:
                 prediction.boxes[row].numpy(),
                 prediction.logits[row].numpy(),
                 prediction.presence[row, 0].item(),
-                image,
+                image.size,
                 score,
             )
             for row, prompt in enumerate(prompts)

@@ -26,7 +26,7 @@ def some_found(score=0.3):
     masks = draw.normal(size=(3, 8, 8)).astype(np.float32)
     boxes = np.array([[0, 0, 0.5, 0.5], [0.1, 0.2, 0.3, 1], [0, 0, 1, 1]], np.float32)
     logits = np.array([0.0, 3.0, -3.0], np.float32)
-    return masks, found_of("star", masks, boxes, logits, 2.0, PICTURE, score)
+    return masks, found_of("star", masks, boxes, logits, 2.0, PICTURE.size, score)
 
 
 def test_sure_queries_are_found_in_order_on_the_grid_of_the_picture():
