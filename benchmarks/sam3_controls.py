@@ -77,7 +77,9 @@ def main() -> None:
                     {"seed": seed, "student": student, **_trained(copy, params, student, seed)}
                 )
                 pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4f")
-    print(summary(pd.DataFrame(rows)).to_string(float_format=lambda value: f"{value:.3f}"))
+    means = summary(pd.DataFrame(rows))
+    means.to_csv(path.with_stem("sam3_controls_means"), float_format="%.4f")
+    print(means.to_string(float_format=lambda value: f"{value:.3f}"))
 
 
 def _trained(copy: Path, params: Mapping[str, Any], student: str, seed: int) -> dict[str, object]:
@@ -107,7 +109,9 @@ def _metrics(copy: Path) -> dict[str, object]:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds; of agreement, presence and IoU also what is left of the control's, seed by
     seed, with the half width of its 95 % interval (Student's t)."""
-    means = table.drop(columns="seed").groupby("student", sort=False).mean()
+    groups = table.drop(columns="seed").groupby("student", sort=False)
+    means = groups.mean()
+    means.insert(0, "seeds", groups.size())
     for metric in ("agreement_iou", "presence_balanced_accuracy", "iou"):
         values = table.pivot(index="seed", columns="student", values=metric)
         for student in means.index:

@@ -227,7 +227,7 @@ def test_the_masked_autoencoder_of_images_beats_every_trivial_predictor() -> Non
 
 
 # So small a teacher and student end elsewhere on another CPU, as with another seed: the floors of
-# this strand stand where those end too, below the committed figures.
+# this strand stand below what three seeds gave.
 
 
 def models(name: str, **where: str) -> dict[str, dict[str, str]]:
@@ -239,17 +239,31 @@ def models(name: str, **where: str) -> dict[str, dict[str, str]]:
 
 def test_the_segmentation_teacher_is_worth_distilling() -> None:
     figures, rows = drifting("sam3"), models("plots/sam3_methods.csv")
-    assert figures["iou"]["teacher"] >= 0.55
-    assert figures["presence"]["teacher"] >= 0.65
-    assert figures["iou"]["teacher"] > 5 * float(rows["random_teacher"]["iou"])
+    assert figures["miou_teacher"] >= 0.6
+    assert figures["presence_balanced_accuracy_teacher"] >= 0.75
+    assert figures["miou_teacher"] > 5 * float(rows["random_teacher"]["iou"])
+    assert drifting("sam3_teacher")["status"] == "ok"
 
 
 def test_the_segmentation_student_is_near_its_teacher_and_conditioned_on_prompts() -> None:
     figures, rows = drifting("sam3"), models("plots/sam3_methods.csv")
-    assert figures["iou"]["student"] >= 0.65 * figures["iou"]["teacher"]
+    assert figures["cgf1_ratio"] >= 0.8
+    assert figures["miou_ratio"] >= 0.93
+    assert figures["agreement"] >= 0.62
+    assert figures["presence_balanced_accuracy"] >= 0.75
+    assert abs(figures["score_gap"]) <= 0.16
     teacher = float(rows["teacher"]["prompt_sensitivity"])
-    assert figures["sensitivity"]["student"] >= 0.5 * teacher
-    assert figures["status"] in ("ok", "far_from_teacher", "always_present")
+    assert figures["prompt_sensitivity"] >= 0.85 * teacher
+    assert figures["status"] == "ok"
+
+
+def test_false_positives_are_seen_where_the_iou_sees_none() -> None:
+    """The control finds things that are not there: its IoU does not tell."""
+    rows = models("plots/sam3_methods.csv")
+    control, student = rows["truth_only"], rows["student"]
+    assert float(control["iou"]) > float(student["iou"])
+    assert float(control["cgf1"]) < 0.8 * float(student["cgf1"])
+    assert float(control["presence_balanced_accuracy"]) < 0.6
 
 
 @pytest.mark.parametrize("withheld", [False, True])
@@ -267,7 +281,7 @@ def test_each_phase_lowers_its_loss_on_held_out_prompts() -> None:
     for phase in ("features", "outputs"):
         loss = rows[phase, "loss"]
         assert float(loss["after"]) < float(loss["before"])
-    terms = ["mask", "box", "giou", "logit", "presence", "semantic", "fpn", "encoder"]
+    terms = ["mask", "box", "giou", "logit", "presence", "semantic", "fpn", "encoder", "text"]
     assert all(float(rows["features", term]["after"]) >= 0 for term in terms)
     figures = drifting("sam3_training/distilled")
     assert figures["loss"]["after"] < figures["loss"]["before"]
