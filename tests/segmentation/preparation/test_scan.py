@@ -3,7 +3,10 @@
 import pytest
 from PIL import Image
 
-from braid.segmentation.data.sa1b import open_images, read_manifest
+from braid.segmentation.config import PromptsConfig
+from braid.segmentation.data.sa1b import open_images, read_manifest, read_record
+from braid.segmentation.preparation import scan as module
+from braid.segmentation.preparation.prompts import sample_prompts
 from braid.segmentation.preparation.scan import (
     image_rows,
     jpeg_size,
@@ -188,8 +191,34 @@ def test_rows_count_images_and_annotations_by_split(tmp_path):
         tmp_path / "sa_1.json",
         lambda content: content["annotations"][0].update(noun_phrase="a cat"),
     )
-    write_manifest(tmp_path, scan(tmp_path, val=1, faults="fatal"), image_size=14)
+    sketches = scan(tmp_path, val=1, faults="fatal").sketches
     columns = ("split", "images", "exhaustive", "annotations", "named", "masks_per_image")
     expected = [("all", 3, 1, 6, 1, 2.0), ("train", 2, 0, 4, 1, 2.0), ("val", 1, 1, 2, 0, 2.0)]
-    rows = image_rows(open_images(tmp_path, cache_mib=0))
+    rows = image_rows(sketches)
     assert rows == [dict(zip(columns, row, strict=True)) for row in expected]
+
+
+def test_every_file_is_read_once_for_all_that_prompts_are_made_of(tmp_path, monkeypatch):
+    write_pairs(tmp_path, [1, 2, 3])
+    read = []
+    monkeypatch.setattr(
+        module, "read_record", lambda path: (read.append(path), read_record(path))[1]
+    )
+    sketches = scan(tmp_path, val=1, faults="fatal").sketches
+    config = PromptsConfig(
+        kinds=("generic", "box"), generic="all", per_image=3, negative_fraction=0.4, withheld=()
+    )
+    prompts = sample_prompts(sketches, config, seed=0)
+    whole = [read_record(path) for path in sorted(read)]
+    assert len(read) == 3
+    assert image_rows(sketches)[0]["annotations"] == 6
+    assert not any(note.rle for n in range(3) for note in sketches.record(n).annotations)
+
+    class Whole:
+        def __len__(self):
+            return len(whole)
+
+        def record(self, index):
+            return whole[index]
+
+    assert sample_prompts(Whole(), config, seed=0) == prompts
