@@ -1,5 +1,6 @@
 """ONNX against PyTorch, on pictures and in numbers."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ from braid.segmentation.release.onnx import OUTPUTS, OnnxSegmenter, export_onnx
 from braid.segmentation.release.pictures import squashed
 from braid.segmentation.sam3.sam3 import PromptInputs, predict
 from braid.segmentation.sam3.tokens import encode
-from tests.segmentation.release.test_segmenter import PICTURE, some_segmenter
+from tests.segmentation.release.test_segmenter import PICTURE, ROOT, some_segmenter
 from tests.segmentation.tiny_models import CONTEXT, IMAGE_SIZE
 
 
@@ -70,3 +71,11 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ValueError, match="the package onnx is missing, expected the extra"):
         export_onnx(some_segmenter(), tmp_path)
+
+
+def test_onnx_and_the_command_do_without_pytorch():
+    code = (
+        "import sys, braid.segmentation.release.onnx, braid.segmentation.release.predict\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
