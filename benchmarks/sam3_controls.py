@@ -4,8 +4,9 @@
 
 needs the images, the teacher and its cache (`dvc repro cache_teacher`). In a temporary copy of the
 repository it trains each student once per seed, for as many steps, and writes how each does on
-held-out images to benchmarks/results/sam3_controls.csv, a row as soon as it is there. One thing
-differs from the row above, or from the first one:
+held-out images to benchmarks/results/sam3_controls.csv, a row as soon as it is there, and the means
+beside it; `--students` trains some of them, and leaves the rows of the others as they are. One
+thing differs from the row above, or from the first one:
 
     distilled          as params.yaml has it
     truth_heads        ground truth of the labeled prompts instead of the teacher's predictions
@@ -19,6 +20,7 @@ them; the others were trained on the teacher's predictions.
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import shutil
@@ -45,6 +47,8 @@ STUDENTS = {
     "no_heads": {"supervision": "teacher", "heads": False, "features": True},
 }
 CONTROL = "truth_heads"
+RESULTS = ROOT / "benchmarks/results/sam3_controls.csv"
+MEANS = RESULTS.with_stem("sam3_controls_means")
 OVERALL = (
     "agreement_iou",
     "agreement_presence",
@@ -62,24 +66,32 @@ BY_SPLIT = {"labeled": ("agreement_iou",), "withheld": ("agreement_iou", "agreem
 
 def main() -> None:
     """Train, tabulate, print."""
-    path = ROOT / "benchmarks/results/sam3_controls.csv"
-    path.parent.mkdir(exist_ok=True)
+    parser = argparse.ArgumentParser("benchmarks.sam3_controls")
+    parser.add_argument("seeds", nargs="+", type=int)
+    parser.add_argument("--students", nargs="+", choices=STUDENTS, default=[*STUDENTS])
+    options = parser.parse_args()
+    RESULTS.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
+        copy, params = Path(folder), load_yaml(ROOT / "params.yaml")
         for part in PARTS:
             shutil.copytree(ROOT / part, copy / part)
         for file in ("dvc.yaml", "built_in", "none"):
             shutil.copy(ROOT / file, copy)
-        params, rows = load_yaml(ROOT / "params.yaml"), list[dict[str, object]]()
-        for student in STUDENTS:
-            for seed in map(int, sys.argv[1:]):
-                rows.append(
-                    {"seed": seed, "student": student, **_trained(copy, params, student, seed)}
-                )
-                pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4f")
-    means = summary(pd.DataFrame(rows))
-    means.to_csv(path.with_stem("sam3_controls_means"), float_format="%.4f")
-    print(means.to_string(float_format=lambda value: f"{value:.3f}"))
+        for student in options.students:
+            for seed in options.seeds:
+                write({"seed": seed, "student": student, **_trained(copy, params, student, seed)})
+    print(pd.read_csv(MEANS, index_col="student").to_string())
+
+
+def write(row: dict[str, object]) -> None:
+    """Put a row into the table, for that of an earlier run, and take the means anew."""
+    earlier = pd.read_csv(RESULTS) if RESULTS.is_file() else pd.DataFrame(columns=[*row])
+    same = (earlier["seed"] == row["seed"]) & (earlier["student"] == row["student"])
+    table = pd.concat([earlier[~same], pd.DataFrame([row])])
+    order = table["student"].map([*STUDENTS].index)
+    table = table.assign(order=order).sort_values(["order", "seed"]).drop(columns="order")
+    table.to_csv(RESULTS, index=False, float_format="%.4f")
+    summary(table).to_csv(MEANS, float_format="%.4f")
 
 
 def _trained(copy: Path, params: Mapping[str, Any], student: str, seed: int) -> dict[str, object]:
@@ -114,6 +126,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     means.insert(0, "seeds", groups.size())
     for metric in ("agreement_iou", "presence_balanced_accuracy", "iou"):
         values = table.pivot(index="seed", columns="student", values=metric)
+        values = values.reindex(columns=[*STUDENTS])  # those that did not run yet are missing
         for student in means.index:
             gain = (values[student] - values[CONTROL]).dropna()
             few = len(gain) < 2
