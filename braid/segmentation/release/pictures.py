@@ -19,7 +19,8 @@ Array = NDArray[np.float32]
 
 COLORS = ((230, 97, 1), (0, 114, 178), (0, 158, 115), (204, 121, 167), (230, 159, 0))
 VEIL = 0.5  # opacity of a mask
-LINE = 14  # pixels of the picture's height that a line of the legend takes
+LINE = 16  # pixels of a line of the legend, at least
+LEAST = 400  # pixels across, of what is drawn
 
 
 @dataclass(frozen=True)
@@ -130,20 +131,23 @@ def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def drawn(image: Image.Image, found: Sequence[Found]) -> Image.Image:
-    """The picture with the masks of each prompt in a color, and a legend below."""
+    """The picture with the masks of each prompt in a color, and a legend below; small ones larger."""
     pixels = np.asarray(image, np.float32).copy()
     for number, part in enumerate(found):
         shade = np.array(COLORS[number % len(COLORS)], np.float32)
         for mask in part.masks:
             pixels[mask] = (1 - VEIL) * pixels[mask] + VEIL * shade
-    line = max(LINE, image.height // 20)
-    legend = Image.new("RGB", (image.width, image.height + line * len(found)), "white")
-    legend.paste(Image.fromarray(pixels.astype(np.uint8)))
+    factor = -(-LEAST // image.width)  # a legend needs its width
+    width, height = factor * image.width, factor * image.height
+    line = max(LINE, height // 20)
+    legend = Image.new("RGB", (width, height + line * len(found)), "white")
+    painted = Image.fromarray(pixels.astype(np.uint8))
+    legend.paste(painted.resize((width, height), Image.Resampling.NEAREST))
     pen = ImageDraw.Draw(legend)
     for number, part in enumerate(found):
-        color, top = COLORS[number % len(COLORS)], image.height + number * line
+        color, top = COLORS[number % len(COLORS)], height + number * line
         for box in part.boxes:
-            pen.rectangle([float(side) for side in box], outline=color, width=max(1, line // 14))
+            pen.rectangle([factor * float(side) for side in box], outline=color, width=line // LINE)
         scores = " ".join(f"{score:.2f}" for score in part.scores) or "nothing"
         name = part.prompt if isinstance(part.prompt, str) else "box"
         text = f"{name} ({part.presence:.2f}): {scores}"

@@ -55,7 +55,7 @@ class Segmenter:
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{folder}: no folder of a student ({reason})") from None
-        return cls(model, load_tokenizer(folder))
+        return cls(model, _tokenizer(folder))
 
     @classmethod
     def of_stage(cls, folder: Path | str) -> Self:
@@ -134,6 +134,15 @@ class Segmenter:
 
         size = self.model.recipe.image_size
         return Sam3ImageProcessor(size={"height": size, "width": size})
+
+
+def _tokenizer(folder: Path) -> Any:
+    """That of a released folder, by its class: the library's automatic way warns of the model."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder}: has no tokenizer, expected tokenizer.json in it")
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 def open_segmenter(folder: Path | str) -> Segmenter:

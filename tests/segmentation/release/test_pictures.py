@@ -82,7 +82,7 @@ def test_masks_are_drawn_and_the_rest_of_the_picture_stays():
     ones = np.ones(1, np.float32)
     found = Found("star", 1.0, ones, np.array([[10, 5, 30, 15]], np.float32), mask)
     picture = np.asarray(drawn(PICTURE, [found]))
-    before = np.asarray(PICTURE)
-    assert picture.shape[0] > 40  # a legend below
-    assert np.array_equal(picture[20:40], before[20:])
-    assert (picture[6:14, 11:29] != before[6:14, 11:29]).any(-1).mean() > 0.9
+    before = np.asarray(PICTURE).repeat(7, 0).repeat(7, 1)  # to 420 pixels across
+    assert picture.shape == (280 + 16, 420, 3)  # a legend below
+    assert np.array_equal(picture[120:280], before[120:])
+    assert (picture[42:98, 77:203] != before[42:98, 77:203]).any(-1).mean() > 0.9
