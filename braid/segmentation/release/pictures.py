@@ -131,7 +131,7 @@ def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def drawn(image: Image.Image, found: Sequence[Found]) -> Image.Image:
-    """The picture with the masks of each prompt in a color, and a legend below; small ones larger."""
+    """The picture with the masks of each prompt in a color, and a legend; a small one enlarged."""
     pixels = np.asarray(image, np.float32).copy()
     for number, part in enumerate(found):
         shade = np.array(COLORS[number % len(COLORS)], np.float32)
