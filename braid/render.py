@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from braid.common.progress import progress
 from braid.radiance.config import EvaluationConfig
 from braid.radiance.gaussians.field import render_all
 from braid.radiance.gaussians.gaussians import load_ply
@@ -68,7 +68,7 @@ def _images(
 ) -> torch.Tensor:
     """Every view over white, [N, H, W, 3]."""
     device = cameras.camera_to_world.device
-    views = tqdm(range(len(cameras)), desc="render", unit="view", disable=None)
+    views = progress(range(len(cameras)), "render", "view")
     if model.suffix == ".ply":
         gaussians = load_ply(model).to(device)
         return torch.cat([render_all(gaussians, cameras[[view]]).on_white() for view in views])
