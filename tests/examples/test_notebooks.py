@@ -46,12 +46,12 @@ def test_a_notebook_is_committed_without_outputs(path: Path) -> None:
 
 
 def test_drift_in_two_dimensions_says_what_it_shows() -> None:
-    """Seen: balanced 0.009, attraction 0.105, one temperature 0.154, untrained 0.088, data 0.005."""
+    """Seen: balanced .009, attraction .105, one temperature .154, untrained .088, data .005."""
     names: dict[str, Any] = {"__name__": "notebook"}
     started = time.process_time()
     for cell in cells(ROOT / "examples/drift_2d.ipynb", "code"):
         exec("".join(cell["source"]), names)
-    assert time.process_time() - started < 20
+    assert time.process_time() - started < 30  # seconds of one core; 9 were seen
     error = names["error"]
     assert error["balanced"] < 0.02 < 0.05 < error["untrained"]
     assert error["attraction x 1.5"] > 4 * error["balanced"]
