@@ -26,7 +26,7 @@ from report.revisions import Revision
 COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#8a8a8a")  # Okabe and Ito
 DASHES = ("-", "--", ":", "-.")  # of the revisions
 _INCHES = (4.3, 2.8)
-_LEGEND = 3  # columns
+_LEGEND = 50  # characters of a legend's line
 _HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)  # XML declaration and document type
 _METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 _NAMESPACE = re.compile(r'\sxmlns(:\w+)?="[^"]*"')
@@ -59,6 +59,7 @@ class Line:
     x: tuple[str, ...]
     y: tuple[float, ...]
     revision: int  # of the report's revisions
+    shared: bool  # the same in all of them
 
 
 @dataclass
@@ -113,14 +114,12 @@ def _add_lines(
 ) -> None:
     """A line for each source, and one for each further revision where it differs."""
     for file, column in sources:
-        drawn: list[tuple[tuple[str, ...], tuple[float, ...]]] = []
-        for number, revision in enumerate(revisions):
-            points = _points(revision, file, plot.x, column)
-            if not points[0] or points in drawn:
-                continue
-            drawn.append(points)
-            label = PurePosixPath(file).stem if by_file else column
-            chart.lines.append(Line(label, *points, revision=number))
+        label = PurePosixPath(file).stem if by_file else column
+        every = [_points(revision, file, plot.x, column) for revision in revisions]
+        for number, points in enumerate(every):
+            if points[0] and points not in every[:number]:
+                shared = every.count(points) == len(every)
+                chart.lines.append(Line(label, *points, revision=number, shared=shared))
 
 
 def _points(
@@ -174,7 +173,8 @@ def draw(chart: Chart, revisions: Sequence[Revision]) -> str:
             axes, chart, revisions
         )
         if len(chart.lines) > 1:
-            columns = min(_LEGEND, len(chart.lines))
+            longest = max(len(_label(line, revisions)) for line in chart.lines)
+            columns = min(len(chart.lines), max(1, _LEGEND // longest))
             figure.legend(loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -214,7 +214,7 @@ def _draw_bars(axes: Axes, chart: Chart, revisions: Sequence[Revision]) -> None:
 
 
 def _label(line: Line, revisions: Sequence[Revision]) -> str:
-    return line.label if len(revisions) == 1 else f"{line.label}, {revisions[line.revision].name}"
+    return line.label if line.shared else f"{line.label}, {revisions[line.revision].name}"
 
 
 def _numbers(values: Sequence[str]) -> list[float] | None:

@@ -13,6 +13,7 @@ from report.revisions import Revision
 
 Value = float | int | str | bool | None
 _SENTENCE = 24  # characters; longer cells are no figures
+NO_CHANGE = "–"  # where there is none to be told: words, or a figure of one revision
 NOT_METRICS = ("metrics/runtime/", "metrics/tables/")
 
 
@@ -93,15 +94,17 @@ def differences(revisions: Sequence[Revision], strand_files: set[str]) -> Table:
     for path, key in keys:
         row = [revision.get(path, {}).get(key) for revision in values]
         if any(value != row[0] for value in row[1:]):
-            rows.append((path, key, *map(text, row), change(row[0], row[-1])))
+            place = path.removeprefix("metrics/").removesuffix(".json")
+            rows.append((f"{place}: {key}", *map(text, row), change(row[0], row[-1])))
+    rows.sort(key=lambda row: row[-1] == NO_CHANGE)  # figures that both have first
     names = [revision.name for revision in revisions]
-    return Table("", ("path", "metric", *names, "change"), tuple(rows))
+    return Table("", ("metric", *names, "change"), tuple(rows))
 
 
 def change(before: Value, after: Value) -> str:
     """The difference of two numbers with its sign, and in percent."""
     if not _is_number(before) or not _is_number(after):
-        return "–"
+        return NO_CHANGE
     difference = float(after) - float(before)
     percent = f" ({100 * difference / abs(float(before)):+.1f} %)" if before else ""
     return f"{difference:+.4g}{percent}"

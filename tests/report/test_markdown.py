@@ -38,12 +38,12 @@ def test_changes_come_first_then_the_figures_of_each_strand(repo: Path) -> None:
     (repo / "metrics/train/a.json").write_text('{"psnr": 30.0, "status": "collapsed"}')
     commit(repo)
     page = to_markdown(open_report(repo, open_revisions(repo, ["HEAD~1", "HEAD"])))
-    assert "| path | metric | HEAD~1 | HEAD | change |" in page
-    assert "| metrics/train/a.json | psnr | 30.5 | 30 | -0.5 (-1.6 %) |" in page
-    assert "| metrics/train/a.json | status | ok | collapsed | – |" in page
+    assert "| metric | HEAD~1 | HEAD | change |" in page
+    assert "| train/a: psnr | 30.5 | 30 | -0.5 (-1.6 %) |" in page
+    assert "| train/a: status | ok | collapsed | – |" in page
     assert page.index("## Changes") < page.index("<details><summary>Radiance</summary>")
     assert "| frechet.refined | 0.25 |" in page
-    assert "metrics/train/b.json | psnr" not in page
+    assert "train/b: psnr" not in page
 
 
 def test_what_did_not_change_is_said(repo: Path) -> None:

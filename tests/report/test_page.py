@@ -101,10 +101,10 @@ def test_revisions_differ_in_figures_curves_and_pictures(repo: Path) -> None:
     (repo / "plots/pictures/still.png").write_bytes(picture(color="blue"))
     shown = parsed(repo, "HEAD")
     words = [word.strip() for word in shown.text]
-    start = words.index("metrics/train/a.json")
-    assert words[start + 1 : start + 5] == ["psnr", "30.5", "31.5", "+1 (+3.3 %)"]
+    start = words.index("train/a: psnr")
+    assert words[start + 1 : start + 4] == ["30.5", "31.5", "+1 (+3.3 %)"]
     labels = [drawing["aria-label"] for drawing in shown.drawings]
-    assert any("a, HEAD 2 to 1.5; a, workspace 2 to 0.5; b, HEAD 4 to 3.5" in la for la in labels)
+    assert any("a, HEAD 2 to 1.5; a, workspace 2 to 0.5; b 4 to 3.5" in la for la in labels)
     assert [image["alt"][-12:] for image in shown.images].count(" (workspace)") == 1
     assert len(shown.images) == 3
 
