@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro exp test lint figures bench board lock clean clean-scratch
+.PHONY: help env repro exp test lint figures bench board report lock clean clean-scratch
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ bench: env ## Measure the ratios that the README quotes
 
 board: env ## Watch running trainings in TensorBoard
 	tensorboard --logdir runs
+
+FORMAT ?= html
+report: env ## One offline page of figures, curves and pictures: make report REV="HEAD exp1" FORMAT=md
+	@python -m report --format $(FORMAT) $(REV)
 
 lock: ## Renew requirements.lock from the ranges in pyproject.toml
 	rm -rf $(VENV)

@@ -27,6 +27,7 @@ from torch.nn.functional import grid_sample, interpolate, pad
 from braid.clips.config import DigitsConfig
 from braid.clips.decoding.transform import SPACE_STRIDE, TIME_STRIDE, encode
 from braid.clips.shards.dataset import Layout, write_shard, write_tensor
+from braid.common.progress import progress
 from braid.data.splits import SPLITS, split_of
 
 # ---- Text embeddings: one fixed vector for each word of a prompt, zero rows after the last ------
@@ -293,7 +294,8 @@ def write_digit_shards(
     frames = TIME_STRIDE * (config.latent_frames - 1) + 1
     size = SPACE_STRIDE * config.latent_size
     paths = []
-    for number, start in enumerate(range(0, config.clips, config.per_shard)):
+    starts = range(0, config.clips, config.per_shard)
+    for number, start in enumerate(progress(starts, "moving digits", "shard")):
         keys = [f"{key:09d}" for key in range(start, min(start + config.per_shard, config.clips))]
         rng = np.random.default_rng([seed, number])
         scenes = (

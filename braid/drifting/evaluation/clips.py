@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from braid.common.progress import progress
 from braid.common.rng import generator
 from braid.common.timing import timed
 from braid.drifting.config import CorruptionConfig, DriftEvaluationConfig
@@ -139,7 +140,10 @@ def complete(
     }
     if corruption.config.interpolator == "linear" and corruption.config.noise == "none":
         del runs["start"]
-    methods = {name: _timed(*run, len(truth), truth.device) for name, run in runs.items()}
+    methods = {
+        name: _timed(*run, len(truth), truth.device)
+        for name, run in progress(runs.items(), "complete", "method")
+    }
     return Completed(masks[-1, 0], classes, methods)
 
 
@@ -189,7 +193,8 @@ def compare(
     figures |= {"real": evaluator.distances(others), "chance": {}}
     viewer, count = Viewer(decode, completed.given), config.read_clips
     reader = TrainedReader(viewer, test, train, config, seed)
-    for name, latents in {**clips, "real": test.latents}.items():
+    read = {**clips, "real": test.latents}
+    for name, latents in progress(read.items(), "read", "method"):
         figures[name] |= reader.figures(latents[:count])
     figures["chance"] |= reader.chance()
     return figures
