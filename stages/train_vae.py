@@ -17,7 +17,7 @@ def main() -> None:
         schema, values = stored.features.schema, stored.standardized.to(run.device)
         training = stored.training.to(run.device)
 
-        vae = FeatureVae(schema.channels, config.hidden, config.latent)
+        vae = FeatureVae(schema.channels, config)
         vae.start_from_pca(stored.standardized[stored.training], schema.columns)
         objective = VaeObjective(vae, values[training], schema.columns, config).to(run.device)
         result = train(

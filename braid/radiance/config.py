@@ -66,22 +66,32 @@ class RendersConfig(Config):
     field_points: Count  # points in occupied space with the teacher's density and color
 
 
-class FeaturesConfig(Config):
+class AggregationConfig(Config):
+    """How Gaussians add up to the features of a cell."""
+
+    weighting: Weighting  # opacity; mass: opacity times (2 pi)^1.5 prod(s); or contribution
+    split: Split  # hard: to the center's cell; trilinear: to the 8 whose centers surround it
+
+
+class FeaturesConfig(AggregationConfig):
     """Per-cell aggregates of the teacher's Gaussians."""
 
     cells: Count  # along the longest axis; at least 100k occupied ones want about 128
-    weighting: Weighting
-    split: Split
     robust: bool  # median and MAD instead of mean and standard deviation
     block: Count  # cells per side of the spatial blocks that are split into train and val
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
 
 
-class VaeConfig(Config):
-    """The MLP VAE on per-cell features."""
+class VaeSizes(Config):
+    """The layers of a VAE."""
 
     latent: Annotated[int, Field(ge=1)]  # the seed: 16 to 32
     hidden: tuple[Count, ...] = Field(strict=False)
+
+
+class VaeConfig(VaeSizes):
+    """The MLP VAE on per-cell features."""
+
     steps: Steps
     batch: Count  # cells
     optimizer: OptimizerConfig
@@ -100,12 +110,17 @@ class NetworkConfig(Config):
     direction_frequencies: Whole  # octaves of the view direction
 
 
-class StudentConfig(NetworkConfig):
-    """The KiloNeRF grid of tiny MLPs and how its rays are sampled."""
+class FieldConfig(NetworkConfig):
+    """The KiloNeRF grid of tiny MLPs as a radiance field."""
+
+    margin: Annotated[float, Field(ge=0, le=0.5)]  # half width of the blend at a face, cells
+    density_scale: Positive  # density that a network output of one means, per longest cell edge
+
+
+class StudentConfig(FieldConfig):
+    """A student: how many networks, and how its rays are sampled."""
 
     cells: Count  # networks along the longest axis of the tight box
-    margin: Annotated[float, Field(ge=0, le=0.5)]  # half width of the blend at a face, cells
-    density_scale: Positive  # density that a network output of one means, per cell edge
     step: Positive  # ray step, voxel edges
 
 

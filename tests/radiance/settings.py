@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from braid.radiance.config import (
+    AggregationConfig,
     BricksConfig,
     DistillConfig,
     EvaluationConfig,
@@ -15,6 +16,7 @@ from braid.radiance.config import (
     StudentConfig,
     TeacherConfig,
     VaeConfig,
+    VaeSizes,
 )
 from braid.training.config import OptimizerConfig
 
@@ -62,6 +64,14 @@ def vae_config(**values: Any) -> VaeConfig:
         "gate": 0.0008,
     }
     return VaeConfig(**{**defaults, **values})
+
+
+def vae_sizes(latent: int, *hidden: int) -> VaeSizes:
+    return VaeSizes(latent=latent, hidden=hidden)
+
+
+def aggregation_config(**values: Any) -> AggregationConfig:
+    return AggregationConfig(**{"weighting": "mass", "split": "hard", **values})
 
 
 def optimizer_config() -> OptimizerConfig:

@@ -19,7 +19,7 @@ from braid.radiance.features.table import (
 from braid.radiance.features.vae import FeatureVae
 from braid.radiance.scenes.cells import CellGrid
 from braid.radiance.scenes.occupancy import FieldPoints
-from tests.radiance.settings import distill_config, loss_config, rays_config
+from tests.radiance.settings import aggregation_config, distill_config, loss_config, rays_config
 from tests.radiance.tiny_teacher import rendered, seeded, student
 
 GROUPS = {"sh_dc": ("r", "g", "b"), "opacity": ("tau",)}
@@ -48,7 +48,9 @@ def response(
 def stored_features(grid: CellGrid, cells: torch.Tensor, values: torch.Tensor) -> StoredFeatures:
     """Features that are standardized as they are."""
     channels, ones = values.shape[1], torch.ones(len(cells))
-    table = CellFeatures(FeatureSchema(grid, "mass", "hard", GROUPS), cells, values, ones, ones)
+    table = CellFeatures(
+        FeatureSchema(grid, aggregation_config(), GROUPS), cells, values, ones, ones
+    )
     identity = Standardization(torch.zeros(channels), torch.ones(channels), clip=float("inf"))
     return StoredFeatures(table, identity, ones.bool())
 

@@ -105,7 +105,7 @@ class FeatureLoss(nn.Module):
         schema, standardized = stored.features.schema, stored.standardized
         self.projector = Projector(
             width,
-            vae.latent if vae else schema.channels,
+            vae.sizes.latent if vae else schema.channels,
             hidden=config.projector_hidden,
             depth=config.projector_depth,
         )

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from braid.radiance.config import AggregationConfig
 from braid.radiance.scenes.cells import CellGrid
 
 # ---- Standardized features: location and scale per channel, and which cells may set them -------
@@ -121,8 +122,7 @@ class FeatureSchema:
     """What the columns of a feature table mean."""
 
     grid: CellGrid
-    weighting: str  # opacity, mass or contribution
-    split: str  # hard or trilinear
+    aggregation: AggregationConfig
     groups: Mapping[str, tuple[str, ...]]  # group -> its channels, in column order
 
     @property
@@ -162,8 +162,7 @@ class FeatureSchema:
             "lower": self.grid.lower,
             "upper": self.grid.upper,
             "resolution": self.grid.resolution,
-            "weighting": self.weighting,
-            "split": self.split,
+            **self.aggregation.model_dump(include=set(AggregationConfig.model_fields)),
             "groups": [[name, list(channels)] for name, channels in self.groups.items()],
         }
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -280,4 +279,5 @@ def _schema(content: dict[str, Any]) -> FeatureSchema:
     lower, upper, resolution = (tuple(content[key]) for key in ("lower", "upper", "resolution"))
     groups = {name: tuple(channels) for name, channels in content["groups"]}
     grid = CellGrid(lower, upper, resolution)
-    return FeatureSchema(grid, content["weighting"], content["split"], groups)
+    fields = AggregationConfig.model_fields
+    return FeatureSchema(grid, AggregationConfig(**{k: content[k] for k in fields}), groups)

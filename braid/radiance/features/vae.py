@@ -19,7 +19,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from braid.common.io import load_model, save_model
-from braid.radiance.config import VaeConfig
+from braid.radiance.config import VaeConfig, VaeSizes
 
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -10.0, 4.0
 START_LOG_VARIANCE = -6.0  # what `start_from_pca` gives every latent
@@ -51,11 +51,11 @@ class FeatureVae(nn.Module):
     the linear maps are left.
     """
 
-    def __init__(self, features: int, hidden: Sequence[int], latent: int) -> None:
+    def __init__(self, features: int, sizes: VaeSizes) -> None:
         super().__init__()
-        self.features, self.hidden, self.latent = features, tuple(hidden), latent
-        self.encoder = _LinearPlusMlp(features, self.hidden, 2 * latent)
-        self.decoder = _LinearPlusMlp(latent, self.hidden[::-1], features)
+        self.features, self.sizes = features, sizes
+        self.encoder = _LinearPlusMlp(features, sizes.hidden, 2 * sizes.latent)
+        self.decoder = _LinearPlusMlp(sizes.latent, sizes.hidden[::-1], features)
 
     def encode(
         self,
@@ -84,13 +84,14 @@ class FeatureVae(nn.Module):
         center = values.mean(dim=0)
         scaled = (values - center) * root
         _, singular, axes = torch.linalg.svd(scaled.T @ scaled / len(values))
-        kept = min(self.latent, len(singular))
+        latent = self.sizes.latent
+        kept = min(latent, len(singular))
         size = singular[:kept].sqrt().clamp_min(1e-4)
         encode, decode = self.encoder.linear, self.decoder.linear
         encode.weight.zero_()
         encode.weight[:kept] = axes[:kept] / size[:, None] * root
-        encode.bias[: self.latent] = -encode.weight[: self.latent] @ center
-        encode.bias[self.latent :] = START_LOG_VARIANCE
+        encode.bias[:latent] = -encode.weight[:latent] @ center
+        encode.bias[latent:] = START_LOG_VARIANCE
         decode.weight[:, :kept] = axes[:kept].T * size / root[:, None]
         decode.bias.copy_(center)
         return self
@@ -122,7 +123,7 @@ class VaeObjective(nn.Module):
     def outer_layers(self) -> list[str]:
         """Names of the layers that touch the features, which Muon is not for."""
         linear = ["vae.encoder.linear", "vae.decoder.linear"]
-        last = 2 * len(self.vae.hidden)
+        last = 2 * len(self.vae.sizes.hidden)
         return [*linear, "vae.encoder.mlp.0", f"vae.decoder.mlp.{last}"] if last else linear
 
     def beta(self, step: int) -> float:
@@ -158,8 +159,8 @@ def channel_balance(columns: Mapping[str, slice]) -> Tensor:
 
 def save_vae(folder: Path, vae: FeatureVae, schema: str) -> None:
     """Write the VAE; `schema` is the hash of the features' schema."""
-    config = {"features": vae.features, "hidden": vae.hidden, "latent": vae.latent}
-    save_model(folder, vae, {**config, "schema": schema})
+    sizes = vae.sizes.model_dump(include=set(VaeSizes.model_fields))
+    save_model(folder, vae, {"features": vae.features, **sizes, "schema": schema})
 
 
 def load_vae(folder: Path, schema: str) -> FeatureVae:
@@ -177,8 +178,8 @@ def load_vae(folder: Path, schema: str) -> FeatureVae:
     return vae
 
 
-def _build(features: int, hidden: Sequence[int], latent: int, schema: str) -> FeatureVae:
-    return FeatureVae(features, hidden, latent)
+def _build(features: int, schema: str, **sizes: Any) -> FeatureVae:
+    return FeatureVae(features, VaeSizes(**sizes))
 
 
 class _LinearPlusMlp(nn.Module):
@@ -223,7 +224,7 @@ def vae_report(
     with torch.no_grad():
         posterior = vae.encode(validation)
         decoded = vae.decode(posterior.mean)
-    linear = pca_reconstruction(training, validation, columns, vae.latent)
+    linear = pca_reconstruction(training, validation, columns, vae.sizes.latent)
     latent = {
         "kl": float(posterior.kl().sum(dim=-1).mean()),
         "kl_stable": kl_stable(kl),

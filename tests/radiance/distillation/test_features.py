@@ -11,7 +11,7 @@ from braid.radiance.distillation.features import AlignmentProbe, FeatureObjectiv
 from braid.radiance.features.vae import FeatureVae
 from braid.training.trainer import TrainResult
 from tests.radiance.mask_law import uniform_mask_mean
-from tests.radiance.settings import distill_config
+from tests.radiance.settings import distill_config, vae_sizes
 from tests.radiance.tiny_objectives import Spy, feature_loss, features, fit, response
 from tests.radiance.tiny_teacher import seeded
 
@@ -59,7 +59,7 @@ def test_features_do_not_change_the_response_of_the_same_draw() -> None:
 
 
 def test_the_frozen_decoder_takes_no_gradient_and_the_student_does() -> None:
-    vae = FeatureVae(4, hidden=(8,), latent=3)
+    vae = FeatureVae(4, vae_sizes(3, 8))
     objective = features(feature_loss(vae))
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     terms = objective(4, seeded())
@@ -83,7 +83,7 @@ def test_the_schedule_weighs_the_feature_terms_alone() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_measuring_the_alignment_moves_nothing(training: bool) -> None:
-    objective = features(feature_loss(FeatureVae(4, hidden=(8,), latent=3)), hard=0.5)
+    objective = features(feature_loss(FeatureVae(4, vae_sizes(3, 8))), hard=0.5)
     objective(0, seeded())
     objective.train(training)
     objective.features.vae.eval()

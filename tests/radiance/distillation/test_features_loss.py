@@ -14,7 +14,7 @@ from braid.radiance.distillation.features import (
 from braid.radiance.features.vae import FeatureVae
 from braid.radiance.scenes.cells import CellGrid
 from tests.radiance.mask_law import uniform_mask_mean
-from tests.radiance.settings import distill_config
+from tests.radiance.settings import distill_config, vae_sizes
 from tests.radiance.tiny_objectives import stored_features
 
 GRID = CellGrid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (4, 4, 4))
@@ -86,7 +86,7 @@ def test_the_logged_mask_mean_obeys_the_law_of_uniform_points():
 
 
 def test_the_decoder_is_frozen_but_gradients_pass_through_it():
-    vae = FeatureVae(4, hidden=(8,), latent=2)
+    vae = FeatureVae(4, vae_sizes(2, 8))
     loss = make_loss(vae=vae)
     student, points = batch()
     student.requires_grad_()
@@ -101,7 +101,7 @@ def test_the_decoder_is_frozen_but_gradients_pass_through_it():
 
 
 def test_cells_that_the_vae_loses_are_gated():
-    vae = FeatureVae(4, hidden=(), latent=4)
+    vae = FeatureVae(4, vae_sizes(4))
     with torch.no_grad():
         vae.encoder.linear.weight.copy_(torch.cat([torch.eye(4), torch.zeros(4, 4)]))
         vae.encoder.linear.bias.zero_()

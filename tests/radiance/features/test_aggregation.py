@@ -5,12 +5,18 @@ import pytest
 import torch
 from scipy.linalg import logm
 
-from braid.radiance.features.aggregation import MIN_SIZE, aggregate
+from braid.radiance.features.aggregation import MIN_SIZE
+from braid.radiance.features.aggregation import aggregate as aggregate_with
 from braid.radiance.gaussians.gaussians import Gaussians
 from braid.radiance.scenes.cells import CellGrid
+from tests.radiance.settings import aggregation_config
 
 GRID = CellGrid((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0), (4, 4, 4))
 ONE_CELL = CellGrid((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0), (1, 1, 1))
+
+
+def aggregate(gaussians, grid, contribution=None, **settings):
+    return aggregate_with(gaussians, grid, aggregation_config(**settings), contribution)
 
 
 def scatter(count, degree=1, seed=0, dtype=torch.float32):
@@ -193,8 +199,6 @@ def test_a_grid_without_gaussians_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weighting": "volume"}, "unknown weighting 'volume', expected one of"),
-        ({"split": "soft"}, "unknown split 'soft', expected one of"),
         ({"weighting": "contribution"}, r"contribution: expected shape \(10,\), got None"),
         ({"weighting": "contribution", "contribution": -torch.ones(10)}, "finite values >= 0"),
     ],

@@ -12,6 +12,7 @@ from braid.radiance.features.table import (
     save_features,
 )
 from braid.radiance.scenes.cells import CellGrid
+from tests.radiance.settings import aggregation_config
 
 GROUPS = {"sh_dc": ("r", "g", "b"), "sh_rest": ("a", "c"), "opacity": ("tau",)}
 
@@ -19,7 +20,7 @@ GROUPS = {"sh_dc": ("r", "g", "b"), "sh_rest": ("a", "c"), "opacity": ("tau",)}
 def stored(weighting="mass"):
     grid = CellGrid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (4, 4, 4))
     values = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
-    schema = FeatureSchema(grid, weighting, "hard", GROUPS)
+    schema = FeatureSchema(grid, aggregation_config(weighting=weighting), GROUPS)
     cells = torch.tensor([1, 4, 20, 21, 63])
     features = CellFeatures(schema, cells, values, torch.ones(5), torch.rand(5))
     return StoredFeatures(features, fit_standardization(values), torch.arange(5) < 4)

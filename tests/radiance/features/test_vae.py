@@ -11,7 +11,7 @@ from braid.radiance.features.vae import (
     load_vae,
     save_vae,
 )
-from tests.radiance.settings import vae_config
+from tests.radiance.settings import vae_config, vae_sizes
 
 COLUMNS = {"a": slice(0, 4), "b": slice(4, 5)}
 
@@ -44,14 +44,14 @@ def test_balance_is_the_mean_over_groups_of_group_means():
 
 
 def test_log_variance_stays_within_its_limits():
-    vae = FeatureVae(5, hidden=(), latent=2)
+    vae = FeatureVae(5, vae_sizes(2))
     posterior = vae.encode(1e4 * torch.randn(20, 5, generator=generator()))
     assert posterior.log_variance.min() == -10
     assert posterior.log_variance.max() == 4
 
 
 def test_a_latent_pays_only_above_its_free_bits_and_beta_warms_up():
-    vae = FeatureVae(5, hidden=(), latent=3)
+    vae = FeatureVae(5, vae_sizes(3))
     for parameter in vae.parameters():
         torch.nn.init.zeros_(parameter)  # the posterior is the prior: no KL
     values = torch.randn(64, 5, generator=generator())
@@ -65,7 +65,7 @@ def test_a_latent_pays_only_above_its_free_bits_and_beta_warms_up():
 
 
 def test_the_same_generator_gives_the_same_terms():
-    vae = FeatureVae(5, hidden=(8,), latent=2)
+    vae = FeatureVae(5, vae_sizes(2, 8))
     values = torch.randn(64, 5, generator=generator())
     objective = VaeObjective(vae, values, COLUMNS, vae_config(batch=16))
     first, second = objective(2000, generator(3)), objective(2000, generator(3))
@@ -73,7 +73,7 @@ def test_the_same_generator_gives_the_same_terms():
 
 
 def test_data_are_no_part_of_the_state():
-    vae = FeatureVae(5, hidden=(8,), latent=2)
+    vae = FeatureVae(5, vae_sizes(2, 8))
     objective = VaeObjective(vae, torch.randn(64, 5), COLUMNS, vae_config())
     assert all(name.startswith("vae.") for name in objective.state_dict())
 
@@ -93,7 +93,7 @@ def test_a_linear_vae_reaches_probabilistic_pca():
     values = torch.linalg.qr(values)[0] * math.sqrt(512) * spectrum.sqrt() @ axes.T
     noise = 0.4
     objective = VaeObjective(
-        FeatureVae(6, hidden=(), latent=4),
+        FeatureVae(6, vae_sizes(4)),
         values,
         {"all": slice(0, 6)},
         vae_config(batch=512, beta=2 * noise / 6, steps=1, beta_warmup=1.0, free_bits=0.0),
@@ -125,7 +125,7 @@ def test_a_linear_vae_reaches_probabilistic_pca():
 
 
 def test_a_saved_vae_computes_the_same(tmp_path):
-    vae = FeatureVae(5, hidden=(8,), latent=2)
+    vae = FeatureVae(5, vae_sizes(2, 8))
     save_vae(tmp_path / "vae", vae, "abc")
     again = load_vae(tmp_path / "vae", "abc")
     values = torch.randn(9, 5, generator=generator())
@@ -134,7 +134,7 @@ def test_a_saved_vae_computes_the_same(tmp_path):
 
 
 def test_a_vae_of_other_features_or_a_missing_one_is_refused(tmp_path):
-    save_vae(tmp_path / "vae", FeatureVae(5, hidden=(8,), latent=2), "abc")
+    save_vae(tmp_path / "vae", FeatureVae(5, vae_sizes(2, 8)), "abc")
     with pytest.raises(ValueError, match="trained on feature schema abc"):
         load_vae(tmp_path / "vae", "def")
     with pytest.raises(ValueError, match=r"nothing: expected config.json"):

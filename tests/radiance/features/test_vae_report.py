@@ -10,6 +10,7 @@ from braid.radiance.features.vae import (
     vae_report,
     vae_status,
 )
+from tests.radiance.settings import vae_sizes
 
 COLUMNS = {"a": slice(0, 4), "b": slice(4, 6)}
 
@@ -33,19 +34,19 @@ def test_pca_keeps_what_has_its_rank_and_all_when_full():
 def test_a_vae_can_start_as_pca_with_whitened_latents():
     noise = torch.randn(100, 6, generator=torch.Generator().manual_seed(4))
     training = low_rank(100) + 0.3 * noise + torch.arange(6)
-    vae = FeatureVae(6, hidden=(8,), latent=3).start_from_pca(training, COLUMNS)
+    vae = FeatureVae(6, vae_sizes(3, 8)).start_from_pca(training, COLUMNS)
     latent = vae.encode(training).mean.detach()
     expected = pca_reconstruction(training, training, COLUMNS, 3)
     torch.testing.assert_close(vae.decode(latent).detach(), expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(latent.T @ latent / 100, torch.eye(3), atol=1e-4, rtol=0)
-    wide = FeatureVae(6, hidden=(8,), latent=9).start_from_pca(training, COLUMNS)
+    wide = FeatureVae(6, vae_sizes(9, 8)).start_from_pca(training, COLUMNS)
     again = wide.decode(wide.encode(training).mean).detach()
     torch.testing.assert_close(again, training, atol=1e-3, rtol=0)
 
 
 def test_the_report_knows_a_perfect_and_an_empty_vae():
     values = low_rank(60)
-    vae = FeatureVae(6, hidden=(), latent=6)
+    vae = FeatureVae(6, vae_sizes(6))
     with torch.no_grad():
         vae.encoder.linear.weight.copy_(torch.cat([torch.eye(6), torch.zeros(6, 6)]))
         vae.encoder.linear.bias.zero_()
