@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from braid.common.rng import generator
 from braid.radiance.config import TeacherConfig
 from braid.radiance.fitting.hull import initial_gaussians, visual_hull
 from braid.radiance.gaussians.gaussians import (
@@ -262,16 +263,10 @@ def _rates(config: TeacherConfig, radius: float) -> dict[str, float]:
     }
 
 
-def _generator(seed: int, *salt: int) -> torch.Generator:
-    """A generator of its own for each (seed, salt)."""
-    mixed = hash((seed, *salt))  # of integers only: the same in every process
-    return torch.Generator().manual_seed(mixed % (1 << 63))
-
-
 def _view(seed: int, step: int, count: int) -> int:
     """Every view once per pass, in an order that is shuffled anew for each pass."""
     passed, place = divmod(step, count)
-    return int(torch.randperm(count, generator=_generator(seed, 0, passed))[place])
+    return int(torch.randperm(count, generator=generator(seed, "views", passed))[place])
 
 
 def _check_finite(loss: Tensor, state: FitState) -> None:
@@ -294,7 +289,7 @@ def _density_round(state: FitState, config: TeacherConfig, seed: int, voxel: flo
         state.pressure,
         config,
         voxel=voxel,
-        generator=_generator(seed, 1, state.step),
+        generator=generator(seed, "density", state.step),
     )
     state.replace(*changed)
 
