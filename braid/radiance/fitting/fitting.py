@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from braid.common.rng import generator
@@ -34,6 +35,7 @@ from braid.training.trainer import Run
 # moments follow alike, and edits of the new rows.
 
 _SHRINK = 1.6  # a split Gaussian's children are smaller by this factor
+_APART = 0.5  # deviations between the children of a clone; in one place they would stay equal
 
 
 class Round(NamedTuple):
@@ -56,7 +58,7 @@ def control_density(
     """Prune the faint, then double the fraction of the others that is under most pressure.
 
     A Gaussian whose largest standard deviation exceeds `split_scale` voxels is split into two
-    smaller ones within it; the others are cloned in place.
+    smaller ones within it; the others are cloned, their children moved apart a little.
     """
     kept = (gaussians.opacities >= config.prune_opacity).nonzero()[:, 0]
     count = min(int(config.density_grow * len(kept)), max(0, config.density_capacity - len(kept)))
@@ -78,8 +80,9 @@ def _children(parents: Gaussians, limit: float, generator: torch.Generator) -> G
     count = len(parents)
     large = (parents.log_scales.amax(dim=1) > math.log(limit))[:, None]
     draw = torch.randn(count, 3, generator=generator).to(parents.means)
-    local = draw * parents.log_scales.exp()
-    offset = (rotation_matrices(parents.quaternions) @ local[:, :, None])[:, :, 0] * large
+    within = torch.where(large, draw, 0.5 * _APART * normalize(draw, dim=1))
+    local = within * parents.log_scales.exp()
+    offset = (rotation_matrices(parents.quaternions) @ local[:, :, None])[:, :, 0]
     smaller = parents.log_scales - math.log(_SHRINK) * large
     half = 1 - (1 - parents.opacities).sqrt()
     logits = torch.where(large[:, 0], parents.opacity_logits, torch.logit(half, eps=1e-6))
