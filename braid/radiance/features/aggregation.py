@@ -80,7 +80,9 @@ def extract_features(
     training = training_cells(
         features.schema.grid, features.cells, block=config.block, validation=config.val_fraction
     )
-    standardization = fit_standardization(features.values[training], robust=config.robust)
+    standardization = fit_standardization(
+        features.values[training], features.schema.columns, robust=config.robust
+    )
     return StoredFeatures(features, standardization, training)
 
 
