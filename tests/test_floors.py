@@ -37,6 +37,28 @@ def test_a_student_stays_near_its_teacher_and_far_above_a_silhouette(name: str) 
     assert student["status"] == "ok"
 
 
+def test_photos_reach_the_teacher_and_what_they_are_compared_with_does_not() -> None:
+    photos, teacher = figures("photos"), figures("teacher")
+    assert photos["psnr"] >= teacher["psnr"] > figures("control_long")["psnr"]
+    assert photos["steps"] == figures("control_long")["steps"]
+
+
+def test_features_are_transferred() -> None:
+    explained = {name: figures(name)["feature_explained_variance"] for name in STUDENTS}
+    assert explained["gaussian_all"] >= 0.5
+    assert explained["gaussian_all"] >= explained["control"] + 0.05
+    row = summary()["gaussian_all"]
+    assert float(row["feature_explained_variance_by_network"]) <= explained["gaussian_all"] - 0.2
+
+
+def test_the_vae_passes_its_gate_in_the_authors_unit_with_62_channels() -> None:
+    report = json.loads((ROOT / f"metrics/feature_vae/{SCENE}.json").read_text())
+    assert report["recon_mse"] <= PARAMS.radiance.vae.gate == 0.0008
+    assert report["status"] == "passed"
+    assert report["unexplained_fraction"] <= 0.012
+    assert report["decision"]  # beside PCA
+
+
 @pytest.mark.parametrize("name", [name for name in STUDENTS if name != "response"])
 def test_no_variant_costs_more_than_the_allowance(name: str) -> None:
     assert figures(name)["psnr"] >= figures("control")["psnr"] - 0.3
@@ -49,7 +71,10 @@ def summary() -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_the_keys_that_tools_rely_on_are_there(name: str) -> None:
-    headline = "psnr ssim lpips psnr_vs_teacher psnr_silhouette status parameters steps"
+    headline = (
+        "psnr ssim lpips psnr_foreground psnr_vs_teacher psnr_silhouette status parameters steps "
+        "feature_explained_variance"
+    )
     assert set(headline.split()) == set(figures(name))
     columns = (
         "psnr_foreground fps peak_memory_mib power_w train_seconds conventions "
