@@ -59,21 +59,32 @@ class HarmonicConfig(Config):
     lambda_reg: NonNegative  # pull towards the first guess
 
 
-class CorruptionConfig(HarmonicConfig):
-    """Keyframes, interpolation and noise."""
+class KeyframesConfig(Config):
+    """Which frames or points are given, and noise."""
 
     levels: Count  # beside level 0, which has every frame
     min_keyframes: Annotated[int, Field(ge=2)]  # at the coarsest level
     schedule: Literal["doubling", "linear", "geometric"]
-    placement: Literal["even", "random"]  # of keyframes in training
-    interpolator: Interpolator
-    sinkhorn_temperature: Positive  # of the cosines between tokens
-    sinkhorn_reach: Positive  # cells; standard deviation of the prior on displacements
-    dustbin: float  # sinkhorn: logit of no match; a perfect one has 1 / temperature
+    placement: Literal["even", "random", "selected"]  # of keyframes in training; selector.py
     noise: Literal["none", "dist", "gauss"]
     sigma: NonNegative  # of the noise, latent units
     keyframe_noise: Fraction  # of sigma, on keyframes
     student_replace_prob: Fraction  # interior keyframes replaced by phase-1 anchors
+
+
+class CorruptionConfig(KeyframesConfig, HarmonicConfig):
+    """Keyframes, interpolation and noise."""
+
+    interpolator: Interpolator
+    sinkhorn_temperature: Positive  # of the cosines between tokens
+    sinkhorn_reach: Positive  # cells; standard deviation of the prior on displacements
+    dustbin: float  # sinkhorn: logit of no match; a perfect one has 1 / temperature
+
+
+class MazeCorruptionConfig(KeyframesConfig):
+    """Keyframes, interpolation and noise of trajectories; what moves in images has no say here."""
+
+    interpolator: Literal["linear", "cubic"]
 
 
 class DriftFeaturesConfig(Config):

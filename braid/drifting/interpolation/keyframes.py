@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from braid.drifting.config import CorruptionConfig
+from braid.drifting.config import KeyframesConfig
 
 
-def level_counts(frames: int, config: CorruptionConfig) -> list[int]:
+def level_counts(frames: int, config: KeyframesConfig) -> list[int]:
     """How many frames each level keeps: K_0 = frames > K_1 > ... > K_S, S = levels.
 
     From the coarsest level up, with T frames, and `min_keyframes` for K_S:
@@ -35,12 +35,12 @@ def level_counts(frames: int, config: CorruptionConfig) -> list[int]:
     fewest, levels = config.min_keyframes, config.levels
     if fewest > frames:
         raise ValueError(
-            f"drift.corruption.min_keyframes is {fewest}, expected 2 to {frames}, the frames of a "
+            f"corruption.min_keyframes is {fewest}, expected 2 to {frames}, the frames of a "
             "clip"
         )
     if levels > frames - fewest:
         raise ValueError(
-            f"drift.corruption.levels is {levels}, expected 1 to {frames - fewest}: between "
+            f"corruption.levels is {levels}, expected 1 to {frames - fewest}: between "
             f"{fewest} and {frames} keyframes no more levels differ"
         )
     counts = [fewest]

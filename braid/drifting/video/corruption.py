@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from braid.common.rng import normals, outputs, uniforms
-from braid.drifting.config import CorruptionConfig
+from braid.drifting.config import CorruptionConfig, MazeCorruptionConfig
 from braid.drifting.interpolation.interpolation import interpolate
 from braid.drifting.interpolation.keyframes import (
     even_ranks,
@@ -22,6 +22,7 @@ from braid.drifting.interpolation.keyframes import (
     neighbors,
     random_ranks,
 )
+from braid.drifting.interpolation.selector import greedy_ranks
 
 GIVEN_END, GIVEN, REPLACED, MISSING = 1.0, 0.95, 0.5, 0.0  # confidence of a frame
 
@@ -53,7 +54,7 @@ class Corruption:
         ValueError: too few frames for that many levels or keyframes.
     """
 
-    def __init__(self, frames: int, config: CorruptionConfig) -> None:
+    def __init__(self, frames: int, config: CorruptionConfig | MazeCorruptionConfig) -> None:
         self.frames, self.config = frames, config
         self.counts = level_counts(frames, config)
 
@@ -77,13 +78,13 @@ class Corruption:
         """
         self._check(latents)
         seed, ids = generator.initial_seed(), ids.to(latents.device)
-        mask = self.mask(level.to(latents.device), ids, generator)
+        mask = self.mask(latents, level.to(latents.device), ids, generator)
         replaced = self._replaced(mask, ids, seed)
         source = latents
         if self.config.student_replace_prob > 0:
             if anchors is None:
                 raise ValueError(
-                    "drift.corruption.student_replace_prob is positive, but there are no anchors"
+                    "corruption.student_replace_prob is positive, but there are no anchors"
                 )
             source = torch.where(replaced[:, None, :, None, None], anchors, latents)
         filled = interpolate(source, mask, self.config)
@@ -93,6 +94,7 @@ class Corruption:
 
     def mask(
         self,
+        latents: Tensor,  # [B, C, T, H, W], read where keyframes are selected
         level: Tensor,  # [B] int64
         ids: Tensor,  # [B] int64
         generator: torch.Generator,
@@ -100,6 +102,8 @@ class Corruption:
         """The keyframes of clips at their levels, [B, T] bool."""
         if self.config.placement == "even":
             ranks = even_ranks(self.frames, self.counts).to(ids.device).expand(len(ids), -1)
+        elif self.config.placement == "selected":
+            ranks = greedy_ranks(latents, self.counts[1])
         else:
             ranks = random_ranks(
                 outputs(generator.initial_seed(), "keyframes", ids, self.frames - 2)
@@ -124,7 +128,7 @@ class Corruption:
         if self.config.noise != "none":
             if ids is None or generator is None:
                 raise ValueError(
-                    f"drift.corruption.noise is {self.config.noise}: expected ids and a generator"
+                    f"corruption.noise is {self.config.noise}: expected ids and a generator"
                 )
             seed, ids = generator.initial_seed(), ids.to(latents.device)
             filled = self._add_noise(filled, mask, ids, seed, keyframe_noise=0.0)
