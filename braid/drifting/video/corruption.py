@@ -6,6 +6,7 @@ corrupting clips 0 to 63 in one call gives the bytes of two calls of 32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from braid.common.rng import normals, outputs, uniforms
 from braid.drifting.config import CorruptionConfig, MazeCorruptionConfig
-from braid.drifting.interpolation.interpolation import interpolate
+from braid.drifting.interpolation.interpolation import interpolate, linear
 from braid.drifting.interpolation.keyframes import (
     even_ranks,
     level_counts,
@@ -155,6 +156,9 @@ class Corruption:
             return clips
         fraction = torch.where(mask, keyframe_noise, self._noise_fraction(mask))
         white = normals(seed, "noise", ids, clips[0].numel()).view_as(clips)
+        if self.config.noise == "bridge":
+            walk = white.cumsum(2) * (self.config.sigma / math.sqrt(self.frames))
+            return clips + (walk - linear(walk, mask))
         scale = (self.config.sigma * fraction)[:, None, :, None, None]
         return torch.where(scale > 0, clips + scale * white, clips)
 
