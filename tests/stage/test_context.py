@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from braid.stage.context import open_stage
+from braid.stage.context import _tensorboard, open_stage
 from tests.stage.conftest import DAG, ROOT, write_everything
 
 
@@ -291,3 +291,15 @@ def test_a_fault_is_one_line_on_standard_error(repo: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.startswith("error: toy castle: dvc.yaml declares no stage toy@castle")
     assert result.stderr.count("\n") == 1
+
+
+def test_tensorboard_holds_a_point_per_logged_row(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = _tensorboard(tmp_path)
+    for step in range(3):
+        log({"step": step, "loss": float(step)})
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [point.value for point in events.Scalars("loss")] == [0.0, 1.0, 2.0]
+    assert [point.step for point in events.Scalars("loss")] == [0, 1, 2]
+    assert events.Tags()["scalars"] == ["loss"]
