@@ -1,0 +1,391 @@
+"""How trajectories through unseen mazes are evaluated: by walls, ends, length and distribution.
+
+Keyframes are true ones of held-out trajectories at every level, or phase 1's, made from the ends
+and the maze alone. Methods and rows:
+
+    interpolated   linear between keyframes; `projected`: its points pushed out of walls
+    paired, cold   one step of the regression, and cold diffusion with it from level to level
+    refined        one step of the evaluated refiner; `unclamped`; `shuffled`: with another maze
+    planner        the shortest way, by graph search; `real`: the held-out trajectories
+
+A trajectory collides if it touches a wall anywhere, between its points too; it succeeds if it does
+not and its ends are kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from braid.common.rng import generator
+from braid.drifting.config import MazeEvaluationConfig
+from braid.drifting.interpolation.interpolation import interpolate
+from braid.drifting.interpolation.keyframes import masks_of, nested_masks
+from braid.drifting.interpolation.selector import greedy_ranks, optimal_mask
+from braid.drifting.maze.network import MazeRefiner, Mazes, points_of
+from braid.drifting.maze.training import MazeSplit, key_places, propose, spread
+from braid.drifting.video.corruption import Corruption
+from braid.drifting.video.refiner import cold_sample, refine
+from braid.metrics.distances import PcaSpace, energy_distance, frechet_distance
+from braid.metrics.obstacles import acceleration, collides, inside, length, project
+
+KEPT = 1e-4  # blocks by which an end may be off
+SUCCESS = 0.85  # with the fewest keyframes, that counts as ok
+HALF = 0.5  # of the regression's collisions where there are two ways
+BOTH = 0.6  # of two-way cases, that counts as ok
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What is evaluated."""
+
+    refiner: MazeRefiner
+    paired: MazeRefiner
+    keyframes: MazeRefiner  # phase 1 before `refiner`
+    paired_keyframes: MazeRefiner  # phase 1 before `paired`
+
+
+@dataclass(frozen=True)
+class Held:
+    """Held-out trajectories."""
+
+    truth: Tensor  # [n, 2, T, 1, 1]
+    planned: Tensor  # [n, T, 2] blocks
+    cases: Tensor  # [n]
+    ways: Tensor  # [n]
+    two_ways: Tensor  # [n] bool: the case has several
+    mazes: Mazes
+
+    def __getitem__(self, rows: Tensor) -> Held:
+        """Some of them."""
+        parts = (self.truth, self.planned, self.cases, self.ways, self.two_ways)
+        return Held(*(values[rows] for values in parts), self.mazes)
+
+
+def held_out(split: MazeSplit, planned: Tensor, ways: Tensor, two_ways: Tensor) -> Held:
+    """The trajectories of a split; tensors are of all trajectories, `two_ways` of all cases."""
+    rows, cases = split.indices, split.classes
+    return Held(split.clips, planned[rows], cases, ways[rows], two_ways[cases], split.mazes)
+
+
+class Method(NamedTuple):
+    """Clips of one method and what they cost."""
+
+    clips: Tensor  # [n, 2, T, 1, 1]
+    mask: Tensor  # [n, T] the points that were given
+    calls: int  # of a network, a trajectory
+    microseconds: float  # a trajectory
+
+
+class Samples(NamedTuple):
+    """Several samples of each of k cases."""
+
+    cases: Held  # a trajectory a case
+    clips: dict[str, Tensor]  # [S, k, 2, T, 1, 1] by pipeline
+
+
+class MazeEvaluation:
+    """Completes held-out trajectories by every method and scores them."""
+
+    def __init__(
+        self,
+        networks: Networks,
+        held: Held,  # all held-out trajectories
+        corruption: Corruption,  # of refinement
+        phase_one: Corruption,  # of keyframes
+        train: Tensor,  # [N, 2, T, 1, 1] real training trajectories
+        config: MazeEvaluationConfig,
+        seed: int,
+    ) -> None:
+        self.networks, self.config, self.seed = networks, config, seed
+        count = min(config.trajectories, len(held.truth))
+        self.everything = held
+        self.held = held = held[torch.arange(count) * len(held.truth) // count]
+        self.corruption, self.phase_one = corruption, phase_one
+        self.space = PcaSpace(train, config.components)
+        self.real = self.space.points(held.truth)
+        self.train = train[torch.arange(len(held.truth)) * len(train) // len(held.truth)]
+        self.clock: dict[str, float] = {}
+
+    # ---- Methods ---------------------------------------------------------------------------------
+
+    def methods(self, level: int) -> dict[str, Method]:
+        """All methods with the true keyframes of a level, evenly placed."""
+        held, alpha = self.held, self.config.alpha
+        truth, cases, count = held.truth, held.cases, len(held.truth)
+        masks = nested_masks(count, truth.shape[2], self.corruption.counts, None)
+        mask = masks[level]
+        start = self.corruption.impute(truth, mask, torch.arange(count), self._noise())
+        other = cases.roll(count // 2)
+        networks = self.networks
+
+        def step(network: MazeRefiner, labels: Tensor, clamp: bool) -> Callable[[], Tensor]:
+            return lambda: refine(network, start, labels, level, alpha, clamp)
+
+        runs: dict[str, tuple[int, Callable[[], Tensor]]] = {
+            "interpolated": (0, lambda: self.interpolated(mask)),
+            "projected": (0, lambda: self.projected(mask)),
+            "paired": (1, step(networks.paired, cases, True)),
+            "cold": (
+                level,
+                lambda: cold_sample(
+                    networks.paired,
+                    self.corruption,
+                    truth,
+                    masks[: level + 1],
+                    cases,
+                    alpha,
+                    self._noise(),
+                ),
+            ),
+            "refined": (1, step(networks.refiner, cases, True)),
+            "unclamped": (1, step(networks.refiner, cases, False)),
+            "shuffled": (1, step(networks.refiner, other, True)),
+        }
+        return {name: self._timed(mask, *run) for name, run in runs.items()}
+
+    def selected(self, level: int) -> dict[str, Method]:
+        """Interpolation and refinement with keyframes where the selector puts them."""
+        truth, count = self.held.truth, self.corruption.counts[level]
+        greedy = masks_of(greedy_ranks(truth, count), [truth.shape[2], count])[1]
+        methods = {}
+        for name, mask in (("selected", greedy), ("optimal", optimal_mask(truth, count))):
+            start = self.corruption.impute(truth, mask, torch.arange(len(truth)), self._noise())
+            methods[f"interpolated_{name}"] = self._timed(
+                mask, 0, lambda mask=mask: self.interpolated(mask)
+            )
+            methods[f"refined_{name}"] = self._timed(
+                mask,
+                1,
+                lambda start=start: refine(
+                    self.networks.refiner, start, self.held.cases, level, self.config.alpha, True
+                ),
+            )
+        return methods
+
+    def interpolated(self, mask: Tensor) -> Tensor:
+        """Without noise."""
+        return interpolate(self.held.truth, mask, self.corruption.config)
+
+    def projected(self, mask: Tensor) -> Tensor:
+        """Interpolated points pushed out of walls."""
+        maps, side = self.held.mazes.of(self.held.cases), self.held.mazes.blocks
+        points = project(maps[1], points_of(self.interpolated(mask), side), mask, self.config.margin)
+        return (2 * points / side - 1).mT[..., None, None]
+
+    def pipeline(
+        self, held: Held, phase_one: MazeRefiner, refiner: MazeRefiner | None, number: int
+    ) -> Method:
+        """Phase 1, interpolation and refinement, from ends and mazes alone; None: unrefined."""
+        places = key_places(held.truth.shape[2], self.phase_one.frames)
+        level = self.corruption.counts.index(self.phase_one.frames)
+        mask = torch.zeros(len(held.truth), held.truth.shape[2], dtype=torch.bool)
+        mask[:, places] = True
+
+        def run() -> Tensor:
+            ends, alpha = held.truth[:, :, places], self.config.alpha
+            keys = propose(
+                phase_one, self.phase_one, ends, held.cases, number, self.seed, alpha
+            )
+            lines = spread(keys, places, held.truth)
+            if refiner is None:
+                return lines
+            ids = torch.arange(len(lines)) + number * len(lines)
+            start = self.corruption.impute(lines, mask, ids, self._noise())
+            return refine(refiner, start, held.cases, level, alpha, True)
+
+        return self._timed(mask, 1 if refiner is None else 2, run)
+
+    def pipelines(self) -> dict[str, tuple[MazeRefiner, MazeRefiner | None]]:
+        """The pipelines by name: what makes keyframes, and what refines."""
+        networks = self.networks
+        return {
+            "phase1_interpolated": (networks.keyframes, None),
+            "phase1_paired": (networks.paired_keyframes, networks.paired),
+            "phase1_refined": (networks.keyframes, networks.refiner),
+        }
+
+    def _noise(self) -> torch.Generator:
+        return generator(self.seed, "test")
+
+    def _timed(self, mask: Tensor, calls: int, run: Callable[[], Tensor]) -> Method:
+        started = time.perf_counter()
+        clips = run()
+        seconds = time.perf_counter() - started
+        return Method(clips, mask, calls, 1e6 * seconds / len(clips))
+
+    # ---- Figures ---------------------------------------------------------------------------------
+
+    def figures(self, method: Method, held: Held) -> dict[str, Any]:
+        """Of the clips of a method in the place of held-out ones."""
+        points = points_of(method.clips, held.mazes.blocks)
+        truth = points_of(held.truth, held.mazes.blocks)
+        occupied = held.mazes.of(held.cases)[0]
+        hit = collides(occupied, points).any(1)
+        given = (points - truth).norm(dim=-1)[:, [0, -1]].amax(1) <= KEPT
+        inner = method.mask.clone()
+        inner[:, [0, -1]] = False
+        error = (points - truth).norm(dim=-1)
+        several = held.two_ways
+        return {
+            "collision": float(hit.float().mean()),
+            "collision_two_ways": float(hit[several].float().mean()) if several.any() else None,
+            "collision_points": float(inside(occupied, points).float().mean()),
+            "success": float((given & ~hit).float().mean()),
+            "length_ratio": float((length(points) / length(held.planned)).median()),
+            "acceleration_ratio": float(acceleration(points).mean() / acceleration(truth).mean()),
+            "keyframe_error": float(error[inner].mean()) if inner.any() else None,
+            "error": float(error.mean()),
+        }
+
+    def distances(self, clips: Tensor) -> dict[str, float]:
+        """As a distribution, from the held-out trajectories."""
+        points = self.space.points(clips)
+        return {
+            "frechet": frechet_distance(self.real, points),
+            "energy": energy_distance(self.real, points),
+        }
+
+    def table(self) -> Rows:
+        """A row for each method with true keyframes of each level, with phase 1's, and without."""
+        rows: Rows = []
+
+        def add(name: str, keyframes: int | None, method: Method) -> None:
+            figures = self.figures(method, self.held) | self.distances(method.clips)
+            first = {"method": name, "keyframes": keyframes, "calls": method.calls}
+            rows.append({**first, **figures})
+            if method.calls:
+                self.clock[f"microseconds_{name}"] = round(method.microseconds, 1)
+
+        counts = self.corruption.counts
+        for level in range(len(counts) - 1, 0, -1):
+            for name, method in {**self.methods(level), **self.selected(level)}.items():
+                add(name, counts[level], method)
+        for name, networks in self.pipelines().items():
+            add(name, None, self.pipeline(self.held, *networks, number=0))
+        nothing = torch.zeros_like(method.mask)
+        planned = (2 * self.held.planned / self.held.mazes.blocks - 1).mT[..., None, None]
+        for name, clips in (("planner", planned), ("real", self.held.truth)):
+            add(name, None, Method(clips, nothing, 0, 0.0))
+        rows[-1] |= self.distances(self.train)
+        return rows
+
+    def two_ways(self) -> tuple[Rows, Samples]:
+        """Cases with two ways around, several samples each, from ends and mazes alone.
+
+        Returns:
+            A row a pipeline, and what was sampled.
+        """
+        held = self.everything[self.everything.two_ways.nonzero().flatten()]
+        first = first_of_each(held.cases)
+        spread_out = torch.arange(min(self.config.cases, len(first))) * len(first)
+        cases = held[first[spread_out // min(self.config.cases, len(first))]]
+        rows: Rows = []
+        clips: dict[str, Tensor] = {}
+        for name, networks in self.pipelines().items():
+            made = [
+                self.pipeline(cases, *networks, number=1 + sample)
+                for sample in range(self.config.samples)
+            ]
+            clips[name] = torch.stack([method.clips for method in made])
+            figures = [self.figures(method, cases) for method in made]
+            hit = torch.stack(
+                [
+                    collides(cases.mazes.of(cases.cases)[0], points_of(part, held.mazes.blocks))
+                    for part in clips[name]
+                ]
+            ).any(2)
+            rows.append(
+                {
+                    "method": name,
+                    "cases": len(cases.cases),
+                    "samples": self.config.samples,
+                    "collision": float(hit.float().mean()),
+                    "both_ways": both_ways(clips[name], hit, cases.cases, held),
+                    "success": sum(row["success"] for row in figures) / len(figures),
+                    "length_ratio": sum(row["length_ratio"] for row in figures) / len(figures),
+                }
+            )
+        return rows, Samples(cases, clips)
+
+
+def first_of_each(cases: Tensor) -> Tensor:
+    """The first place of each case, in their order, [k]."""
+    order = torch.unique(cases)
+    return torch.stack([(cases == case).nonzero()[0, 0] for case in order])
+
+
+def both_ways(
+    clips: Tensor,  # [S, k, 2, T, 1, 1] samples of k cases
+    hit: Tensor,  # [S, k] those that touch a wall
+    cases: Tensor,  # [k]
+    held: Held,  # all trajectories of those cases
+) -> float:
+    """The fraction of cases of which samples without collision go by two ways or more.
+
+    A sample goes by the way of the real trajectory that is nearest to it.
+    """
+    several = []
+    for place, case in enumerate(cases):
+        rows = held.cases == case
+        real, ways = held.truth[rows], held.ways[rows]
+        apart = (clips[:, place, None] - real).flatten(2).norm(dim=2)  # [S, n]
+        taken = ways[apart.argmin(1)][~hit[:, place]]
+        several.append(len(taken.unique()) > 1)
+    return sum(several) / len(several)
+
+
+def headline(rows: Rows, two_ways: Rows) -> dict[str, Any]:
+    """The figures that a reader compares first; None where no level has so many keyframes.
+
+    Ratios are refined to interpolated, collisions of whole trajectories; `two_ways` are from ends
+    and mazes alone, regression in both phases against the evaluated networks in both.
+    """
+    table = {(row["method"], row["keyframes"]): row for row in rows}
+    fewest = min(row["keyframes"] for row in rows if row["keyframes"])
+    ways = {row["method"]: row for row in two_ways}
+    figures: dict[str, Any] = {}
+    for name, count in (("six", 6), ("three", 3)):
+        refined, plain = table.get(("refined", count)), table.get(("interpolated", count))
+        figures[f"collision_ratio_{name}"] = _ratio(refined, plain, "collision")
+        figures[f"success_{name}"] = refined["success"] if refined else None
+    figures |= {
+        "collision_ratio_paired": _ratio(
+            table["paired", fewest], table["interpolated", fewest], "collision"
+        ),
+        "length_ratio": table["refined", fewest]["length_ratio"],
+        "collision_paired_two_ways": ways["phase1_paired"]["collision"],
+        "collision_refined_two_ways": ways["phase1_refined"]["collision"],
+        "both_ways": ways["phase1_refined"]["both_ways"],
+    }
+    return {**figures, "status": maze_status(table, ways, fewest)}
+
+
+def _ratio(row: Mapping[str, Any] | None, to: Mapping[str, Any] | None, name: str) -> float | None:
+    if row is None or to is None or not to[name]:
+        return None
+    return float(row[name] / to[name])
+
+
+def maze_status(
+    table: Mapping[tuple[str, int | None], Mapping[str, Any]],
+    ways: Mapping[str, Mapping[str, Any]],
+    fewest: int,
+) -> str:
+    """`ok`, or what is wrong with refined trajectories, worst first."""
+    refined = {count: row for (name, count), row in table.items() if name == "refined"}
+    for count, row in refined.items():
+        if row["collision"] > table["interpolated", count]["collision"]:
+            return "worse_than_interpolation"
+    if refined[fewest]["success"] < SUCCESS:
+        return "collides_with_few_keyframes"
+    if ways["phase1_refined"]["collision"] > HALF * ways["phase1_paired"]["collision"]:
+        return "no_better_than_regression_at_two_ways"
+    return "ok" if ways["phase1_refined"]["both_ways"] >= BOTH else "one_way_only"
