@@ -6,7 +6,7 @@ Writes tables of methods and of cases with two ways around, and pictures. Ten se
 from braid.drifting.maze.evaluation import MazeEvaluation, Networks, headline, held_out
 from braid.drifting.maze.network import load_maze_refiner
 from braid.drifting.maze.pictures import draw_evaluation
-from braid.drifting.maze.training import MazeSplit, corruption_of
+from braid.drifting.maze.training import MazeSplit, corruptions
 from braid.mazes.data.maze_set import open_maze_set
 from braid.stage.context import open_stage
 
@@ -16,7 +16,7 @@ def main() -> None:
     with open_stage("evaluate_drift_maze") as stage:
         params, seed, device = stage.params.maze_drift, stage.params.seed, stage.device()
         config, mazes = params.evaluation, open_maze_set(stage.dep("data/mazes"))
-        train, test = (MazeSplit(mazes, split, "refinement", 0) for split in ("train", "test"))
+        train, test = (MazeSplit(mazes, split) for split in ("train", "test"))
         networks = Networks(
             *(
                 load_maze_refiner(stage.dep(f"models/drift_maze/{name}"), test.mazes).to(device)
@@ -28,12 +28,11 @@ def main() -> None:
                 )
             )
         )
-        corruptions = [
-            corruption_of(params.corruption, params.keyframes, task, mazes.paths.shape[1])
-            for task in ("refinement", "keyframes")
-        ]
+        tasks = corruptions(params.corruption, params.keyframes, mazes.paths.shape[1])
         held = held_out(test, mazes.planned, mazes.way, mazes.two_ways())
-        evaluation = MazeEvaluation(networks, held, *corruptions, train.clips, config, seed)
+        evaluation = MazeEvaluation(
+            networks, held, tasks, params.keyframes.count, train.clips, config, seed
+        )
         rows = evaluation.table()
         two_ways, samples = evaluation.two_ways()
         stage.write_metrics(headline(rows, two_ways))

@@ -3,15 +3,14 @@
 Writes models/drift_maze/<refiner>, the best on validation mazes. Half a minute at most, built in.
 """
 
-from braid.drifting.maze.network import save_maze_refiner
+from braid.drifting.maze.network import MazeRefiner, save_maze_refiner
 from braid.drifting.maze.training import (
     OUTER_LAYERS,
     Anchors,
     MazeSplit,
     MazeValidation,
-    corruption_of,
+    corruptions,
     maze_objective,
-    network,
 )
 from braid.mazes.data.maze_set import open_maze_set
 from braid.stage.card import Pace, write_card
@@ -26,20 +25,16 @@ def main() -> None:
         config, run, pace = stage.params.maze_drift, stage.training(), Pace()
         settings, mazes = config.refiners[name], open_maze_set(stage.dep("data/mazes"))
         start, anchors = stage.optional_dep(settings.start), stage.optional_dep(settings.anchors)
-        points, count = mazes.paths.shape[1], config.keyframes.count
-        corruption, phase_one = (
-            corruption_of(config.corruption, config.keyframes, task, points)
-            for task in (settings.task, "keyframes")
-        )
-        training, validation = (
-            MazeSplit(mazes, split, settings.task, count) for split in ("train", "val")
-        )
-        sizes = corruption.frames, corruption.levels + 1
-        refiner = network(config.refiner, settings.task, training.mazes, *sizes)
-        proposals = Anchors(anchors, phase_one, training, run.seed) if anchors else None
+        points = mazes.paths.shape[1]
+        tasks = corruptions(config.corruption, config.keyframes, points)
+        corruption, training = tasks[settings.task], MazeSplit(mazes, "train")
+        levels = tasks["refinement"].levels + 1
+        refiner = MazeRefiner(training.mazes, points, levels, config.refiner)
+        proposals = Anchors(anchors, tasks["keyframes"], training, run.seed) if anchors else None
         objective = maze_objective(
             settings, config.loss, refiner, corruption, training, start, proposals, run
         )
+        validation = MazeSplit(mazes, "val")
         best = MazeValidation(validation, corruption, settings, run)
         result = train(
             objective,

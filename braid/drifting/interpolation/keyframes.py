@@ -35,8 +35,7 @@ def level_counts(frames: int, config: KeyframesConfig) -> list[int]:
     fewest, levels = config.min_keyframes, config.levels
     if fewest > frames:
         raise ValueError(
-            f"corruption.min_keyframes is {fewest}, expected 2 to {frames}, the frames of a "
-            "clip"
+            f"corruption.min_keyframes is {fewest}, expected 2 to {frames}, the frames of a clip"
         )
     if levels > frames - fewest:
         raise ValueError(

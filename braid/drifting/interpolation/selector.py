@@ -31,9 +31,7 @@ def greedy_ranks(
     for rank in range(2, count):
         mask = ranks < length
         around = neighbors(mask)
-        left, right = (
-            frames.gather(1, index[..., None].expand_as(frames)) for index in around[:2]
-        )
+        left, right = (frames.gather(1, index[..., None].expand_as(frames)) for index in around[:2])
         filled = torch.lerp(left, right, around.fraction[..., None].to(left))
         error = (filled - frames).square().sum(2).masked_fill(mask, -1)
         ranks[rows, error.argmax(1)] = rank

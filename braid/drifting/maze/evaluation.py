@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ from braid.drifting.interpolation.interpolation import interpolate
 from braid.drifting.interpolation.keyframes import masks_of, nested_masks
 from braid.drifting.interpolation.selector import greedy_ranks, optimal_mask
 from braid.drifting.maze.network import MazeRefiner, Mazes, points_of
-from braid.drifting.maze.training import MazeSplit, key_places, propose, spread
+from braid.drifting.maze.training import MazeSplit, propose
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import cold_sample, refine
 from braid.metrics.distances import PcaSpace, energy_distance, frechet_distance
@@ -65,8 +66,14 @@ class Held:
 
     def __getitem__(self, rows: Tensor) -> Held:
         """Some of them."""
-        parts = (self.truth, self.planned, self.cases, self.ways, self.two_ways)
-        return Held(*(values[rows] for values in parts), self.mazes)
+        return Held(
+            self.truth[rows],
+            self.planned[rows],
+            self.cases[rows],
+            self.ways[rows],
+            self.two_ways[rows],
+            self.mazes,
+        )
 
 
 def held_out(split: MazeSplit, planned: Tensor, ways: Tensor, two_ways: Tensor) -> Held:
@@ -98,17 +105,18 @@ class MazeEvaluation:
         self,
         networks: Networks,
         held: Held,  # all held-out trajectories
-        corruption: Corruption,  # of refinement
-        phase_one: Corruption,  # of keyframes
+        tasks: Mapping[str, Corruption],
+        count: int,  # keyframes that are read off phase 1
         train: Tensor,  # [N, 2, T, 1, 1] real training trajectories
         config: MazeEvaluationConfig,
         seed: int,
     ) -> None:
         self.networks, self.config, self.seed = networks, config, seed
-        count = min(config.trajectories, len(held.truth))
+        shown = min(config.trajectories, len(held.truth))
         self.everything = held
-        self.held = held = held[torch.arange(count) * len(held.truth) // count]
-        self.corruption, self.phase_one = corruption, phase_one
+        self.held = held = held[torch.arange(shown) * len(held.truth) // shown]
+        self.corruption, self.phase_one = tasks["refinement"], tasks["keyframes"]
+        self.count = count
         self.space = PcaSpace(train, config.components)
         self.real = self.space.points(held.truth)
         self.train = train[torch.arange(len(held.truth)) * len(train) // len(held.truth)]
@@ -157,18 +165,17 @@ class MazeEvaluation:
         greedy = masks_of(greedy_ranks(truth, count), [truth.shape[2], count])[1]
         methods = {}
         for name, mask in (("selected", greedy), ("optimal", optimal_mask(truth, count))):
-            start = self.corruption.impute(truth, mask, torch.arange(len(truth)), self._noise())
-            methods[f"interpolated_{name}"] = self._timed(
-                mask, 0, lambda mask=mask: self.interpolated(mask)
-            )
-            methods[f"refined_{name}"] = self._timed(
-                mask,
-                1,
-                lambda start=start: refine(
-                    self.networks.refiner, start, self.held.cases, level, self.config.alpha, True
-                ),
-            )
+            plain = partial(self.interpolated, mask)
+            refined = partial(self.refined, mask, level)
+            methods[f"interpolated_{name}"] = self._timed(mask, 0, plain)
+            methods[f"refined_{name}"] = self._timed(mask, 1, refined)
         return methods
+
+    def refined(self, mask: Tensor, level: int) -> Tensor:
+        """One step of the evaluated refiner, from any keyframes."""
+        truth, cases = self.held.truth, self.held.cases
+        start = self.corruption.impute(truth, mask, torch.arange(len(truth)), self._noise())
+        return refine(self.networks.refiner, start, cases, level, self.config.alpha, clamp=True)
 
     def interpolated(self, mask: Tensor) -> Tensor:
         """Without noise."""
@@ -177,28 +184,28 @@ class MazeEvaluation:
     def projected(self, mask: Tensor) -> Tensor:
         """Interpolated points pushed out of walls."""
         maps, side = self.held.mazes.of(self.held.cases), self.held.mazes.blocks
-        points = project(maps[1], points_of(self.interpolated(mask), side), mask, self.config.margin)
+        points = project(
+            maps[1], points_of(self.interpolated(mask), side), mask, self.config.margin
+        )
         return (2 * points / side - 1).mT[..., None, None]
 
     def pipeline(
         self, held: Held, phase_one: MazeRefiner, refiner: MazeRefiner | None, number: int
     ) -> Method:
-        """Phase 1, interpolation and refinement, from ends and mazes alone; None: unrefined."""
-        places = key_places(held.truth.shape[2], self.phase_one.frames)
-        level = self.corruption.counts.index(self.phase_one.frames)
-        mask = torch.zeros(len(held.truth), held.truth.shape[2], dtype=torch.bool)
-        mask[:, places] = True
+        """Phase 1, interpolation and refinement, from ends and mazes alone; None: phase 1 alone."""
+        level = self.corruption.counts.index(self.count)
+        frames = held.truth.shape[2]
+        mask = nested_masks(len(held.truth), frames, self.corruption.counts, None)[level]
 
         def run() -> Tensor:
-            ends, alpha = held.truth[:, :, places], self.config.alpha
-            keys = propose(
-                phase_one, self.phase_one, ends, held.cases, number, self.seed, alpha
+            alpha = self.config.alpha
+            draft = propose(
+                phase_one, self.phase_one, held.truth, held.cases, number, self.seed, alpha
             )
-            lines = spread(keys, places, held.truth)
             if refiner is None:
-                return lines
-            ids = torch.arange(len(lines)) + number * len(lines)
-            start = self.corruption.impute(lines, mask, ids, self._noise())
+                return draft
+            ids = torch.arange(len(draft)) + number * len(draft)
+            start = self.corruption.impute(draft, mask, ids, self._noise())
             return refine(refiner, start, held.cases, level, alpha, True)
 
         return self._timed(mask, 1 if refiner is None else 2, run)
@@ -207,7 +214,7 @@ class MazeEvaluation:
         """The pipelines by name: what makes keyframes, and what refines."""
         networks = self.networks
         return {
-            "phase1_interpolated": (networks.keyframes, None),
+            "phase1_alone": (networks.keyframes, None),
             "phase1_paired": (networks.paired_keyframes, networks.paired),
             "phase1_refined": (networks.keyframes, networks.refiner),
         }

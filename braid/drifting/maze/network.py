@@ -33,7 +33,7 @@ from braid.drifting.video.refiner import FREQUENCIES, Attention, guidance_waves,
 from braid.metrics.obstacles import distance_at
 
 DISTANCE_STEP = 0.25  # blocks between the points that the distance's gradient is taken from
-MAP_INPUTS = 7  # occupancy, distance, x, y; a keyframe, the next one and when
+MAP_INPUTS = 7  # occupancy, distance, x, y; keyframes: how many, sine and cosine of when
 POINT_INPUTS = 8  # x, y, noise in both, confidence, distance, its gradient
 
 
@@ -140,10 +140,11 @@ class MazeRefiner(nn.Module):
             x = block(x, context, condition)
         shift, scale = self.modulate(condition)[:, None].chunk(2, dim=-1)
         x = self.out(normalized(x) * (1 + scale) + shift)
-        refined = straight + x.reshape(*places.shape).mT[..., None, None]
-        if self.config.clamp if clamp is None else clamp:
-            refined = torch.where(mask[:, None, :, None, None], clips, refined)
-        return refined
+        correction = _smoothed(x.reshape(*places.shape).mT, self.config.patch)[..., None, None]
+        if not (self.config.clamp if clamp is None else clamp):
+            return straight + correction
+        refined = straight + correction - linear(correction, mask)
+        return torch.where(mask[:, None, :, None, None], clips, refined)
 
     def encode(
         self,
@@ -253,12 +254,24 @@ class _MapAttention(nn.Module):
     ) -> Tensor:
         """What the tokens take from the map, [B, N, D]."""
         parts = [self.query(x), *self.pairs(context).chunk(2, dim=-1)]
-        query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts
-        )
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         query, key = functional.normalize(query, dim=-1), functional.normalize(key, dim=-1)
         mixed = functional.scaled_dot_product_attention(query * self.scale, key, value, scale=1.0)
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def _smoothed(
+    series: Tensor,  # [B, 2, T]
+    patch: int,  # points a token, whose seams must not show
+) -> Tensor:
+    """A series filtered by a Gaussian of half a token's standard deviation, [B, 2, T]."""
+    if patch == 1:
+        return series
+    offsets = torch.arange(-patch, patch + 1, device=series.device)
+    kernel = torch.exp(-0.5 * (offsets / (patch / 2)).square())
+    kernel = (kernel / kernel.sum()).to(series).expand(2, 1, -1)
+    padded = functional.pad(series, (patch, patch), mode="replicate")
+    return functional.conv1d(padded, kernel, groups=2)
 
 
 def _times(x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """What networks of trajectories are trained for, and how good they are by walls.
 
-Two tasks share network, corruption, objectives and step loop. *Refinement* corrects interpolated
-trajectories. *Keyframes*, phase 1, makes a few points from the ends and the maze alone: a
-trajectory of that many points of which two are given, the others start from a random walk.
+Two tasks share network, corruption, objectives and step loop. *Refinement* corrects trajectories
+interpolated between keyframes. *Keyframes*, phase 1, starts from a random walk between the ends
+alone, and of what it makes of it a few points are read off as keyframes.
 
 A class of the drift is a case, which is a maze, a start and a goal: its real trajectories, by one
 way around or by several, are the positives of what is made from its keyframes.
@@ -22,12 +22,11 @@ from braid.common.rng import generator
 from braid.drifting.config import (
     DriftLossConfig,
     MazeCorruptionConfig,
-    MazeRefinerConfig,
     MazeTrainingConfig,
     PhaseOneConfig,
 )
 from braid.drifting.interpolation.interpolation import interpolate
-from braid.drifting.interpolation.keyframes import even_ranks, nested_masks
+from braid.drifting.interpolation.keyframes import nested_masks
 from braid.drifting.loss.drift import DriftLoss
 from braid.drifting.maze.network import (
     MazeRefiner,
@@ -54,11 +53,25 @@ AT_MOST = 400  # validation trajectories
 class Trajectories(Protocol):
     """A set of mazes and trajectories."""
 
-    occupied: Tensor
-    distance: Tensor
-    maze_of: Tensor
-    case_of: Tensor
-    paths: Tensor
+    @property
+    def occupied(self) -> Tensor:
+        """Maps, [M, G, G] bool."""
+
+    @property
+    def distance(self) -> Tensor:
+        """Signed distances, [M, R, R]."""
+
+    @property
+    def maze_of(self) -> Tensor:
+        """The maze of each case, [K]."""
+
+    @property
+    def case_of(self) -> Tensor:
+        """The case of each trajectory, [N]."""
+
+    @property
+    def paths(self) -> Tensor:
+        """Trajectories, [N, T, 2] blocks."""
 
     def indices(self, split: str) -> NDArray[np.int64]:
         """The trajectories of a split."""
@@ -69,63 +82,38 @@ def mazes_of(maze_set: Trajectories) -> Mazes:
     return Mazes(maze_set.occupied, maze_set.distance, maze_set.maze_of)
 
 
-def corruption_of(
-    config: MazeCorruptionConfig, phase_one: PhaseOneConfig, task: str, points: int
-) -> Corruption:
-    """The forward process of a task, for trajectories of T points.
+def corruptions(
+    config: MazeCorruptionConfig, phase_one: PhaseOneConfig, points: int
+) -> dict[str, Corruption]:
+    """The forward process of each task, for trajectories of T points.
 
     Raises:
         ValueError: too few points for that many levels or keyframes, or no level has as many
-            keyframes as phase 1 makes.
+            keyframes as are read off phase 1.
     """
-    whole = Corruption(points, config)
-    if phase_one.count not in whole.counts[1:]:
+    refinement = Corruption(points, config)
+    if phase_one.count not in refinement.counts[1:]:
         raise ValueError(
             f"maze_drift.keyframes.count is {phase_one.count}, expected one of "
-            f"{whole.counts[1:]}, the keyframes of corruption's levels"
+            f"{refinement.counts[1:]}, the keyframes of corruption's levels"
         )
-    if task == "refinement":
-        return whole
-    settings = MazeCorruptionConfig(
-        levels=1,
-        min_keyframes=2,
-        schedule="doubling",
-        placement="even",
-        interpolator="linear",
-        noise="bridge",
-        sigma=phase_one.sigma,
-        keyframe_noise=0.0,
-        student_replace_prob=0.0,
-    )
-    return Corruption(phase_one.count, settings)
-
-
-def key_places(points: int, count: int) -> Tensor:
-    """Which of T points are the evenly placed keyframes, [count]."""
-    return (even_ranks(points, [points, count]) < count).nonzero().flatten()
-
-
-def network(
-    config: MazeRefinerConfig, task: str, mazes: Mazes, points: int, levels: int
-) -> MazeRefiner:
-    """A fresh network for a task; of keyframes each is a token."""
-    if task == "keyframes":
-        config = config.model_copy(update={"patch": 1})
-    return MazeRefiner(mazes, points, levels, config)
+    ends = {"levels": 1, "min_keyframes": 2, "placement": "even", "student_replace_prob": 0.0}
+    walk = {"noise": "bridge", "sigma": phase_one.sigma}
+    return {
+        "refinement": refinement,
+        "keyframes": Corruption(points, config.model_copy(update=ends | walk)),
+    }
 
 
 class MazeSplit:
     """The trajectories of one split as clips, by their positions in it."""
 
-    def __init__(self, maze_set: Trajectories, split: str, task: str, count: int) -> None:
+    def __init__(self, maze_set: Trajectories, split: str) -> None:
         self.indices = torch.from_numpy(maze_set.indices(split))
         self.classes = maze_set.case_of[self.indices]  # [n]
         self.blocks = maze_set.occupied.shape[1]
         self.mazes = mazes_of(maze_set)
-        paths = maze_set.paths[self.indices]
-        if task == "keyframes":
-            paths = paths[:, key_places(paths.shape[1], count)]
-        self.clips = latents_of(paths, self.blocks)  # [n, 2, T, 1, 1]
+        self.clips = latents_of(maze_set.paths[self.indices], self.blocks)  # [n, 2, T, 1, 1]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -141,55 +129,38 @@ class MazeSplit:
 
 
 class Anchors:
-    """A phase-1 network's keyframes for training trajectories, with lines between them.
+    """A phase-1 network's points for training trajectories.
 
     Phase 1 may take another way than the trajectory did; of a few proposals the nearest counts.
     """
 
-    def __init__(
-        self, folder: Path, corruption: Corruption, split: MazeSplit, seed: int
-    ) -> None:
+    def __init__(self, folder: Path, corruption: Corruption, split: MazeSplit, seed: int) -> None:
         self.refiner = load_maze_refiner(folder, split.mazes)
         self.corruption, self.split, self.seed = corruption, split, seed
 
     def __call__(self, positions: Tensor) -> Tensor:
         """Clips [B, 2, T, 1, 1] of which the keyframes count."""
         truth, cases = self.split.clips[positions], self.split.classes[positions]
-        places = key_places(truth.shape[2], self.corruption.frames)
-        wanted = truth[:, :, places]
         offered = torch.stack(
             [
-                propose(self.refiner, self.corruption, wanted, cases, number, self.seed)
+                propose(self.refiner, self.corruption, truth, cases, number, self.seed)
                 for number in range(PROPOSALS)
             ]
         )
-        nearest = (offered - wanted).square().flatten(2).sum(2).argmin(0)
-        return spread(offered[nearest, torch.arange(len(truth))], places, truth)
-
-
-def spread(
-    keyframes: Tensor,  # [B, 2, K, 1, 1]
-    places: Tensor,  # [K] of T
-    like: Tensor,  # [B, 2, T, 1, 1]
-) -> Tensor:
-    """Keyframes at their places and lines between them, [B, 2, T, 1, 1]."""
-    frames = torch.arange(like.shape[2])
-    right = torch.searchsorted(places, frames).clamp(min=1)
-    start, end = places[right - 1], places[right]
-    fraction = ((frames - start) / (end - start))[None, None, :, None, None]
-    return torch.lerp(keyframes[:, :, right - 1], keyframes[:, :, right], fraction)
+        nearest = (offered - truth).square().flatten(2).sum(2).argmin(0)
+        return offered[nearest, torch.arange(len(truth))]
 
 
 def propose(
     refiner: nn.Module,
     corruption: Corruption,  # of keyframes
-    ends: Tensor,  # [B, 2, K, 1, 1], of which the first and the last are read
+    ends: Tensor,  # [B, 2, T, 1, 1], of which the first and the last point are read
     cases: Tensor,  # [B]
     number: int,  # of the proposal, for other noise
     seed: int,
     alpha: float = 1.0,
 ) -> Tensor:
-    """Keyframes from ends and mazes alone, [B, 2, K, 1, 1]."""
+    """Trajectories from ends and mazes alone, [B, 2, T, 1, 1], to read keyframes off."""
     mask = torch.zeros(len(ends), ends.shape[2], dtype=torch.bool)
     mask[:, [0, -1]] = True
     draw = generator(seed, "keyframes", number)
@@ -214,19 +185,18 @@ def maze_objective(
     """
     if start is not None:
         start_from(refiner, start)
-    base = (
-        refiner.to(run.device),
-        corruption,
-        split.latents,
-        split.classes,
-        settings.batches,
-        anchors,
-        "class",
-    )
+    base = refiner.to(run.device), corruption, split.latents, split.classes, settings.batches
     if settings.objective == "paired":
-        return PairedObjective(*base)
+        return PairedObjective(*base, anchors, level_of="class")
     branches = {"vanilla": (1.0, vanilla(settings.features))}
-    return DriftObjective(*base, branches=branches, loss=DriftLoss(loss), log_every=run.log_every)
+    return DriftObjective(
+        *base,
+        anchors,
+        branches=branches,
+        loss=DriftLoss(loss),
+        log_every=run.log_every,
+        level_of="class",
+    )
 
 
 def start_from(refiner: MazeRefiner, folder: Path) -> None:
@@ -261,7 +231,11 @@ class MazeValidation(KeepBest):
         run: Run,
     ) -> None:
         chosen = split.evenly(AT_MOST)
-        self.truth, self.cases, self.blocks = split.clips[chosen], split.classes[chosen], split.blocks
+        self.truth, self.cases, self.blocks = (
+            split.clips[chosen],
+            split.classes[chosen],
+            split.blocks,
+        )
         self.occupied = split.mazes.of(self.cases)[0]
         self.corruption, self.task = corruption, settings.task
         draw, ids = generator(run.seed, "validation"), torch.arange(len(chosen))

@@ -117,7 +117,10 @@ def _episodes(file: Any, path: Path, shape: tuple[int, ...]) -> Iterator[tuple[s
         raise ValueError(
             f"{path}: expected groups episode_<n> or data sets observations and timeouts"
         )
-    observed, ends = np.asarray(file["observations"], dtype=np.float64), np.asarray(file["timeouts"])
+    observed, ends = (
+        np.asarray(file["observations"], dtype=np.float64),
+        np.asarray(file["timeouts"]),
+    )
     if len(observed) != len(ends) or observed.ndim != 2 or observed.shape[1] < 2:
         raise ValueError(
             f"{path}: observations {observed.shape} and timeouts {ends.shape}, expected [N, 4] "
@@ -157,10 +160,11 @@ def _cases(
     """Cases in the order of splits, with the planner's path between the ends of each trajectory."""
     graph, settings = BlockGraph(occupied), config.layouts
     fractions = (config.val_fraction, config.test_fraction)
-    ends = {}
+    ends: dict[str, tuple[int, int]] = {}
     for name, points in good:
         blocks = np.floor(points[[0, -1], ::-1]).astype(int)
-        ends[name] = tuple(int(graph.index[tuple(block)]) for block in blocks)
+        start, goal = (int(graph.index[tuple(block)]) for block in blocks)
+        ends[name] = start, goal
     split = {pair: split_of(f"{pair[0]}-{pair[1]}", *fractions) for pair in set(ends.values())}
     order = sorted(split, key=lambda pair: (SPLITS.index(split[pair]), pair))
     number = {pair: place for place, pair in enumerate(order)}

@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from braid.data.splits import SPLITS, split_of
-from braid.mazes.config import LayoutsConfig, MazesConfig
+from braid.mazes.config import MazesConfig
 from braid.mazes.data.maze_set import Trajectories
 from braid.mazes.preparation.layouts import Blocks, cases, layouts
 from braid.metrics.obstacles import collides, distance_at, signed_distance
@@ -72,7 +72,7 @@ def waver(line: Line, size: float, rng: np.random.Generator) -> Line:
     return offset[:, None] * side / np.linalg.norm(side, axis=1, keepdims=True).clip(1e-9)
 
 
-def run(line: Line, points: int, ramps: NDArray[np.float64]) -> Line:
+def run(line: Line, points: int, ramps: Sequence[float] | NDArray[np.float64]) -> Line:
     """A line at equal times: speed rises in the first fraction of the time, falls in the last."""
     time = np.linspace(0, 1, points)
     speed = np.minimum(1, np.minimum(time / ramps[0], (1 - time) / ramps[1]))
@@ -90,7 +90,9 @@ def built_in(config: MazesConfig, seed: int) -> Trajectories:
     named.sort(key=lambda pair: SPLITS.index(pair[0]))
     occupied = torch.from_numpy(np.stack([maze for _, maze in named]))
     chosen = [case for n, (_, maze) in enumerate(named) for case in cases(n, maze, settings, rng)]
-    rows: list[tuple[int, int, Line, Line, Line]] = []  # case, way, line, waver, planned
+    owners: list[tuple[int, int]] = []  # case and way of each trajectory
+    drawn: list[tuple[Line, Line]] = []  # its line and its waver
+    plans: list[Line] = []
     for number, case in enumerate(chosen):
         offsets = rng.uniform(-JITTER, JITTER, (2, 2))
         start, goal = case.ways[0][[0, -1], ::-1] + 0.5 + offsets
@@ -98,21 +100,21 @@ def built_in(config: MazesConfig, seed: int) -> Trajectories:
         planned = run(lines[0], config.points, STEADY)
         for way, line in enumerate(lines):
             for _ in range(settings.variants):
-                rows.append((number, way, line, waver(line, settings.wiggle, rng), planned))
-    case_of, way = (torch.tensor([row[i] for row in rows]) for i in (0, 1))
+                owners.append((number, way))
+                drawn.append((line, waver(line, settings.wiggle, rng)))
+                plans.append(planned)
+    case_of, way_of = torch.tensor(owners).T
     maze_of = torch.tensor([case.maze for case in chosen])
-    ramps = rng.uniform(*RAMPS, (len(rows), 2))
-    pairs = [(line, offset) for _, _, line, offset, _ in rows]
-    paths, clear = _clear(pairs, ramps, config, occupied[maze_of[case_of]])
-    planned = torch.from_numpy(np.stack([row[-1] for row in rows])).float()
+    ramps = rng.uniform(*RAMPS, (len(drawn), 2))
+    paths, clear = _clear(drawn, ramps, config, occupied[maze_of[case_of]])
     return Trajectories(
         occupied=occupied,
         maze_of=maze_of,
         splits=[named[case.maze][0] for case in chosen],
         case_of=case_of[clear],
-        way=way[clear],
+        way=way_of[clear],
         paths=paths[clear],
-        planned=planned[clear],
+        planned=torch.from_numpy(np.stack(plans)).float()[clear],
     )
 
 
