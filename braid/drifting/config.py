@@ -66,8 +66,8 @@ class KeyframesConfig(Config):
     min_keyframes: Annotated[int, Field(ge=2)]  # at the coarsest level
     schedule: Literal["doubling", "linear", "geometric"]
     placement: Literal["even", "random", "selected"]  # of keyframes in training; selector.py
-    noise: Literal["none", "dist", "gauss", "bridge"]  # bridge: a random walk held at keyframes
-    sigma: NonNegative  # of the noise, latent units; of a walk over the whole clip
+    noise: Literal["none", "dist", "gauss", "bridge"]  # bridge: smooth bends, 0 at keyframes
+    sigma: NonNegative  # of the noise, latent units; of a bridge over a whole clip
     keyframe_noise: Fraction  # of sigma, on keyframes
     student_replace_prob: Fraction  # interior keyframes replaced by phase-1 anchors
 

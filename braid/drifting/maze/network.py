@@ -152,8 +152,8 @@ class MazeRefiner(nn.Module):
         free: Tensor,  # [B, G, G] bool
     ) -> Tensor:
         """Features of the map's blocks, [B, W, G, G]."""
-        first = self.map_in(inputs)
-        state = torch.tanh(first) * free[:, None]
+        first = self.map_in(inputs) * free[:, None]
+        state = torch.tanh(first)
         for _ in range(self.config.map_rounds):
             update = self.map_round(torch.cat([state, first], 1))
             state = torch.tanh(state + update) * free[:, None]

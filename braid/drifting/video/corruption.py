@@ -15,9 +15,10 @@ from torch import Tensor
 
 from braid.common.rng import normals, outputs, uniforms
 from braid.drifting.config import CorruptionConfig, MazeCorruptionConfig
-from braid.drifting.interpolation.interpolation import interpolate, linear
+from braid.drifting.interpolation.interpolation import interpolate
 from braid.drifting.interpolation.keyframes import (
     even_ranks,
+    frames_at,
     level_counts,
     masks_of,
     neighbors,
@@ -25,6 +26,7 @@ from braid.drifting.interpolation.keyframes import (
 )
 from braid.drifting.interpolation.selector import greedy_ranks
 
+WAVES = 3  # of a bridge
 GIVEN_END, GIVEN, REPLACED, MISSING = 1.0, 0.95, 0.5, 0.0  # confidence of a frame
 
 
@@ -157,8 +159,7 @@ class Corruption:
         fraction = torch.where(mask, keyframe_noise, self._noise_fraction(mask))
         white = normals(seed, "noise", ids, clips[0].numel()).view_as(clips)
         if self.config.noise == "bridge":
-            walk = white.cumsum(2) * (self.config.sigma / math.sqrt(self.frames))
-            return clips + (walk - linear(walk, mask))
+            return clips + self.config.sigma * bridge(white, mask)
         scale = (self.config.sigma * fraction)[:, None, :, None, None]
         return torch.where(scale > 0, clips + scale * white, clips)
 
@@ -169,6 +170,25 @@ class Corruption:
         around = neighbors(mask)
         nearest = torch.minimum(around.fraction, 1 - around.fraction)
         return torch.where(around.gap > 0, 2 * nearest, 1)  # 1 beyond the outermost keyframes
+
+
+def bridge(
+    white: Tensor,  # [B, C, T, H, W] normal numbers
+    mask: Tensor,  # [B, T] bool, True: keyframe
+) -> Tensor:
+    """Smooth random bends between keyframes, which are 0 there, [B, C, T, H, W].
+
+    The first WAVES terms of the Brownian bridge over each gap (Karhunen and Loeve): its variance
+    over a gap of all T frames is nearly fraction (1 - fraction), over a shorter one less.
+    """
+    around, frames = neighbors(mask), mask.shape[1]
+    bends = torch.zeros_like(white)
+    for wave in range(1, WAVES + 1):
+        height = frames_at(white, (around.left + wave).clamp(max=frames - 1))
+        shape = (wave * math.pi * around.fraction).sin() * (around.gap / frames).sqrt()
+        scale = (math.sqrt(2) / (wave * math.pi) * shape)[:, None, :, None, None]
+        bends = bends + scale.to(white) * height
+    return bends
 
 
 def _confidence(
