@@ -3,9 +3,14 @@
 Writes tables of methods and of cases with two ways around, and pictures. Ten seconds.
 """
 
-from braid.drifting.maze.evaluation import MazeEvaluation, Networks, headline, held_out
+from braid.drifting.maze.evaluation import (
+    MazeEvaluation,
+    Networks,
+    draw_evaluation,
+    headline,
+    held_out,
+)
 from braid.drifting.maze.network import load_maze_refiner
-from braid.drifting.maze.pictures import draw_evaluation
 from braid.drifting.maze.training import MazeSplit, corruptions
 from braid.mazes.data.maze_set import open_maze_set
 from braid.stage.context import open_stage

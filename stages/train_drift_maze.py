@@ -1,7 +1,4 @@
-"""Train a network of trajectories: refinement or keyframes, by regression, drifting, or both.
-
-Writes models/drift_maze/<refiner>, the best on validation mazes. Half a minute at most, built in.
-"""
+"""Train a network of trajectories through mazes; models/drift_maze/<refiner>: best on validation."""
 
 from braid.drifting.maze.network import MazeRefiner, save_maze_refiner
 from braid.drifting.maze.training import (
@@ -25,17 +22,15 @@ def main() -> None:
         config, run, pace = stage.params.maze_drift, stage.training(), Pace()
         settings, mazes = config.refiners[name], open_maze_set(stage.dep("data/mazes"))
         start, anchors = stage.optional_dep(settings.start), stage.optional_dep(settings.anchors)
-        points = mazes.paths.shape[1]
-        tasks = corruptions(config.corruption, config.keyframes, points)
+        tasks = corruptions(config.corruption, config.keyframes, mazes.paths.shape[1])
         corruption, training = tasks[settings.task], MazeSplit(mazes, "train")
         levels = tasks["refinement"].levels + 1
-        refiner = MazeRefiner(training.mazes, points, levels, config.refiner)
+        refiner = MazeRefiner(training.mazes, corruption.frames, levels, config.refiner)
         proposals = Anchors(anchors, tasks["keyframes"], training, run.seed) if anchors else None
         objective = maze_objective(
             settings, config.loss, refiner, corruption, training, start, proposals, run
         )
-        validation = MazeSplit(mazes, "val")
-        best = MazeValidation(validation, corruption, settings, run)
+        best = MazeValidation(MazeSplit(mazes, "val"), corruption, settings, run)
         result = train(
             objective,
             config.optimizer,
@@ -54,8 +49,8 @@ def main() -> None:
         stage.write_table("metrics/tables", best.rows(objective))
         stage.write_table("plots/drift_maze", result.history)
         stage.write_table("plots/drift_maze_validation", result.probes["validation"])
-        data = {"train": len(training), "val": len(validation)}
-        model, results = objective.card(samples), {"status": status, **best.best}
+        data, model = {"train": len(training), "val": len(best.truth)}, objective.card(samples)
+        results = {"status": status, **best.best}
         write_card(stage, run.device, data=data, model=model, results=results, reason=reason)
 
 

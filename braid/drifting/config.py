@@ -65,7 +65,7 @@ class KeyframesConfig(Config):
     levels: Count  # beside level 0, which has every frame
     min_keyframes: Annotated[int, Field(ge=2)]  # at the coarsest level
     schedule: Literal["doubling", "linear", "geometric"]
-    placement: Literal["even", "random", "selected"]  # of keyframes in training; selector.py
+    placement: Literal["even", "random", "selected"]  # of keyframes in training
     noise: Literal["none", "dist", "gauss", "bridge"]  # bridge: smooth bends, 0 at keyframes
     sigma: NonNegative  # of the noise, latent units; of a bridge over a whole clip
     keyframe_noise: Fraction  # of sigma, on keyframes

@@ -19,12 +19,12 @@ from braid.drifting.interpolation.interpolation import interpolate
 from braid.drifting.interpolation.keyframes import (
     even_ranks,
     frames_at,
+    greedy_ranks,
     level_counts,
     masks_of,
     neighbors,
     random_ranks,
 )
-from braid.drifting.interpolation.selector import greedy_ranks
 
 WAVES = 3  # of a bridge
 GIVEN_END, GIVEN, REPLACED, MISSING = 1.0, 0.95, 0.5, 0.0  # confidence of a frame

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from braid.data.splits import SPLITS, split_of
 from braid.mazes.config import MazesConfig
 from braid.mazes.data.maze_set import Trajectories
-from braid.mazes.preparation.layouts import BlockGraph, Occupied
-from braid.mazes.preparation.trajectories import STEADY, Line, middle_line, run
+from braid.mazes.preparation.built_in import STEADY, BlockGraph, Line, Occupied, middle_line, run
 
 WALLS = {"1", "10", "#"}  # of map entries, as text
 FREE = {"0", "11", "12", "r", "g", "c", "R", "G", "O"}

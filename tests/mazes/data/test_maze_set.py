@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from braid.mazes.data.maze_set import open_maze_set, properties, write_maze_set
-from braid.mazes.preparation.trajectories import built_in
+from braid.mazes.preparation.built_in import built_in
 from braid.metrics.obstacles import signed_distance
 from tests.drifting.maze.some_mazes import mazes
 

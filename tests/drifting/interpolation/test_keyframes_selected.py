@@ -10,8 +10,13 @@ from torch import Tensor
 
 from braid.common.rng import generator
 from braid.drifting.interpolation.interpolation import interpolate
-from braid.drifting.interpolation.keyframes import even_ranks, masks_of
-from braid.drifting.interpolation.selector import greedy_ranks, optimal_mask, segment_errors
+from braid.drifting.interpolation.keyframes import (
+    even_ranks,
+    greedy_ranks,
+    masks_of,
+    optimal_mask,
+    segment_errors,
+)
 from braid.drifting.video.corruption import Corruption
 from tests.drifting.configs import corruption
 
