@@ -1,4 +1,7 @@
-"""Train a network of trajectories through mazes; models/drift_maze/<refiner>: best on validation."""
+"""Train a network of trajectories through mazes: models/drift_maze/<refiner>, best on validation.
+
+Five to twenty seconds each for the built-in ones.
+"""
 
 from braid.drifting.maze.network import MazeRefiner, save_maze_refiner
 from braid.drifting.maze.training import (

@@ -129,15 +129,17 @@ class MazeRefiner(nn.Module):
         places = straight[..., 0, 0].mT  # [B, T, 2]
         noise = (clips - straight)[..., 0, 0].mT
         inputs = map_inputs(occupied, distance, places, confidence)
-        features = self.encode(inputs, ~occupied)
-        tokens = self.tokens(places, noise, confidence, distance, features)
+        # Samples of one case share their map: it is encoded once.
+        inputs, which = inputs.unique(dim=0, return_inverse=True)
+        features = self.encode(inputs)
+        tokens = self.tokens(places, noise, confidence, distance, features[which])
         x = self.embed(tokens)
         x = x + _times(x)
         context = self.map_token(torch.cat([features, inputs], 1).flatten(2).mT)
         condition = self.level_table(level) + self.alpha(guidance_waves(alpha))
         condition = functional.silu(condition)
         for block in self.blocks:
-            x = block(x, context, condition)
+            x = block(x, context, which, condition)
         shift, scale = self.modulate(condition)[:, None].chunk(2, dim=-1)
         x = self.out(normalized(x) * (1 + scale) + shift)
         correction = _smoothed(x.reshape(*places.shape).mT, self.config.patch)[..., None, None]
@@ -148,15 +150,15 @@ class MazeRefiner(nn.Module):
 
     def encode(
         self,
-        inputs: Tensor,  # [B, MAP_INPUTS, G, G]
-        free: Tensor,  # [B, G, G] bool
+        inputs: Tensor,  # [M, MAP_INPUTS, G, G]
     ) -> Tensor:
-        """Features of the map's blocks, [B, W, G, G]."""
-        first = self.map_in(inputs) * free[:, None]
+        """Features of the maps' blocks, [M, W, G, G]."""
+        free = inputs[:, :1] == 0
+        first = self.map_in(inputs) * free
         state = torch.tanh(first)
         for _ in range(self.config.map_rounds):
             update = self.map_round(torch.cat([state, first], 1))
-            state = torch.tanh(state + update) * free[:, None]
+            state = torch.tanh(state + update) * free
         return state
 
     def tokens(
@@ -223,7 +225,8 @@ class _Block(nn.Module):
     def forward(
         self,
         x: Tensor,  # [B, N, D]
-        context: Tensor,  # [B, G G, D]
+        context: Tensor,  # [M, G G, D]
+        which: Tensor,  # [B] map of each trajectory
         condition: Tensor,  # [B, D]
     ) -> Tensor:
         """The updated tokens."""
@@ -231,7 +234,7 @@ class _Block(nn.Module):
         shift, scale, gate = modulation[:3]
         x = x + gate * self.time(normalized(x) * (1 + scale) + shift)
         shift, scale, gate = modulation[3:6]
-        x = x + gate * self.map(normalized(x) * (1 + scale) + shift, context)
+        x = x + gate * self.map(normalized(x) * (1 + scale) + shift, context, which)
         shift, scale, gate = modulation[6:]
         return x + gate * self.mix(normalized(x) * (1 + scale) + shift)
 
@@ -250,10 +253,11 @@ class _MapAttention(nn.Module):
     def forward(
         self,
         x: Tensor,  # [B, N, D]
-        context: Tensor,  # [B, M, D]
+        context: Tensor,  # [M, L, D]
+        which: Tensor,  # [B] map of each trajectory
     ) -> Tensor:
         """What the tokens take from the map, [B, N, D]."""
-        parts = [self.query(x), *self.pairs(context).chunk(2, dim=-1)]
+        parts = [self.query(x), *self.pairs(context)[which].chunk(2, dim=-1)]
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         query, key = functional.normalize(query, dim=-1), functional.normalize(key, dim=-1)
         mixed = functional.scaled_dot_product_attention(query * self.scale, key, value, scale=1.0)
