@@ -1,4 +1,4 @@
-"""What a recipe makes of params.yaml, and how `dvc exp run` is told: one `-S` for each leaf.
+"""What a recipe makes of params.yaml, and the `-S` of `dvc exp run` for it: one for each leaf.
 
 A recipe is a sparse params.yaml over the committed one: what it has replaces, what it has not
 stays, and `bricks: null` takes an entry with settings of its own away. `base: lego_200` makes it

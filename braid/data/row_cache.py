@@ -27,18 +27,23 @@ class RowCache:
     def get(
         self,
         rows: Rows,  # [B], with repetitions or without
-        read: Callable[[Rows], Tensor],  # different rows [b], ascending, to [b, ...]
+        read: Callable[[Rows], Tensor],  # different rows [b] to [b, ...]
     ) -> Tensor:
         """The rows in their order, [B, ...] as they are stored; what is not kept is read."""
-        batch = torch.empty(len(rows), *self._kept.shape[1:], dtype=self._kept.dtype)
         slots = self._slots[rows]
         kept, absent = np.flatnonzero(slots >= 0), np.flatnonzero(slots < 0)
+        if not len(absent):
+            return self._kept[slots]
+        different, place = np.unique(rows[absent], return_inverse=True)
+        if len(different) == len(rows):  # each once and none kept: no further copy
+            values = read(rows)
+            self._keep(rows, values)
+            return values
+        values = read(different)
+        self._keep(different, values)
+        batch = torch.empty(len(rows), *self._kept.shape[1:], dtype=self._kept.dtype)
         batch[kept] = self._kept[slots[kept]]
-        if len(absent):
-            different, place = np.unique(rows[absent], return_inverse=True)
-            values = read(different)
-            batch[absent] = values[place]
-            self._keep(different, values)
+        batch[absent] = values[place]
         return batch
 
     def _keep(self, rows: Rows, values: Tensor) -> None:

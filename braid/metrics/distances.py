@@ -104,7 +104,7 @@ def spread_failure(recall: float, ratio: float) -> str | None:
     """`scattered` or `collapsed`, by recall and ratio of variances; None: neither.
 
     The one rule of validation in training and of evaluation. What is far wider than the data has a
-    low recall as well, so that is asked first.
+    low recall as well, so that is tested first.
     """
     low, high = VARIANCE
     if ratio > high:

@@ -256,6 +256,9 @@ def open_stage(name: str) -> Iterator[Stage]:
         root = Path.cwd()
         params = load_params(root / "params.yaml")
         declared = declaration(root, name, tuple(sys.argv[1:]))
+        if not declared.launched:  # what a pod or a shell has set is meant for trainings
+            for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+                os.environ.pop(variable, None)
         stage = Stage(root, declared, params)
         stage._prepare_staging()
         readable = [root / path for path in declared.deps]

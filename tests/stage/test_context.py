@@ -149,6 +149,7 @@ def test_scratch_is_kept_by_a_rerun_and_not_shared_with_other_inputs(repo: Path)
 def test_scratch_is_not_shared_between_counts_of_processes(
     repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (repo / "dvc.yaml").write_text(DAG.replace("python -m", "${launch.train}"))
     alone = scratch(repo)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert scratch(repo) != alone
@@ -267,10 +268,22 @@ def test_scratch_may_lie_elsewhere(
 def test_a_rank_that_is_not_the_main_one_shows_nothing(
     repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (repo / "dvc.yaml").write_text(DAG.replace("python -m", "${launch.train}"))
     monkeypatch.setenv("RANK", "1")
     with open_stage("toy") as stage:
         write_everything(stage)
     assert not (repo / "models").exists()
+
+
+def test_a_stage_that_is_not_launched_is_alone_whatever_a_pod_has_set(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(variable, value)
+    with open_stage("toy") as stage:
+        write_everything(stage)
+    assert (repo / "models/bricks.bin").exists()
+    assert "WORLD_SIZE" not in os.environ
 
 
 def test_a_nan_is_no_metric(repo: Path) -> None:
