@@ -300,7 +300,7 @@ class MazeTrainingConfig(Config):
 
     task: Literal["refinement", "keyframes"]  # keyframes: from the ends alone, phase 1
     start: str  # folder of a network whose weights it begins with, models/drift_maze/paired; none
-    anchors: str  # folder of a phase-1 network, for corruption.student_replace_prob; none
+    anchors: str  # folder of a phase-1 network that replaces keyframes; none: no keyframe is
     objective: Literal["drift", "paired"]
     steps: Steps
     lr_scale: Positive  # times optimizer.lr

@@ -434,9 +434,9 @@ def draw_methods(
                 axis = axes[row][column]
                 draw_maze(axis, occupied[row])
                 color = ORANGE if hit[row] else BLUE
-                axis.plot(*points[row].T, color=color, linewidth=1.1)
+                axis.plot(*points[row].mT.numpy(), color=color, linewidth=1.1)
                 keys = points[row][methods["refined"].mask[shown[row]]]
-                axis.plot(*keys.T, "o", color=INK, markersize=2.5)
+                axis.plot(*keys.mT.numpy(), "o", color=INK, markersize=2.5)
             axes[0][column].set_title(name)
         figure.suptitle(title)
         save(figure, path)
@@ -464,9 +464,12 @@ def draw_two_ways(
                 draw_maze(axis, occupied[0])
                 for points, touches in zip(samples, hit.tolist(), strict=True):
                     axis.plot(
-                        *points.T, color=ORANGE if touches else BLUE, linewidth=0.8, alpha=0.6
+                        *points.mT.numpy(),
+                        color=ORANGE if touches else BLUE,
+                        linewidth=0.8,
+                        alpha=0.6,
                     )
-                axis.plot(*samples[0, [0, -1]].T, "o", color=GREEN, markersize=3.5)
+                axis.plot(*samples[0, [0, -1]].mT.numpy(), "o", color=GREEN, markersize=3.5)
                 axis.set_title(f"{label}: {int((~hit).sum())} of {len(hit)} free")
         figure.suptitle(
             "From start, goal and maze alone, two ways around: samples of both pipelines"
@@ -477,7 +480,9 @@ def draw_two_ways(
 def draw_maze(axis: Axes, occupied: Tensor) -> None:
     """Walls, without axes."""
     side = len(occupied)
-    axis.imshow(1 - 0.35 * occupied.float(), extent=(0, side, side, 0), cmap="gray", vmin=0, vmax=1)
+    axis.imshow(
+        1 - 0.35 * occupied.float().numpy(), extent=(0, side, side, 0), cmap="gray", vmin=0, vmax=1
+    )
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set_edgecolor(PALE)

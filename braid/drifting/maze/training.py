@@ -185,6 +185,10 @@ def maze_objective(
     """
     if start is not None:
         start_from(refiner, start)
+    if anchors is None:  # nothing to replace keyframes by
+        update = {"student_replace_prob": 0.0}
+        settled = corruption.config.model_copy(update=update)
+        corruption = Corruption(corruption.frames, settled)
     base = refiner.to(run.device), corruption, split.latents, split.classes, settings.batches
     if settings.objective == "paired":
         return PairedObjective(*base, anchors, level_of="class")

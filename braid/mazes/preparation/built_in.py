@@ -227,7 +227,12 @@ def built_in(config: MazesConfig, seed: int) -> Trajectories:
                 owners.append((number, way))
                 drawn.append((line, waver(line, settings.wiggle, rng)))
                 plans.append(planned)
-    case_of, way_of = torch.tensor(owners).T
+    if not owners:
+        raise ValueError(
+            f"mazes.layouts.shortest is {settings.shortest} and longest {settings.longest}, "
+            "expected steps that some way in these mazes has"
+        )
+    case_of, way_of = torch.tensor(owners).mT
     maze_of = torch.tensor([case.maze for case in chosen])
     ramps = rng.uniform(*RAMPS, (len(drawn), 2))
     paths, clear = _clear(drawn, ramps, config, occupied[maze_of[case_of]])
