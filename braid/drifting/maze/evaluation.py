@@ -129,6 +129,9 @@ class MazeEvaluation:
         self.real = self.space.points(held.truth)
         self.train = train[torch.arange(len(held.truth)) * len(train) // len(held.truth)]
         self.clock: dict[str, float] = {}
+        self.completed = {
+            level: self.methods(level) for level in range(self.corruption.levels, 0, -1)
+        }
 
     # ---- Methods ---------------------------------------------------------------------------------
 
@@ -280,8 +283,8 @@ class MazeEvaluation:
                 self.clock[f"microseconds_{name}"] = round(method.microseconds, 1)
 
         counts = self.corruption.counts
-        for level in range(len(counts) - 1, 0, -1):
-            for name, method in {**self.methods(level), **self.selected(level)}.items():
+        for level, methods in self.completed.items():
+            for name, method in {**methods, **self.selected(level)}.items():
                 add(name, counts[level], method)
         for name, networks in self.pipelines().items():
             add(name, None, self.pipeline(self.held, *networks, number=0))
@@ -491,8 +494,7 @@ def draw_maze(axis: Axes, occupied: Tensor) -> None:
 def draw_evaluation(folder: Path, evaluation: MazeEvaluation, samples: Samples) -> None:
     """Each level: the first trajectories and the refined ones that collide; two ways around."""
     count, held = evaluation.config.pictures, evaluation.held
-    for level in range(1, evaluation.corruption.levels + 1):
-        methods = evaluation.methods(level)
+    for level, methods in evaluation.completed.items():
         given = evaluation.corruption.counts[level]
         points = points_of(methods["refined"].clips, held.mazes.blocks)
         hit = collides(held.mazes.of(held.cases)[0], points).any(1).nonzero().flatten()
