@@ -52,13 +52,10 @@ def main() -> None:
                 figures, trained = run(Path(folder), int(seed), recipe, trained)
                 rows.append({"recipe": recipe, "seed": int(seed), **figures})
                 pd.DataFrame(rows).to_csv(RESULTS, index=False, float_format="%.4f")
-    for recipe, part in pd.DataFrame(rows).groupby("recipe", sort=False):
-        print(f"\n{recipe}")
-        print(
-            intervals(part.drop(columns="recipe")).to_string(
-                index=False, float_format="{:.3f}".format
-            )
-        )
+    table = pd.DataFrame(rows)
+    for name in table["recipe"].unique():
+        part = table[table["recipe"] == name].drop(columns="recipe")
+        print(f"\n{name}\n{intervals(part).to_string(index=False, float_format='{:.3f}'.format)}")
 
 
 def run(
