@@ -101,6 +101,28 @@ TINY: dict[str, Any] = {
     "image_drift.evaluation.test_images": 100,
     "image_drift.evaluation.components": 8,
     "image_drift.evaluation.samples": 2,
+    "mazes.points": 16,
+    "mazes.val_fraction": 0.25,
+    "mazes.test_fraction": 0.25,
+    "mazes.layouts.mazes": 24,
+    "mazes.layouts.cells": 3,
+    "mazes.layouts.longest": 6,
+    "maze_drift.refiner.patch": 2,
+    "maze_drift.refiner.dim": 16,
+    "maze_drift.refiner.depth": 1,
+    "maze_drift.refiner.heads": 2,
+    "maze_drift.refiner.map_width": 8,
+    "maze_drift.refiner.map_rounds": 2,
+    **{
+        f"maze_drift.refiners.{name}.{key}": value
+        for name in ("paired", "paired_then_drift", "keyframes_paired", "keyframes")
+        for key, value in (("steps", 8), ("validate_every", 4))
+    },
+    "maze_drift.evaluation.trajectories": 24,
+    "maze_drift.evaluation.cases": 4,
+    "maze_drift.evaluation.samples": 3,
+    "maze_drift.evaluation.components": 4,
+    "maze_drift.evaluation.pictures": 2,
     "sam3.data.val": 8,
     "sam3.data.image_size": 56,
     "sam3.data.cache_mib": 8,
@@ -150,6 +172,7 @@ TRAININGS = (
     "train_drift@drift",
     "train_image_mae",
     "train_drift_image",
+    "train_drift_maze@keyframes",
     "fit_sam3_teacher",
     "distill_sam3@distilled",
 )

@@ -59,21 +59,32 @@ class HarmonicConfig(Config):
     lambda_reg: NonNegative  # pull towards the first guess
 
 
-class CorruptionConfig(HarmonicConfig):
-    """Keyframes, interpolation and noise."""
+class KeyframesConfig(Config):
+    """Which frames or points are given, and noise."""
 
     levels: Count  # beside level 0, which has every frame
     min_keyframes: Annotated[int, Field(ge=2)]  # at the coarsest level
     schedule: Literal["doubling", "linear", "geometric"]
-    placement: Literal["even", "random"]  # of keyframes in training
+    placement: Literal["even", "random", "selected"]  # of keyframes in training
+    noise: Literal["none", "dist", "gauss", "bridge"]  # bridge: smooth bends, 0 at keyframes
+    sigma: NonNegative  # of the noise, latent units; of a bridge over a whole clip
+    keyframe_noise: Fraction  # of sigma, on keyframes
+    student_replace_prob: Fraction  # interior keyframes replaced by phase-1 anchors
+
+
+class CorruptionConfig(KeyframesConfig, HarmonicConfig):
+    """Keyframes, interpolation and noise."""
+
     interpolator: Interpolator
     sinkhorn_temperature: Positive  # of the cosines between tokens
     sinkhorn_reach: Positive  # cells; standard deviation of the prior on displacements
     dustbin: float  # sinkhorn: logit of no match; a perfect one has 1 / temperature
-    noise: Literal["none", "dist", "gauss"]
-    sigma: NonNegative  # of the noise, latent units
-    keyframe_noise: Fraction  # of sigma, on keyframes
-    student_replace_prob: Fraction  # interior keyframes replaced by phase-1 anchors
+
+
+class MazeCorruptionConfig(KeyframesConfig):
+    """Keyframes, interpolation and noise of trajectories; what moves in images has no say here."""
+
+    interpolator: Literal["linear", "cubic"]
 
 
 class DriftFeaturesConfig(Config):
@@ -270,3 +281,71 @@ class ImageDriftConfig(Config):
     optimizer: OptimizerConfig
     training: ImageTrainingConfig
     evaluation: ImageEvaluationConfig
+
+
+class MazeRefinerConfig(Config):
+    """The one-step transformer over the points of a trajectory."""
+
+    patch: Count  # successive points a token; of keyframes always 1
+    dim: Count
+    depth: Count
+    heads: Count
+    map_width: Count  # channels of the map's encoding
+    map_rounds: Count  # blocks that it reaches around a block, which is how far it can search
+    clamp: bool  # given keyframes are kept bit for bit
+
+
+class MazeTrainingConfig(Config):
+    """How one network of trajectories is trained."""
+
+    task: Literal["refinement", "keyframes"]  # keyframes: from the ends alone, phase 1
+    start: str  # folder of a network whose weights it begins with, models/drift_maze/paired; none
+    anchors: str  # folder of a phase-1 network that replaces keyframes; none: no keyframe is
+    objective: Literal["drift", "paired"]
+    steps: Steps
+    lr_scale: Positive  # times optimizer.lr
+    validate_every: Count  # steps between evaluations on the validation split
+    batches: DriftBatchesConfig
+    features: tuple[Literal["tokens", "pairs", "clip"], ...] = Field(strict=False)  # of the drift
+
+    @model_validator(mode="after")
+    def _only_drifting_has_features(self) -> MazeTrainingConfig:
+        if (self.objective == "drift") != bool(self.features):
+            wanted = "some features" if self.objective == "drift" else "no features"
+            raise ValueError(f"objective is {self.objective}, expected {wanted} beside it")
+        return self
+
+
+class PhaseOneConfig(Config):
+    """Keyframes from start, goal and maze alone."""
+
+    count: Annotated[int, Field(ge=3)]  # keyframes, both ends among them; a level has as many
+    sigma: Positive  # of the random walk that they start from, as in corruption
+
+
+class MazeEvaluationConfig(Config):
+    """How trajectories are evaluated."""
+
+    refiner: str  # of `maze_drift.refiners`: the one that is evaluated
+    paired: str  # the regression beside it, which multi-step sampling runs too
+    keyframes: str  # phase 1 before `refiner`
+    paired_keyframes: str  # phase 1 before `paired`
+    trajectories: Count  # test trajectories, at most
+    cases: Count  # test cases with two ways around, at most
+    samples: Annotated[int, Field(ge=2)]  # a case, from noise
+    components: Count  # of the PCA space of distances
+    margin: NonNegative  # blocks from walls, of the projection baseline
+    alpha: Annotated[float, Field(ge=1)]  # guidance
+    pictures: Count  # trajectories drawn; as many failures
+
+
+class MazeDriftConfig(Config):
+    """One-step refinement of trajectories through mazes."""
+
+    loss: DriftLossConfig
+    corruption: MazeCorruptionConfig
+    keyframes: PhaseOneConfig
+    refiner: MazeRefinerConfig
+    refiners: dict[Name, MazeTrainingConfig]
+    optimizer: OptimizerConfig
+    evaluation: MazeEvaluationConfig

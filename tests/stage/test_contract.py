@@ -371,6 +371,7 @@ BELOW = {
     "clustering": {"common"},
     "clips": {"data", "clustering", "common", "training"},
     "images": {"data", "clustering", "common", "training"},
+    "mazes": {"data", "metrics", "common"},
     "pseudo_classes": {"data", "clustering", "common", "training", "clips"},
     "representation": {"clustering", "common", "training", "metrics", "clips", "pseudo_classes"},
     "radiance": {"common", "training", "metrics"},

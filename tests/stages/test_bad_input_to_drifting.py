@@ -102,7 +102,7 @@ def test_trainings_leave_an_experiment_card(trained: Path, name: str) -> None:
     [
         ("quantize", "drift.K", 10_000, "drift.K"),
         ("train_drift", "drift.corruption.min_keyframes", 99, "corruption.min_keyframes is 99"),
-        ("train_drift", "drift.corruption.levels", 9, "drift.corruption.levels is 9"),
+        ("train_drift", "drift.corruption.levels", 9, "corruption.levels is 9"),
         ("train_drift", "drift.corruption.student_replace_prob", 0.5, "anchor"),
         ("train_drift", "drift.refiner.heads", 5, "drift.refiner.dim is 12"),
         ("train_drift", "drift.refiners.drift.features.families", ["edges"], "edges"),

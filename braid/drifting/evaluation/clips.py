@@ -17,7 +17,7 @@ from torch import Tensor
 from braid.common.progress import progress
 from braid.common.rng import generator
 from braid.common.timing import timed
-from braid.drifting.config import CorruptionConfig, DriftEvaluationConfig
+from braid.drifting.config import CorruptionConfig, DriftEvaluationConfig, MazeCorruptionConfig
 from braid.drifting.evaluation.reader import (
     HEADS,
     NO_WORDS,
@@ -147,7 +147,7 @@ def complete(
     return Completed(masks[-1, 0], classes, methods)
 
 
-def linear(clips: Tensor, mask: Tensor, config: CorruptionConfig) -> Tensor:
+def linear(clips: Tensor, mask: Tensor, config: CorruptionConfig | MazeCorruptionConfig) -> Tensor:
     """Missing frames interpolated linearly: the reference, whatever refiners start from."""
     return interpolate(clips, mask, config.model_copy(update={"interpolator": "linear"}))
 

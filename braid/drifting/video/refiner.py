@@ -246,7 +246,7 @@ def refine(
 
 
 def cold_sample(
-    refiner: Refiner,
+    refiner: nn.Module,  # called as `Refiner` is
     corruption: Corruption,
     keyframes: Tensor,  # [B, C, T, H, W]; only the coarsest level's keyframes are read
     masks: Tensor,  # [S + 1, B, T] nested, finest level first
