@@ -4,7 +4,7 @@ Writes models/drift/<refiner>, the best on the validation split. Built-in clips:
 """
 
 from braid.clips.shards.dataset import open_clips
-from braid.drifting.training.clips import ClipSplit, clip_objective, curves
+from braid.drifting.training.clips import ClipSplit, clip_decoder, clip_objective, curves
 from braid.drifting.training.selection import BestOnValidation
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import Refiner, save_refiner
@@ -18,17 +18,17 @@ from braid.training.trainer import train
 def main() -> None:
     """Run the stage."""
     with open_stage("train_drift") as stage:
-        (name,) = stage.item
         config, pace = stage.params.drift, Pace()
-        settings, mae = config.refiners[name], stage.dep("models/latent_mae")
-        start, run = stage.optional_dep(settings.start), stage.training()
+        settings, run = config.refiners[stage.item[0]], stage.training()
+        folders = stage.optional_dep(settings.encoder), stage.optional_dep(settings.start)
         clips = open_clips(stage.dep("data/clips"), cache_mib=stage.params.clips.cache_mib)
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
         training, validation = (ClipSplit.of(clips, pseudo.labels, s) for s in ("train", "val"))
         corruption = Corruption(clips.shape[1], config.corruption)
         refiner = Refiner(clips.shape[0], pseudo.classes, corruption.levels + 1, config.refiner)
+        decode = clip_decoder(clips, stage.optional_dep(stage.params.clips.wan_vae))
         parts = settings, config.batches, config.loss, refiner, corruption, training
-        objective = clip_objective(*parts, mae, start, run)
+        objective = clip_objective(*parts, *folders, decode, run)
         best = BestOnValidation(validation, corruption, settings, run)
         result = train(
             objective,
@@ -36,7 +36,7 @@ def main() -> None:
             run,
             steps=settings.steps,
             lr_scale=settings.lr_scale,
-            outer_layers=("refiner.embed", "refiner.out"),
+            outer_layers=[f"refiner.{layer}" for layer in refiner.outer_layers],
             stateful={"best": best, **objective.stateful()},
             hooks={"validation": best, "pace": pace},
         )

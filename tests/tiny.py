@@ -64,6 +64,7 @@ TINY: dict[str, Any] = {
     "drift.refiner.heads": 2,
     "drift.refiners.drift.steps": 12,
     "drift.refiners.drift.validate_every": 4,
+    "drift.refiners.drift.encoder": "models/latent_mae",
     "drift.refiners.drift.features.encoder_weight": 0.5,
     "drift.refiners.drift.features.locations": 4,
     "drift.refiners.paired.steps": 12,

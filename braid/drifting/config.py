@@ -76,21 +76,26 @@ class CorruptionConfig(HarmonicConfig):
     student_replace_prob: Fraction  # interior keyframes replaced by phase-1 anchors
 
 
+VanillaFamily = Literal["tokens", "pairs", "columns", "clip"]
+Family = Literal["location", "clip", "frame", "patch2", "patch4", "motion", "rms"]
+
+
 class DriftFeaturesConfig(Config):
     """What the drift is computed in, see braid/drifting/video/features.py."""
 
-    vanilla: tuple[Literal["tokens", "pairs", "columns", "clip"], ...] = Field(
-        strict=False, min_length=1
-    )
+    vanilla: tuple[VanillaFamily, ...] = Field(strict=False, min_length=1)
     vanilla_weight: NonNegative
     encoder_weight: NonNegative  # of the latent MAE's features; 0: it is not run
-    families: tuple[str, ...] = Field(strict=False)  # of the latent MAE's features
+    families: tuple[Family, ...] = Field(strict=False, min_length=1)  # of the latent MAE's features
     locations: Count  # vectors a group of them, at most
 
     @model_validator(mode="after")
     def _something_drifts(self) -> DriftFeaturesConfig:
         if not self.encoder_weight + self.vanilla_weight:
             raise ValueError("encoder_weight and vanilla_weight are both 0")
+        for name in ("vanilla", "families"):
+            if len(set(names := getattr(self, name))) < len(names):
+                raise ValueError(f"{name} is {list(names)}, expected each of them once")
         return self
 
 
@@ -128,12 +133,15 @@ class RefinerConfig(Config):
     depth: Count
     heads: Count
     clamp: bool  # given keyframes are kept bit for bit
+    detail: Whole  # pixels a side of a latent cell of the pictures that are moved; 0: none are
+    moments: Count  # pictures of a latent frame, each moved by its own; divides its video frames
 
 
 class RefinerTrainingConfig(Config):
     """How one refiner is trained."""
 
     start: str  # folder of a refiner whose weights it begins with, models/drift/paired; none: fresh
+    encoder: str  # folder of the latent MAE where features of it have a weight; else none
     objective: Literal["drift", "paired"]
     steps: Steps
     lr_scale: Positive  # times optimizer.lr
@@ -146,6 +154,16 @@ class RefinerTrainingConfig(Config):
         if (self.objective == "drift") != (self.features is not None):
             wanted = "features" if self.objective == "drift" else "no features"
             raise ValueError(f"objective is {self.objective}, expected {wanted} beside it")
+        return self
+
+    @model_validator(mode="after")
+    def _an_encoder_is_read_where_it_counts(self) -> RefinerTrainingConfig:
+        weight = self.features.encoder_weight if self.features else 0.0
+        if (self.encoder != "none") != (weight > 0):
+            wanted = "models/latent_mae" if weight else "none"
+            raise ValueError(
+                f"encoder is {self.encoder}, expected {wanted}: features.encoder_weight is {weight}"
+            )
         return self
 
 

@@ -62,6 +62,7 @@ FEATURES: dict[str, Any] = {
     "locations": 4,
 }
 REFINER: dict[str, Any] = {"patch": 2, "dim": 24, "depth": 1, "heads": 2, "clamp": True}
+REFINER |= {"detail": 0, "moments": 1}
 EVALUATION: dict[str, Any] = {
     "refiner": "drift",
     "paired": "paired",
@@ -118,7 +119,7 @@ def features(**changes: Any) -> DriftFeaturesConfig:
 
 
 def refiner_training(**changes: Any) -> RefinerTrainingConfig:
-    usual = {"start": "none", "objective": "drift", "steps": 12, "lr_scale": 1.0}
+    usual = {"start": "none", "encoder": "none", "objective": "drift", "steps": 12, "lr_scale": 1.0}
     usual |= {"validate_every": 4, "compile": False} | changes
     if usual["objective"] == "drift":
         usual = {"features": features()} | usual

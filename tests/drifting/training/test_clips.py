@@ -17,7 +17,7 @@ from braid.training.trainer import Run, TrainResult
 from tests.drifting import configs
 from tests.drifting.toy_refinement import toy_clips, toy_refiner
 
-ENCODER = configs.features(encoder_weight=1.0)
+ENCODER = {"features": configs.features(encoder_weight=1.0), "encoder": "models/latent_mae"}
 
 
 class InMemory:
@@ -42,11 +42,17 @@ def split(name: str = "train") -> ClipSplit:
     return ClipSplit.of(data, data.labels, name)
 
 
-def objective(folder: Path, replaced: float = 0.0, start: Path | None = None, **settings):
+def no_decoder(clips: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("nothing is moved, so nothing need be decoded")
+
+
+def objective(folder: Path | None, replaced: float = 0.0, start: Path | None = None, **settings):
     corruption = Corruption(5, configs.corruption(levels=1, student_replace_prob=replaced))
     parts = configs.refiner_training(**settings), configs.batches(), configs.loss()
     run = Run(seed=0, device=torch.device("cpu"), log_every=7)
-    return clip_objective(*parts, toy_refiner(), corruption, split(), folder, start, run)
+    return clip_objective(
+        *parts, toy_refiner(), corruption, split(), folder, start, no_decoder, run
+    )
 
 
 def test_a_split_counts_its_own_clips() -> None:
@@ -58,7 +64,7 @@ def test_a_split_counts_its_own_clips() -> None:
 
 def test_drifting_has_the_branches_of_its_params(tmp_path: Path) -> None:
     save_latent_mae(tmp_path, LatentMae(2, 8, (1,)))
-    drift = objective(tmp_path, features=ENCODER)
+    drift = objective(tmp_path, **ENCODER)
     assert isinstance(drift, DriftObjective)
     assert {name: weight for name, (weight, _) in drift.branches.items()} == {
         "encoder": 1.0,
@@ -70,14 +76,14 @@ def test_drifting_has_the_branches_of_its_params(tmp_path: Path) -> None:
 
 
 def test_an_encoder_is_read_only_where_its_features_count(tmp_path: Path) -> None:
-    assert isinstance(objective(tmp_path, objective="paired"), PairedObjective)
-    drift = objective(tmp_path)
+    assert isinstance(objective(None, objective="paired"), PairedObjective)
+    drift = objective(None)
     assert set(drift.branches) == {"vanilla"}
-    assert drift.card(16)["encoder"] == objective(tmp_path, objective="paired").card(16)["encoder"]
+    assert drift.card(16)["encoder"] == objective(None, objective="paired").card(16)["encoder"]
     assert drift.card(16)["encoder"] == "none"
     assert drift.card(16)["effective batch"] == "16, 8 at once"
     with pytest.raises(ValueError, match="of a latent MAE"):
-        objective(tmp_path, features=ENCODER)
+        objective(tmp_path, **ENCODER)
 
 
 def test_a_training_goes_on_from_another_refiner_s_weights(tmp_path: Path) -> None:
@@ -86,8 +92,8 @@ def test_a_training_goes_on_from_another_refiner_s_weights(tmp_path: Path) -> No
         other.out.bias += 3
     save_refiner(tmp_path / "other", other)
     for kind in ("paired", "drift"):
-        assert objective(tmp_path, objective=kind).refiner.out.bias.abs().max() == 0
-        started = objective(tmp_path, start=tmp_path / "other", objective=kind).refiner
+        assert objective(None, objective=kind).refiner.out.bias.abs().max() == 0
+        started = objective(None, start=tmp_path / "other", objective=kind).refiner
         for name, weights in other.state_dict().items():
             assert torch.equal(weights, started.state_dict()[name]), name
 
@@ -95,9 +101,9 @@ def test_a_training_goes_on_from_another_refiner_s_weights(tmp_path: Path) -> No
 def test_a_start_of_other_shapes_or_none_is_named_in_one_line(tmp_path: Path) -> None:
     save_refiner(tmp_path / "wide", Refiner(2, 2, 2, configs.refiner(dim=36)))
     with pytest.raises(ValueError, match=r"wide: a refiner of .*'dim': 36.*expected .*'dim': 24"):
-        objective(tmp_path, start=tmp_path / "wide")
+        objective(None, start=tmp_path / "wide")
     with pytest.raises(ValueError, match="of a refiner"):
-        objective(tmp_path, start=tmp_path / "missing")
+        objective(None, start=tmp_path / "missing")
 
 
 def test_drifting_has_features_and_regression_has_none() -> None:
@@ -110,8 +116,8 @@ def test_drifting_has_features_and_regression_has_none() -> None:
 
 
 def test_anchors_are_read_where_the_corruption_replaces_keyframes(tmp_path: Path) -> None:
-    assert objective(tmp_path, objective="paired").anchors is None
-    anchors = objective(tmp_path, replaced=0.5, objective="paired").anchors
+    assert objective(None, objective="paired").anchors is None
+    anchors = objective(None, replaced=0.5, objective="paired").anchors
     assert anchors(torch.tensor([0])).unique().tolist() == [9.0]
 
 
