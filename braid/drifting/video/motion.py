@@ -3,7 +3,8 @@
 What a network draws anew it blurs; what it moves stays sharp, as in flow-based interpolation of
 video (Jiang et al. 2018, arXiv 1712.00080). Latents themselves can be moved by whole cells only,
 for less than that mixes their channels. So keyframes are moved in a *linear picture* U z, fitted to
-what the decoder shows, and brought back by its pseudo-inverse D. Between keyframes l and r, with
+what the decoder shows, and brought back by its pseudo-inverse D; both then learn with the network
+(their gradient is the one sum here whose order CUDA does not fix). Between keyframes l and r, with
 the interpolated frame z = (1 - f) z_l + f z_r,
 
     x = z + D [ (1 - w) (U z_l)(p + a_l) + w (U z_r)(p + a_r) - (1 - f) U z_l - f U z_r ]
@@ -30,19 +31,13 @@ from braid.drifting.interpolation.keyframes import neighbors
 Decode = Callable[[Tensor], Tensor]  # latents [n, C, T, H, W] to frames [n, F, h, w, 3] in [0, 1]
 
 COLORS = 3
-REACH = (
-    0.25  # of what the network predicts, half frame sides: sets how fast displacements are learnt
-)
+REACH = 0.25  # half frame sides that a head's 1 displaces by: how fast displacements are learnt
 _CHUNK = 8  # clips decoded at once
 _RANK = 1e-4  # singular values of a picture, relative to the largest, that are none
 
 
 class Picture(nn.Module):
     """The matrices U and D; zero until they are fitted, so that nothing moves."""
-
-    first: Tensor  # [3 r r, C] U of a clip's first frame
-    later: Tensor  # [3 r r, C] U of the others
-    back: Tensor  # [C, M 3 r r] D
 
     def __init__(
         self,
@@ -53,10 +48,11 @@ class Picture(nn.Module):
         super().__init__()
         self.detail, self.moments = detail, moments
         pixels = COLORS * detail**2
-        self.register_buffer("first", torch.zeros(pixels, channels))
-        self.register_buffer("later", torch.zeros(pixels, channels))
-        self.register_buffer("back", torch.zeros(channels, moments * pixels))
+        self.first = nn.Parameter(torch.zeros(pixels, channels))  # U of a clip's first frame
+        self.later = nn.Parameter(torch.zeros(pixels, channels))  # U of the others
+        self.back = nn.Parameter(torch.zeros(channels, moments * pixels))  # D
 
+    @torch.no_grad()
     def fit(
         self,
         clips: Tensor,  # [n, C, T, H, W]
