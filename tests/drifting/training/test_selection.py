@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from braid.drifting.training.clips import ClipSplit
 from braid.drifting.evaluation.clips import drift_status
+from braid.drifting.training.clips import ClipSplit
 from braid.drifting.training.selection import BestOnValidation
 from braid.training.ema import Ema
 from braid.training.trainer import Run
