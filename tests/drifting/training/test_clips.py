@@ -42,6 +42,13 @@ def split(name: str = "train") -> ClipSplit:
     return ClipSplit.of(data, data.labels, name)
 
 
+def enlarge(clips: torch.Tensor) -> torch.Tensor:
+    """Channels and their sum as colors, 4 x 4 pixels a cell, 4 frames a frame but the first."""
+    colors = torch.stack([clips[:, 0], clips[:, 1], clips.sum(1)], -1)  # [n, T, H, W, 3]
+    frames = torch.cat([colors[:, :1], colors[:, 1:].repeat_interleave(4, 1)], 1)
+    return frames.repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
 def no_decoder(clips: torch.Tensor) -> torch.Tensor:
     raise AssertionError("nothing is moved, so nothing need be decoded")
 
@@ -113,6 +120,49 @@ def test_drifting_has_features_and_regression_has_none() -> None:
         configs.refiner_training(objective="paired", features=configs.features())
     with pytest.raises(ValueError, match="encoder_weight and vanilla_weight are both 0"):
         configs.features(vanilla_weight=0.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vanilla": ("tokens", "tokens")}, "vanilla is .*, expected each of them once"),
+        ({"families": ("clip", "clip")}, "families is .*, expected each of them once"),
+        ({"families": ("edges",)}, "families"),
+        ({"vanilla": ("edges",)}, "vanilla"),
+    ],
+)
+def test_features_are_known_and_named_once(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        configs.features(**changes)
+
+
+def test_an_encoder_and_the_weight_of_its_features_agree() -> None:
+    with pytest.raises(ValueError, match=r"encoder is none, expected models/latent_mae.* 1\.0"):
+        configs.refiner_training(features=configs.features(encoder_weight=1.0))
+    with pytest.raises(ValueError, match="encoder is models/latent_mae, expected none"):
+        configs.refiner_training(encoder="models/latent_mae")
+    with pytest.raises(ValueError, match="encoder is models/latent_mae, expected none"):
+        configs.refiner_training(encoder="models/latent_mae", objective="paired")
+
+
+def test_a_fresh_refiner_s_pictures_are_fitted_and_a_started_one_keeps_its_own(
+    tmp_path: Path,
+) -> None:
+    def objective_of(start: Path | None):
+        corruption = Corruption(5, configs.corruption(levels=1))
+        refiner = Refiner(2, 2, 2, configs.refiner(detail=2))
+        parts = configs.refiner_training(objective="paired"), configs.batches(), configs.loss()
+        run = Run(seed=0, device=torch.device("cpu"))
+        return clip_objective(*parts, refiner, corruption, split(), None, start, enlarge, run)
+
+    fresh = objective_of(None).refiner
+    picture = fresh.moved.picture
+    assert picture.first.abs().sum() > 0
+    assert torch.allclose(picture.back @ picture.later, torch.eye(2), atol=1e-5)
+    with torch.no_grad():
+        picture.back += 1
+    save_refiner(tmp_path, fresh)
+    assert torch.equal(objective_of(tmp_path).refiner.moved.picture.back, picture.back)
 
 
 def test_anchors_are_read_where_the_corruption_replaces_keyframes(tmp_path: Path) -> None:
