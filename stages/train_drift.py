@@ -1,10 +1,11 @@
 """Train a refiner of interpolated clips: by regression, by drifting, or by one after the other.
 
-Writes models/drift/<refiner>, the best on the validation split. Built-in clips: 140 s and 35 s.
+Writes models/drift/<refiner>, the best on the validation split. Built-in clips: 130 s and 25 s.
 """
 
+from braid.clips.decoding.decoder import decoder_of
 from braid.clips.shards.dataset import open_clips
-from braid.drifting.training.clips import ClipSplit, clip_decoder, clip_objective, curves
+from braid.drifting.training.clips import ClipSplit, clip_objective, curves
 from braid.drifting.training.selection import BestOnValidation
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import Refiner, save_refiner
@@ -18,15 +19,15 @@ from braid.training.trainer import train
 def main() -> None:
     """Run the stage."""
     with open_stage("train_drift") as stage:
-        config, pace = stage.params.drift, Pace()
-        settings, run = config.refiners[stage.item[0]], stage.training()
+        config, pace, run = stage.params.drift, Pace(), stage.training()
+        settings = config.refiners[stage.item[0]]
         folders = stage.optional_dep(settings.encoder), stage.optional_dep(settings.start)
         clips = open_clips(stage.dep("data/clips"), cache_mib=stage.params.clips.cache_mib)
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
         training, validation = (ClipSplit.of(clips, pseudo.labels, s) for s in ("train", "val"))
         corruption = Corruption(clips.shape[1], config.corruption)
         refiner = Refiner(clips.shape[0], pseudo.classes, corruption.levels + 1, config.refiner)
-        decode = clip_decoder(clips, stage.optional_dep(stage.params.clips.wan_vae))
+        decode = decoder_of(clips, stage.optional_dep(stage.params.clips.wan_vae))
         parts = settings, config.batches, config.loss, refiner, corruption, training
         objective = clip_objective(*parts, *folders, decode, run)
         best = BestOnValidation(validation, corruption, settings, run)
@@ -43,7 +44,6 @@ def main() -> None:
         save_refiner(stage.out("models/drift"), best.restored(refiner))
         samples = objective.clips_per_step * config.optimizer.accumulate * run.process.world_size
         stage.runtime["clips_per_second"] = pace.per_second(samples)
-
         for folder, rows in curves(result).items():
             stage.write_table(f"plots/{folder}", rows, ["step"])
         stage.write_table("metrics/tables", best.rows(objective))

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from braid.clips.decoding.decoder import decoder
 from braid.drifting.config import DriftBatchesConfig, DriftLossConfig, RefinerTrainingConfig
 from braid.drifting.loss.drift import DriftLoss
 from braid.drifting.mae.latent_mae import load_latent_mae
@@ -33,10 +32,6 @@ EXAMPLES = 64  # clips that a refiner's pictures are fitted to, at most
 
 class Clips(Protocol):
     """A data set of clips."""
-
-    @property
-    def codec(self) -> str:
-        """What encoded them."""
 
     def indices(self, split: str) -> NDArray[np.int64]:
         """The clips of a split."""
@@ -72,12 +67,6 @@ class ClipSplit:
     def anchors(self, positions: Tensor) -> Tensor:
         """A phase-1 model's latents for the same clips."""
         return self.clips.anchors(self.indices[positions])
-
-
-def clip_decoder(clips: Clips, wan_vae: Path | None) -> Decode:
-    """What decodes a data set's clips."""
-    examples = clips.latents(torch.from_numpy(clips.indices("train")[:EXAMPLES]))
-    return decoder(clips.codec, examples, wan_vae)
 
 
 def clip_objective(
