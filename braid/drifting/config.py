@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -99,11 +99,13 @@ class DriftFeaturesConfig(Config):
         return self
 
 
-class DriftBatchesConfig(Config):
-    """What a step draws."""
+Generated = Annotated[int, Field(ge=2)]  # clips or images a class in a step
+
+
+class BatchesConfig(Config):
+    """What a step draws, beside the clips that it refines."""
 
     classes: Count
-    generated: Annotated[int, Field(ge=2)]  # clips a class
     positives: Count  # a class, from its memory bank
     negatives: Whole  # generated earlier, a class, from its memory bank
     unconditional: Count  # real clips of any class
@@ -113,7 +115,7 @@ class DriftBatchesConfig(Config):
     alpha_power: NonNegative  # density ~ alpha^-power
 
     @model_validator(mode="after")
-    def _banks_are_large_enough(self) -> DriftBatchesConfig:
+    def _banks_are_large_enough(self) -> Self:
         for name, kept in (("positives", self.bank), ("negatives", self.bank)):
             if getattr(self, name) > kept:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at most bank: {kept}")
@@ -123,6 +125,12 @@ class DriftBatchesConfig(Config):
                 f"bank_unconditional: {self.bank_unconditional}"
             )
         return self
+
+
+class DriftBatchesConfig(BatchesConfig):
+    """What a step draws."""
+
+    generated: Generated
 
 
 class RefinerConfig(Config):
@@ -143,6 +151,7 @@ class RefinerTrainingConfig(Config):
     start: str  # folder of a refiner whose weights it begins with, models/drift/paired; none: fresh
     encoder: str  # folder of the latent MAE where features of it have a weight; else none
     objective: Literal["drift", "paired"]
+    generated: Generated  # regression makes more of many small steps, drifting of large classes
     steps: Steps
     lr_scale: Positive  # times optimizer.lr
     validate_every: Count  # steps between evaluations on the validation split
@@ -196,7 +205,7 @@ class DriftConfig(Config):
     K: Count  # pseudo-classes
     loss: DriftLossConfig
     corruption: CorruptionConfig
-    batches: DriftBatchesConfig
+    batches: BatchesConfig
     refiner: RefinerConfig
     refiners: dict[Name, RefinerTrainingConfig]
     optimizer: OptimizerConfig

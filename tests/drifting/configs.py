@@ -119,7 +119,14 @@ def features(**changes: Any) -> DriftFeaturesConfig:
 
 
 def refiner_training(**changes: Any) -> RefinerTrainingConfig:
-    usual = {"start": "none", "encoder": "none", "objective": "drift", "steps": 12, "lr_scale": 1.0}
+    usual = {
+        "start": "none",
+        "encoder": "none",
+        "objective": "drift",
+        "generated": 4,
+        "steps": 12,
+        "lr_scale": 1.0,
+    }
     usual |= {"validate_every": 4, "compile": False} | changes
     if usual["objective"] == "drift":
         usual = {"features": features()} | usual

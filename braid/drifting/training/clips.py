@@ -11,7 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from braid.drifting.config import DriftBatchesConfig, DriftLossConfig, RefinerTrainingConfig
+from braid.drifting.config import (
+    BatchesConfig,
+    DriftBatchesConfig,
+    DriftLossConfig,
+    RefinerTrainingConfig,
+)
 from braid.drifting.loss.drift import DriftLoss
 from braid.drifting.mae.latent_mae import load_latent_mae
 from braid.drifting.training.objectives import (
@@ -71,7 +76,7 @@ class ClipSplit:
 
 def clip_objective(
     settings: RefinerTrainingConfig,
-    batches: DriftBatchesConfig,
+    batches: BatchesConfig,
     loss: DriftLossConfig,
     refiner: Refiner,
     corruption: Corruption,
@@ -98,7 +103,8 @@ def clip_objective(
     if settings.compile:
         compile_deterministic(refiner)
     anchors = split.anchors if corruption.config.student_replace_prob > 0 else None
-    base = refiner, corruption, split.latents, split.classes, batches, anchors
+    drawn = DriftBatchesConfig(**batches.model_dump(), generated=settings.generated)
+    base = refiner, corruption, split.latents, split.classes, drawn, anchors
     features, every = settings.features, run.log_every
     if features is None:
         return PairedObjective(*base)
