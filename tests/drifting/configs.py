@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from braid.drifting.config import (
+    BatchesConfig,
     CorruptionConfig,
     DriftBatchesConfig,
     DriftEvaluationConfig,
@@ -108,6 +109,11 @@ def loss(**changes: Any) -> DriftLossConfig:
 
 def batches(**changes: Any) -> DriftBatchesConfig:
     return DriftBatchesConfig(**BATCHES | changes)
+
+
+def class_batches(**changes: Any) -> BatchesConfig:
+    """The same without what each refiner's training says itself."""
+    return BatchesConfig(**{k: v for k, v in (BATCHES | changes).items() if k != "generated"})
 
 
 def refiner(**changes: Any) -> RefinerConfig:

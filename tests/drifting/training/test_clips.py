@@ -55,7 +55,7 @@ def no_decoder(clips: torch.Tensor) -> torch.Tensor:
 
 def objective(folder: Path | None, replaced: float = 0.0, start: Path | None = None, **settings):
     corruption = Corruption(5, configs.corruption(levels=1, student_replace_prob=replaced))
-    parts = configs.refiner_training(**settings), configs.batches(), configs.loss()
+    parts = configs.refiner_training(**settings), configs.class_batches(), configs.loss()
     run = Run(seed=0, device=torch.device("cpu"), log_every=7)
     return clip_objective(
         *parts, toy_refiner(), corruption, split(), folder, start, no_decoder, run
@@ -80,6 +80,7 @@ def test_drifting_has_the_branches_of_its_params(tmp_path: Path) -> None:
     assert drift.log_every == 7
     assert set(drift(0, torch.Generator().manual_seed(0))) == {"encoder", "vanilla"}
     assert drift.clips_per_step == 2 * 4
+    assert objective(None, generated=3).clips_per_step == 2 * 3
 
 
 def test_an_encoder_is_read_only_where_its_features_count(tmp_path: Path) -> None:
@@ -151,7 +152,11 @@ def test_a_fresh_refiner_s_pictures_are_fitted_and_a_started_one_keeps_its_own(
     def objective_of(start: Path | None):
         corruption = Corruption(5, configs.corruption(levels=1))
         refiner = Refiner(2, 2, 2, configs.refiner(detail=2))
-        parts = configs.refiner_training(objective="paired"), configs.batches(), configs.loss()
+        parts = (
+            configs.refiner_training(objective="paired"),
+            configs.class_batches(),
+            configs.loss(),
+        )
         run = Run(seed=0, device=torch.device("cpu"))
         return clip_objective(*parts, refiner, corruption, split(), None, start, enlarge, run)
 
