@@ -5,14 +5,14 @@ Writes models/drift/<refiner>, the best on the validation split. Built-in clips:
 
 from braid.clips.decoding.decoder import decoder_of
 from braid.clips.shards.dataset import open_clips
+from braid.common.io import read_json
 from braid.drifting.training.clips import ClipSplit, clip_objective, curves
 from braid.drifting.training.selection import BestOnValidation
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import Refiner, save_refiner
 from braid.pseudo_classes.quantizer import load_pseudo_classes
-from braid.stage.card import Decision, Pace, clips_data, write_card
+from braid.stage.card import Pace, clips_data, write_card
 from braid.stage.context import open_stage
-from braid.stage.records import read_json
 from braid.training.trainer import train
 
 
@@ -47,13 +47,12 @@ def main() -> None:
         for folder, rows in curves(result).items():
             stage.write_table(f"plots/{folder}", rows, ["step"])
         stage.write_table("metrics/tables", best.rows(objective))
-        results, (status, reason) = best.metrics(), best.status()
-        decision = Decision(status == "passed", reason)
-        stage.write_metrics({**results, **decision.figures()})
+        results, (_, reason) = best.metrics(), best.status()
+        stage.write_metrics(results)
         manifest = read_json(stage.dep("data/clips") / "manifest.json")
         source, model = stage.params.clips.source, objective.card(samples)
         data = clips_data(source, manifest, train=len(training), val=len(validation))
-        write_card(stage, run.device, data=data, model=model, results=results, decision=decision)
+        write_card(stage, run.device, data=data, model=model, results=results, reason=reason)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import errno
 import hashlib
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -36,7 +35,8 @@ from typing import TYPE_CHECKING, Any
 from pathspec import GitIgnoreSpec
 
 from braid.common.config import NONE
-from braid.stage import records
+from braid.common.io import Row, write_csv, write_json
+from braid.common.timing import peak_rss_mib
 from braid.stage.dag import Declaration, declaration
 from braid.stage.guard import UndeclaredAccess, guarded
 from braid.stage.params import Params, UndeclaredParam, declared_params, load_params, load_yaml
@@ -125,10 +125,9 @@ class Stage:
 
     def usage(self) -> dict[str, Any]:
         """What the run has taken so far, and what the stage put into `runtime`."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "seconds": round(time.perf_counter() - self._started, 2),
-            "peak_rss_mib": round(peak / _RSS_UNITS_PER_MIB, 1),
+            "peak_rss_mib": round(peak_rss_mib(), 1),
             "commit": _commit(self._root),
             **self.runtime,
         }
@@ -136,22 +135,18 @@ class Stage:
     def write_metrics(self, values: Mapping[str, Any]) -> None:
         """Write the stage's deterministic scalars to its declared metrics file."""
         declared = [out for out in self._declared.outs if not _below(out, RUNTIME)]
-        records.write_json(
-            self._staged(self._only("metrics", declared, "metrics", ".json")), values
-        )
+        write_json(self._staged(self._only("metrics", declared, "metrics", ".json")), values)
 
-    def write_table(
-        self, folder: str, rows: Sequence[records.Row], columns: Sequence[str] = ()
-    ) -> None:
+    def write_table(self, folder: str, rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
         """Write rows to the one declared CSV below `folder`; `columns` are there without rows."""
-        records.write_csv(self.out(folder), rows, columns)
+        write_csv(self.out(folder), rows, columns)
 
     def _logger(self) -> Callable[[Mapping[str, float]], None] | None:
         """A callback that shows logged rows in TensorBoard (`tensorboard --logdir runs`)."""
         if self._rank:
             return None
         folder = self._root / "runs" / self.address / time.strftime("%m%d-%H%M%S")
-        return records.tensorboard(folder)
+        return _tensorboard(folder)
 
     def _only(self, folder: str, declared: Sequence[str], kind: str, ending: str = "") -> str:
         below = {path for path in declared if _below(path, folder) and path.endswith(ending)}
@@ -227,7 +222,22 @@ class Stage:
                 (self._root / top).rmdir()
 
     def _write_runtime(self) -> None:
-        records.write_json(self._staged(runtime_file(self._declared)), self.usage())
+        write_json(self._staged(runtime_file(self._declared)), self.usage())
+
+
+def _tensorboard(folder: Path) -> Callable[[Mapping[str, float]], None]:
+    """A callback that appends a logged row, by its `step`, to TensorBoard events in `folder`."""
+    from torch.utils.tensorboard import SummaryWriter  # costs a second to import
+
+    writer = SummaryWriter(str(folder))
+
+    def log(row: Mapping[str, float]) -> None:
+        for name, value in row.items():
+            if name != "step":
+                writer.add_scalar(name, value, int(row["step"]))
+        writer.flush()
+
+    return log
 
 
 def runtime_file(declared: Declaration) -> str:
@@ -246,6 +256,9 @@ def open_stage(name: str) -> Iterator[Stage]:
         root = Path.cwd()
         params = load_params(root / "params.yaml")
         declared = declaration(root, name, tuple(sys.argv[1:]))
+        if not declared.launched:  # what a pod or a shell has set is meant for trainings
+            for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+                os.environ.pop(variable, None)
         stage = Stage(root, declared, params)
         stage._prepare_staging()
         readable = [root / path for path in declared.deps]
@@ -259,9 +272,6 @@ def open_stage(name: str) -> Iterator[Stage]:
             raise
         line = " ".join(str(error).split())
         sys.exit(f"error: {' '.join([name, *sys.argv[1:]])}: {line}")
-
-
-_RSS_UNITS_PER_MIB = 2**20 if sys.platform == "darwin" else 2**10
 
 
 def _below(path: str, folder: str) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from braid.clips.shards.dataset import (
     read_prompt,
     read_shard,
 )
+from braid.common.io import write_json
 from braid.data.splits import SPLITS, split_of
 
 _Parsed = TypeVar("_Parsed")
@@ -240,8 +240,7 @@ def write_manifest(
         "faults": [fault._asdict() for fault in scan.faults],
     }
     splits = _write_index(folder / INDEX, scan, fractions)
-    text = json.dumps(manifest, indent=1, allow_nan=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST, manifest)
     return _metrics(scan, splits)
 
 

@@ -6,7 +6,6 @@ conditions, other real clips) is scored by the same ones on the same held-out cl
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from braid.common.rng import generator
+from braid.common.timing import timed
 from braid.drifting.config import CorruptionConfig, DriftEvaluationConfig
 from braid.drifting.evaluation.reader import (
     HEADS,
@@ -138,7 +138,7 @@ def complete(
     }
     if corruption.config.interpolator == "linear" and corruption.config.noise == "none":
         del runs["start"]
-    methods = {name: _timed(*run, len(truth)) for name, run in runs.items()}
+    methods = {name: _timed(*run, len(truth), truth.device) for name, run in runs.items()}
     return Completed(masks[-1, 0], classes, methods)
 
 
@@ -147,10 +147,11 @@ def linear(clips: Tensor, mask: Tensor, config: CorruptionConfig) -> Tensor:
     return interpolate(clips, mask, config.model_copy(update={"interpolator": "linear"}))
 
 
-def _timed(refiner: str, calls: int, run: Callable[[], Tensor], count: int) -> Method:
-    started = time.perf_counter()
-    clips = run()
-    return Method(clips, refiner, calls, 1000 * (time.perf_counter() - started) / count)
+def _timed(
+    refiner: str, calls: int, run: Callable[[], Tensor], count: int, device: torch.device
+) -> Method:
+    clips, seconds = timed(run, device)
+    return Method(clips, refiner, calls, 1000 * seconds / count)
 
 
 def costs(completed: Completed) -> dict[str, float]:

@@ -3,8 +3,8 @@ import pytest
 import torch
 from sklearn.cluster import KMeans as ScikitLearn
 
-from braid.clips.config import QuantizerConfig
-from braid.pseudo_classes.kmeans import _lloyd, class_means, kmeans, nearest
+from braid.clustering.config import KMeansConfig
+from braid.clustering.kmeans import _lloyd, class_means, kmeans, nearest
 
 SETTINGS = {
     "seeding_rows": 4096,
@@ -12,7 +12,6 @@ SETTINGS = {
     "candidates": 4,
     "projected_iterations": 10,
     "exact_iterations": 3,
-    "min_count": 1,
 }
 
 
@@ -24,7 +23,7 @@ def blobs(seed, n=2000, d=24, modes=60):
 
 
 def cluster(x, k, seed=0, **changed):
-    config = QuantizerConfig(**SETTINGS | changed)
+    config = KMeansConfig(**SETTINGS | changed)
     return kmeans(x, k, config, torch.Generator().manual_seed(seed))
 
 
@@ -62,7 +61,7 @@ def test_no_class_is_empty(k):
 @pytest.mark.parametrize("step", ["_seeds", "_lloyd"])
 def test_classes_left_empty_by_any_step_are_filled(monkeypatch, step):
     x = blobs(4, n=300)
-    monkeypatch.setattr(f"braid.pseudo_classes.kmeans.{step}", lambda x, *_: x[:1].repeat(50, 1))
+    monkeypatch.setattr(f"braid.clustering.kmeans.{step}", lambda x, *_: x[:1].repeat(50, 1))
     assert len(torch.unique(cluster(x, 50).labels)) == 50
 
 
@@ -120,9 +119,9 @@ def test_class_means_are_those_of_a_loop():
 
 def test_bad_input_is_named():
     x = blobs(10, n=20)
-    with pytest.raises(ValueError, match=r"drift.K is 21, expected 1 to 20, .* train clips"):
+    with pytest.raises(ValueError, match=r"drift.K is 21, expected 1 to 20, .* train samples"):
         cluster(x, 21)
     with pytest.raises(ValueError, match="finite"):
         cluster(x.index_fill(0, torch.tensor(3), float("nan")), 4)
-    with pytest.raises(ValueError, match=r"drift.K is 5, but only 3 train clips differ in h"):
+    with pytest.raises(ValueError, match=r"drift.K is 5, but only 3 train samples differ"):
         cluster(x[:3].repeat(5, 1), 5)

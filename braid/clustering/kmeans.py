@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 
-from braid.clips.config import QuantizerConfig
+from braid.clustering.config import KMeansConfig
 
 _ROWS = 8192  # of distances in memory at a time
 _SAME = 1e-6  # squared distance, relative to the largest square, of rows that are the same
@@ -31,23 +31,39 @@ class KMeans(NamedTuple):
     inertia: float  # sum of squared distances of rows to their centroids
 
 
+class _TooFewDiffer(Exception):
+    """Rows are the same so often that a class stays empty; how many classes are in use."""
+
+
 def kmeans(
     x: Tensor,  # [n, d] float32
     k: int,
-    config: QuantizerConfig,
+    config: KMeansConfig,
     generator: torch.Generator,
+    *,
+    key: str = "drift.K",
 ) -> KMeans:
     """Cluster the rows of x into k classes; a projection to more than d dimensions is one to d.
+
+    Args:
+        key: the param that k is, for messages.
 
     Raises:
         ValueError: more classes than rows, or than different rows; values that are not finite.
     """
     if not 1 <= k <= len(x):
-        raise ValueError(f"drift.K is {k}, expected 1 to {len(x)}, the number of train clips")
+        raise ValueError(f"{key} is {k}, expected 1 to {len(x)}, the number of train samples")
     if not x.isfinite().all():
         raise ValueError("K-means: expected finite values")
     center = x.mean(0)
-    x = x - center
+    try:
+        clusters = _clustered(x - center, k, config, generator)
+    except _TooFewDiffer as error:
+        raise ValueError(f"{key} is {k}, but only {error} train samples differ") from None
+    return clusters._replace(centroids=clusters.centroids + center)
+
+
+def _clustered(x: Tensor, k: int, config: KMeansConfig, generator: torch.Generator) -> KMeans:
     projected = x @ _principal_axes(x, config.projection)
     centroids = _seeds(projected, k, max(config.seeding_rows, k), config.candidates, generator)
     centroids = _lloyd(projected, centroids, config.projected_iterations)
@@ -57,7 +73,7 @@ def kmeans(
     while len(torch.unique(labels)) < k:
         centroids = _without_empty(x, centroids, labels, distances)
         labels, distances = nearest(x, centroids)
-    return KMeans(centroids + center, labels, float(distances.sum(dtype=torch.float64)))
+    return KMeans(centroids, labels, float(distances.sum(dtype=torch.float64)))
 
 
 def nearest(
@@ -120,6 +136,5 @@ def _without_empty(x: Tensor, centroids: Tensor, labels: Tensor, distances: Tens
     empty = (torch.bincount(labels, minlength=len(centroids)) == 0).nonzero().flatten()
     far = distances.argsort(descending=True, stable=True)[: len(empty)]
     if distances[far[0]] <= _SAME * x.square().sum(1).max():
-        used = len(centroids) - len(empty)
-        raise ValueError(f"drift.K is {len(centroids)}, but only {used} train clips differ in h")
+        raise _TooFewDiffer(len(centroids) - len(empty))
     return centroids.index_copy(0, empty, x[far])
