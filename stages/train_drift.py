@@ -44,6 +44,7 @@ def main() -> None:
         save_refiner(stage.out("models/drift"), best.restored(refiner))
         samples = objective.clips_per_step * config.optimizer.accumulate * run.process.world_size
         stage.runtime["clips_per_second"] = pace.per_second(samples)
+
         for folder, rows in curves(result).items():
             stage.write_table(f"plots/{folder}", rows, ["step"])
         stage.write_table("metrics/tables", best.rows(objective))
