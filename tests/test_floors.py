@@ -114,13 +114,13 @@ def drift_methods() -> dict[str, dict[str, float]]:
 
 def test_one_step_beats_interpolation_as_a_distribution_and_is_nearer_to_the_truth() -> None:
     drift, methods = drifting("drift"), drift_methods()
-    assert drift["frechet_ratio"] <= 0.5
-    assert drift["frechet_pca_ratio"] <= 0.7
-    assert drift["paired_error_ratio"] <= 0.75
-    assert drift["motion_energy"] >= 0.5
+    assert drift["frechet_ratio"] <= 0.15
+    assert drift["frechet_pca_ratio"] <= 0.1
+    assert drift["paired_error_ratio"] <= 0.35
+    assert drift["motion_energy"] >= 0.75
     assert methods["refined"]["energy"] < methods["interpolated"]["energy"]
     assert methods["refined"]["keyframe_mse"] == 0 < methods["unclamped"]["keyframe_mse"]
-    assert drift["status"] in ("ok", "more_ghosts_than_interpolation")  # what does not hold yet
+    assert drift["status"] == "ok"
 
 
 @pytest.mark.parametrize("name", list(PARAMS.drift.refiners))
@@ -145,9 +145,17 @@ def test_every_group_of_features_pulls_refined_clips_towards_the_truth() -> None
 
 
 def test_refined_clips_are_read_and_show_one_object() -> None:
-    drift = drifting("drift")
-    assert drift["reader_ratio"] >= 0.7
-    assert drift["ghost_ratio"] <= 1.4  # .5 is wanted: digits in motion are smeared
+    drift, methods = drifting("drift"), drift_methods()
+    assert drift["reader_ratio"] >= 0.85
+    assert drift["ghost_ratio"] <= 0.4
+    assert methods["refined"]["digit_missing"] >= methods["interpolated"]["digit_missing"]
+    assert methods["refined"]["position_error"] < 0.4 * methods["interpolated"]["position_error"]
+
+
+def test_pictures_of_refined_clips_can_be_kept_in_git() -> None:
+    sizes = [path.stat().st_size for path in (ROOT / "plots/drift_evaluation").iterdir()]
+    assert sum(sizes) <= 3 * 10**6
+    assert max(sizes) <= 2**20
 
 
 def test_the_reader_reads_real_clips_and_chance_does_not() -> None:

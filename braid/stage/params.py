@@ -119,6 +119,8 @@ RENAMED = {
     "drift_features": "drift.refiners.drift.features",
     "drift.features": "drift.refiners.drift.features",
     "drift_batches": "drift.batches",
+    "drift_batches.generated": "drift.refiners.drift.generated",
+    "drift.batches.generated": "drift.refiners.drift.generated",
     "drift_batches.queue": "drift.batches.bank",
     "drift_batches.queue_unconditional": "drift.batches.bank_unconditional",
     "refiner": "drift.refiner",

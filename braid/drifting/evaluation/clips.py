@@ -28,7 +28,7 @@ from braid.drifting.evaluation.reader import (
     sharpness,
     stray_color,
 )
-from braid.drifting.interpolation.interpolation import METHODS, interpolate
+from braid.drifting.interpolation.interpolation import FRECHET_RATIO, METHODS, interpolate
 from braid.drifting.interpolation.keyframes import level_counts, nested_masks
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import Refiner, cold_sample, refine
@@ -43,7 +43,6 @@ from braid.metrics.distances import (
 
 NEIGHBORS = 5  # of precision, recall, density, coverage, as in Naeem et al.
 REFERENCE = "interpolated"  # the method whose figures are the unit: always linear
-FRECHET_RATIO = 0.7  # of refined to interpolated that counts as a success
 PAIRED_RATIO = 1.25  # of the paired error that counts as off the mark
 
 Figures = Mapping[str, Any]
