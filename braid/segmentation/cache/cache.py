@@ -38,8 +38,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from braid.common.progress import progress
 from braid.segmentation.cache.online import OnlineTeacher
 from braid.segmentation.config import CacheConfig
 from braid.segmentation.data.prompted import Pair, PromptedImages, images_of
@@ -247,7 +247,7 @@ def write_cache(
     (folder / "text.safetensors").write_bytes(save(encoded))
 
     starts = range(0, len(images), config.shard)[: 1 if config.mode == "online" else None]
-    for number, start in enumerate(tqdm(starts, desc="shards", disable=None)):
+    for number, start in enumerate(progress(starts, "teacher's answers", "shard")):
         finished = scratch / _name(number)
         if not _is_of(finished, key):
             of_shard = images[start : start + config.shard]

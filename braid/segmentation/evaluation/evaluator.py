@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from braid.common.progress import progress
 from braid.common.rng import seed_global_stream
 from braid.segmentation.config import EvaluationConfig
 from braid.segmentation.data.prompted import (
@@ -137,7 +138,8 @@ class Evaluator:
         if count < 2:  # the random teacher predicts for another image
             raise ValueError(f"held-out images with prompts: {count}, expected 2 or more")
         parts: dict[str, list[Evaluation]] = {}
-        for batch in image_batches(pairs, self.config.images):
+        batches = image_batches(pairs, self.config.images)
+        for batch in progress(batches, "evaluate", "batch"):
             truth, by_model = self.detections(batch)
             owner, teacher = images_of(batch)[1], by_model[TEACHER]
             others = other_images(owner, generator).to(self.device)

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from PIL import Image
 
 from braid.common.config import BUILT_IN, external_path
+from braid.common.progress import progress
 from braid.segmentation.data.sa1b import (
     MANIFEST,
     STEM,
@@ -101,7 +102,7 @@ def scan(folder: Path, *, val: int, faults: Literal["skip", "fatal"]) -> Scan:
         raise ValueError(f"sam3.data.source: {folder}: no such folder")
     all_faults: list[Fault] = []
     records: dict[int, Record] = {}
-    for stem in _stems(folder):
+    for stem in progress(_stems(folder), "scan", "image"):
         record = _checked_pair(folder, stem, all_faults)
         if record is not None and record.id in records:
             reason = f"has the same id as {records[record.id].file}"
