@@ -366,7 +366,10 @@ def _diagnostics(objective: nn.Module, device: torch.device) -> Row:
 
 
 class Snapshot:
-    """A training hook that keeps a module's weights as they stand after one step."""
+    """A training hook that keeps a module's weights after one step: averages where some are kept.
+
+    The end of a training is averages too, so that the two can be compared.
+    """
 
     def __init__(self, field: nn.Module, step: int) -> None:
         self.field, self.step = field, step
@@ -375,8 +378,9 @@ class Snapshot:
     def __call__(self, step: int, objective: nn.Module, ema: Ema | None = None) -> None:
         """Take the weights when their step has come."""
         if step == self.step:
-            state = self.field.state_dict()
-            self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
+            with ema.applied(objective) if ema else nullcontext():
+                state = self.field.state_dict()
+                self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was taken so far."""

@@ -266,6 +266,38 @@ def _shaded(colors: NDArray[np.float64], rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(np.clip(colors + shade, 0, 1).astype(np.float32))
 
 
+# ---- What the prompts say, as numbers ------------------------------------------------------------
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "digit": NUMERALS,
+    "ink": tuple(INKS),
+    "ground": tuple(BACKGROUNDS),
+    "motion": tuple(motion.phrase for motion in MOTIONS),
+}
+FAMILIES = tuple(dict.fromkeys(motion.family for motion in MOTIONS))
+_PROMPT = re.compile(
+    "a {ink} {digit} {motion}, over {ground}".format(
+        **{kind: f"(?P<{kind}>{'|'.join(map(re.escape, words))})" for kind, words in WORDS.items()}
+    )
+)
+
+
+def read_words(prompts: Sequence[str]) -> dict[str, Tensor] | None:
+    """Numbers of each clip's word of each kind, [n], and as `family` of its motion's family.
+
+    None if a prompt is not one of the built-in ones.
+    """
+    matches = [match for match in map(_PROMPT.fullmatch, prompts) if match]
+    if len(matches) < len(prompts):
+        return None
+    numbers = {
+        kind: torch.tensor([words.index(match[kind]) for match in matches])
+        for kind, words in WORDS.items()
+    }
+    family_of = torch.tensor([FAMILIES.index(motion.family) for motion in MOTIONS])
+    return {**numbers, "family": family_of[numbers["motion"]]}
+
+
 # ---- The clips as shards: encoded frames, text embeddings and prompts ----------------------------
 
 LAYOUT: Layout = "cthw"

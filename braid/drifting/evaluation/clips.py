@@ -17,7 +17,7 @@ from torch import Tensor
 from braid.common.progress import progress
 from braid.common.rng import generator
 from braid.common.timing import timed
-from braid.drifting.config import CorruptionConfig, DriftEvaluationConfig
+from braid.drifting.config import CorruptionConfig, DriftEvaluationConfig, MazeCorruptionConfig
 from braid.drifting.evaluation.reader import (
     HEADS,
     NO_WORDS,
@@ -28,7 +28,7 @@ from braid.drifting.evaluation.reader import (
     sharpness,
     stray_color,
 )
-from braid.drifting.interpolation.interpolation import METHODS, interpolate
+from braid.drifting.interpolation.interpolation import FRECHET_RATIO, METHODS, interpolate
 from braid.drifting.interpolation.keyframes import level_counts, nested_masks
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import Refiner, cold_sample, refine
@@ -43,7 +43,6 @@ from braid.metrics.distances import (
 
 NEIGHBORS = 5  # of precision, recall, density, coverage, as in Naeem et al.
 REFERENCE = "interpolated"  # the method whose figures are the unit: always linear
-FRECHET_RATIO = 0.7  # of refined to interpolated that counts as a success
 PAIRED_RATIO = 1.25  # of the paired error that counts as off the mark
 
 Figures = Mapping[str, Any]
@@ -147,7 +146,7 @@ def complete(
     return Completed(masks[-1, 0], classes, methods)
 
 
-def linear(clips: Tensor, mask: Tensor, config: CorruptionConfig) -> Tensor:
+def linear(clips: Tensor, mask: Tensor, config: CorruptionConfig | MazeCorruptionConfig) -> Tensor:
     """Missing frames interpolated linearly: the reference, whatever refiners start from."""
     return interpolate(clips, mask, config.model_copy(update={"interpolator": "linear"}))
 

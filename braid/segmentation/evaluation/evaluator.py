@@ -36,6 +36,7 @@ from braid.segmentation.metrics.agreement import (
     predicted_detections,
     true_detections,
 )
+from braid.segmentation.metrics.cgf1 import concept_counts
 from braid.segmentation.sam3.predictor import Predictor
 from braid.segmentation.sam3.tokens import load_tokenizer
 from braid.segmentation.student.student import build_student, load_student
@@ -84,6 +85,7 @@ class Evaluation:
 
     by_truth: Table  # [P] each, of `compare`
     by_teacher: Table
+    concepts: Table  # [P] each, of `concept_counts`
     scored: Scored  # [N] each
     sensitivity: Tensor  # [images that have prompts of different ground truth]
 
@@ -93,6 +95,7 @@ class Evaluation:
         return Evaluation(
             joined([part.by_truth for part in parts]),
             joined([part.by_teacher for part in parts]),
+            joined([part.concepts for part in parts]),
             joined_scores([part.scored for part in parts]),
             torch.cat([part.sensitivity for part in parts]),
         )
@@ -145,6 +148,7 @@ class Evaluator:
                 part = Evaluation(
                     compare(detections, truth),
                     compare(detections, teacher),
+                    concept_counts(detections, truth),
                     score_masks(detections, truth),
                     prompt_sensitivity(detections, truth, owner.to(self.device)).cpu(),
                 )
