@@ -9,6 +9,7 @@ from benchmarks import (
     matching,
     rasterizer,
     sam3_flops,
+    shards,
 )
 
 
@@ -22,6 +23,7 @@ def main() -> None:
     image_drift.main()
     matching.main()
     sam3_flops.main()
+    shards.main()
 
 
 if __name__ == "__main__":

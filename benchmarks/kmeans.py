@@ -19,7 +19,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
-from braid.pseudo_classes.kmeans import kmeans, nearest
+from braid.clustering.kmeans import kmeans, nearest
 from braid.stage.params import load_params
 
 _CONFIG = load_params(Path(__file__).parents[1] / "params.yaml").clips.quantizer

@@ -1,4 +1,4 @@
-"""What a recipe makes of params.yaml, and how `dvc exp run` is told: one `-S` for each leaf.
+"""What a recipe makes of params.yaml, and the `-S` of `dvc exp run` for it: one for each leaf.
 
 A recipe is a sparse params.yaml over the committed one: what it has replaces, what it has not
 stays, and `bricks: null` takes an entry with settings of its own away. `base: lego_200` makes it
@@ -21,6 +21,7 @@ from braid.stage.params import check_params, load_yaml, renamed
 
 # `params.yaml:` in front is optional; `+` adds a key, `++` adds or replaces, `~` takes away.
 _OVERRIDE = re.compile(r"(?:params\.yaml:)?(?P<sign>~|\+{0,2})(?P<key>[^=:]+)(?:=.*)?", re.DOTALL)
+DVC_FLAGS = "qvfisPpRk"  # of `dvc exp run`, those without a value
 _BEFORE_QUOTE = re.compile(r"(\\*)('|$)")
 
 
@@ -68,7 +69,8 @@ def resolve(root: Path, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: no such recipe; the message lists those that there are.
     """
     if name not in names(root):
-        raise ValueError(f"no recipe '{name}'; there are {', '.join(names(root))}")
+        fault = f"no recipe '{name}'" if name else "no recipe is named (RECIPE=…)"
+        raise ValueError(f"{fault}; there are {', '.join(names(root))}")
     recipe = load_yaml(root / f"recipes/{name}.yaml")
     base = recipe.pop("base", None)
     return merge(params if base is None else resolve(root, base, params), recipe)
@@ -122,6 +124,8 @@ def _check_keys(arguments: Sequence[str], settings: Mapping[str, Any]) -> None:
     """Refuse keys of `-S` that are old, or that are neither there nor added."""
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument("-S", "--set-param", action="append", default=[])
+    for flag in DVC_FLAGS:  # which may stand before S in one word: -fS
+        parser.add_argument(f"-{flag}", action="count")
     try:
         given = parser.parse_known_args(arguments)[0].set_param
     except argparse.ArgumentError as error:

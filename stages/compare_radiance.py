@@ -6,6 +6,7 @@ Writes metrics/metrics_summary.csv (a row per scene and model) and two figures a
 from collections.abc import Mapping
 from typing import Any
 
+from braid.common.io import read_json
 from braid.radiance.evaluation.figures import (
     COLUMNS,
     FIRST_STAGE,
@@ -16,7 +17,6 @@ from braid.radiance.evaluation.figures import (
     summary_rows,
 )
 from braid.stage.context import Stage, open_stage
-from braid.stage.records import read_json
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ clips.
 
 from braid.clips.decoding.decoder import decoder
 from braid.clips.shards.dataset import open_clips
+from braid.common.io import write_json
 from braid.common.rng import generator, seed_global_stream
 from braid.drifting.mae.latent_mae import LatentMae, load_latent_mae
 from braid.drifting.video.features import ClipFeatures
@@ -14,7 +15,6 @@ from braid.representation.evaluation import evaluate, make_spaces
 from braid.representation.figures import clip_thumbnails, draw_figures
 from braid.representation.samples import read_sample
 from braid.stage.context import open_stage
-from braid.stage.records import write_json
 
 DRAWN = ("quantizer", "latent_mae")
 

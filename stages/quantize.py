@@ -7,9 +7,9 @@ clip once. Seconds for the built-in clips.
 import torch
 
 from braid.clips.shards.dataset import open_clips
+from braid.clustering.kmeans import kmeans
 from braid.common.rng import generator
 from braid.data.splits import SPLITS
-from braid.pseudo_classes.kmeans import kmeans
 from braid.pseudo_classes.occupancy import inertia_metrics, occupancy_metrics, occupancy_table
 from braid.pseudo_classes.quantizer import (
     ConditionEncoder,

@@ -1,34 +1,35 @@
 """Train a refiner of interpolated clips: by regression, by drifting, or by one after the other.
 
-Writes models/drift/<refiner>, the best on the validation split. Built-in clips: 140 s and 35 s.
+Writes models/drift/<refiner>, the best on the validation split. Built-in clips: 130 s and 25 s.
 """
 
+from braid.clips.decoding.decoder import decoder_of
 from braid.clips.shards.dataset import open_clips
+from braid.common.io import read_json
 from braid.drifting.training.clips import ClipSplit, clip_objective, curves
 from braid.drifting.training.selection import BestOnValidation
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import Refiner, save_refiner
 from braid.pseudo_classes.quantizer import load_pseudo_classes
-from braid.stage.card import Decision, Pace, clips_data, write_card
+from braid.stage.card import Pace, clips_data, write_card
 from braid.stage.context import open_stage
-from braid.stage.records import read_json
 from braid.training.trainer import train
 
 
 def main() -> None:
     """Run the stage."""
     with open_stage("train_drift") as stage:
-        (name,) = stage.item
-        config, pace = stage.params.drift, Pace()
-        settings, mae = config.refiners[name], stage.dep("models/latent_mae")
-        start, run = stage.optional_dep(settings.start), stage.training()
+        config, pace, run = stage.params.drift, Pace(), stage.training()
+        settings = config.refiners[stage.item[0]]
+        folders = stage.optional_dep(settings.encoder), stage.optional_dep(settings.start)
         clips = open_clips(stage.dep("data/clips"), cache_mib=stage.params.clips.cache_mib)
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
         training, validation = (ClipSplit.of(clips, pseudo.labels, s) for s in ("train", "val"))
         corruption = Corruption(clips.shape[1], config.corruption)
         refiner = Refiner(clips.shape[0], pseudo.classes, corruption.levels + 1, config.refiner)
+        decode = decoder_of(clips, stage.optional_dep(stage.params.clips.wan_vae))
         parts = settings, config.batches, config.loss, refiner, corruption, training
-        objective = clip_objective(*parts, mae, start, run)
+        objective = clip_objective(*parts, *folders, decode, run)
         best = BestOnValidation(validation, corruption, settings, run)
         result = train(
             objective,
@@ -36,7 +37,7 @@ def main() -> None:
             run,
             steps=settings.steps,
             lr_scale=settings.lr_scale,
-            outer_layers=("refiner.embed", "refiner.out"),
+            outer_layers=[f"refiner.{layer}" for layer in refiner.outer_layers],
             stateful={"best": best, **objective.stateful()},
             hooks={"validation": best, "pace": pace},
         )
@@ -47,13 +48,12 @@ def main() -> None:
         for folder, rows in curves(result).items():
             stage.write_table(f"plots/{folder}", rows, ["step"])
         stage.write_table("metrics/tables", best.rows(objective))
-        results, (status, reason) = best.metrics(), best.status()
-        decision = Decision(status == "passed", reason)
-        stage.write_metrics({**results, **decision.figures()})
+        results, (_, reason) = best.metrics(), best.status()
+        stage.write_metrics(results)
         manifest = read_json(stage.dep("data/clips") / "manifest.json")
         source, model = stage.params.clips.source, objective.card(samples)
         data = clips_data(source, manifest, train=len(training), val=len(validation))
-        write_card(stage, run.device, data=data, model=model, results=results, decision=decision)
+        write_card(stage, run.device, data=data, model=model, results=results, reason=reason)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from braid.drifting.image.refiner import ImageRefiner, save_image_refiner
 from braid.drifting.image.training import OUTER_LAYERS, ImageProbe, image_objective
 from braid.images.data.image_set import open_image_set
 from braid.metrics.distances import PcaSpace
-from braid.stage.card import Decision, Pace, write_card
+from braid.stage.card import Pace, write_card
 from braid.stage.context import open_stage
 from braid.training.trainer import train
 
@@ -45,15 +45,14 @@ def main() -> None:
         samples = objective.clips_per_step * config.optimizer.accumulate * run.process.world_size
         stage.runtime["images_per_second"] = pace.per_second(samples)
         refined = probe.evaluate(refiner)
-        results, (status, reason) = probe.metrics(refined), probe.status(refined)
-        decision = Decision(status == "passed", reason)
-        stage.write_metrics({**results, **decision.figures()})
+        results, (_, reason) = probe.metrics(refined), probe.status(refined)
+        stage.write_metrics(results)
         stage.write_table("metrics/tables", probe.rows(refined, objective))
         stage.write_table("plots/drift_image/train.csv", result.history)
         stage.write_table("plots/drift_image/validation.csv", result.probes["validation"])
         model = objective.card(samples)
         data = {"source": stage.params.images.source, **images.counts}
-        write_card(stage, run.device, data=data, model=model, results=results, decision=decision)
+        write_card(stage, run.device, data=data, model=model, results=results, reason=reason)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from braid.drifting.mae.latent_mae import LatentMae, save_latent_mae
 from braid.drifting.mae.objective import MaeObjective, Masking
 from braid.drifting.mae.report import mae_report, mae_status
 from braid.images.data.image_set import open_image_set
-from braid.stage.card import Decision, Pace, write_card
+from braid.stage.card import Pace, write_card
 from braid.stage.context import open_stage
 from braid.training.trainer import train
 
@@ -46,14 +46,13 @@ def main() -> None:
         average = images.mean("train")[:, None]  # a trivial prediction
         report = mae_report(mae.freeze(), masking, *data, run.seed, ["patch"], average)
         status, reason = mae_status(report)
-        decision = Decision(status == "passed", reason)
-        results = {**report.metrics(), "status": status, **decision.figures()}
+        results = {**report.metrics(), "status": status}
         stage.write_metrics(results)
         stage.write_table("metrics/tables", report.rows())
         stage.write_table("plots/image_mae/train.csv", result.history)
         source = {"source": stage.params.images.source, **images.counts}
         model = {"encoder": "trained here, frozen afterwards", "sampling": "uniform over images"}
-        write_card(stage, run.device, data=source, model=model, results=results, decision=decision)
+        write_card(stage, run.device, data=source, model=model, results=results, reason=reason)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ Half a minute for the built-in clips.
 import torch
 
 from braid.clips.shards.dataset import open_clips
+from braid.common.io import read_json
 from braid.drifting.mae.latent_mae import LatentMae, save_latent_mae
 from braid.drifting.mae.objective import MaeObjective, Masking
 from braid.drifting.mae.report import mae_report, mae_status
 from braid.pseudo_classes.quantizer import load_pseudo_classes
-from braid.stage.card import Decision, Pace, clips_data, write_card
+from braid.stage.card import Pace, clips_data, write_card
 from braid.stage.context import open_stage
-from braid.stage.records import read_json
 from braid.training.trainer import train
 
 
@@ -44,8 +44,7 @@ def main() -> None:
         validation = clips.latents, splits["val"], pseudo.labels
         report = mae_report(mae.freeze(), masking, *validation, run.seed)
         status, reason = mae_status(report)
-        decision = Decision(status == "passed", reason)
-        results = {**report.metrics(), "status": status, **decision.figures()}
+        results = {**report.metrics(), "status": status}
         stage.write_metrics(results)
         stage.write_table("metrics/tables", report.rows())
         stage.write_table("plots/latent_mae", result.history)
@@ -53,7 +52,7 @@ def main() -> None:
         counts = {name: len(indices) for name, indices in splits.items()}
         data = clips_data(stage.params.clips.source, manifest, **counts)
         model = {"encoder": "trained here, frozen afterwards", "sampling": "uniform over clips"}
-        write_card(stage, run.device, data=data, model=model, results=results, decision=decision)
+        write_card(stage, run.device, data=data, model=model, results=results, reason=reason)
 
 
 if __name__ == "__main__":

@@ -80,9 +80,9 @@ def make_tiny_repo(root: Path) -> TinyRepo:
 
 @pytest.fixture(scope="session")
 def tiny_repo(tmp_path_factory: pytest.TempPathFactory) -> TinyRepo:
-    """The whole DAG at a tiny size, after one `dvc repro` that is committed."""
+    """The whole DAG at a tiny size, after one run, strands side by side, that is committed."""
     repo = make_tiny_repo(tmp_path_factory.mktemp("tiny") / "repo")
-    repo.run("dvc", "repro")
+    repo.run("python", "-m", "launch.repro")
     repo.run("git", "add", "-A")
     repo.run("git", "commit", "-qm", "results")
     return repo

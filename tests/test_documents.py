@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import tomllib
 from fnmatch import fnmatchcase
+from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from benchmarks.rerun_cost import moves
 from braid.stage.dag import declarations
+from braid.stage.params import load_yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,3 +99,66 @@ def test_files_of_the_changelog_are_where_it_says() -> None:
     gone = [old for old in moved if (ROOT / old).exists() and old not in moved[old]]
     absent = {new for files in moved.values() for new in files if not (ROOT / new).is_file()}
     assert (gone, absent) == ([], set())
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+
+
+def shown(page: Path) -> str:
+    """What a reader sees: without the templates of figures."""
+    return COMMENT.sub("", page.read_text())
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The `dvc` and `make` commands of a page, split into words; ellipses are left out."""
+    blocks = re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL)
+    inline = re.findall(r"`((?:dvc|make) [^`]+)`", shown(page))
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()] + inline
+    ours = [line for line in lines if line.startswith(("dvc ", "make ")) and "…" not in line]
+    return [shlex.split(line, comments=True) for line in ours]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    outs = {out for stage in declarations(ROOT) for out in stage.outs}
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", shown(page)):
+        if "://" in target:
+            continue
+        path = (page.parent / target).resolve().relative_to(ROOT)
+        made = any(path.is_relative_to(out) for out in outs)
+        assert made or (ROOT / path).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len(shown(ROOT / "README.md").split()) <= 1200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_a_page_name_stages_params_and_targets_that_exist(page: Path) -> None:
+    stages = {name for s in declarations(ROOT) for name in (s.name, s.address)}
+    goals = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    params = load_yaml(ROOT / "params.yaml")
+    added = {"impute_storyboard@mine"}
+    for words in commands(page):
+        if words[0] == "make":
+            assert {w for w in words[1:2] if "=" not in w} <= goals, words
+        named = [w for w in words if re.match(r"[a-z]+_[a-z0-9_]+(@[\w-]+)?$", w)]
+        assert set(named) <= stages | added, f"{page.name}: {named}"
+        for before, word in pairwise(words):
+            key = word.split("=")[0]
+            if before == "-S" and not key.startswith("+"):
+                assert reduce(lambda scope, part: scope[part], key.split("."), params) is not None
+
+
+def test_messages_that_are_explained_are_those_of_the_code() -> None:
+    sources = [*ROOT.glob("braid/**/*.py"), *ROOT.glob("recipes/*.py"), *ROOT.glob("stages/*.py")]
+    code = "".join(re.sub(r'"\s*\n\s*f?"', "", path.read_text()) for path in sources)
+    foreign = ("Could not override", "Unable to acquire lock", "operator torchvision")  # DVC, torch
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    messages = re.findall(r"^\| `([^`]+)`", page, re.MULTILINE)
+    assert len(messages) > 10
+    for message in messages:
+        parts = re.split(r"…|<[^>]*>|^status:|drift\.K|^stage", message)
+        known = all(part.strip(" ,:`") in code for part in parts)
+        assert known or message.startswith(foreign), message

@@ -114,13 +114,13 @@ def drift_methods() -> dict[str, dict[str, float]]:
 
 def test_one_step_beats_interpolation_as_a_distribution_and_is_nearer_to_the_truth() -> None:
     drift, methods = drifting("drift"), drift_methods()
-    assert drift["frechet_ratio"] <= 0.5
-    assert drift["frechet_pca_ratio"] <= 0.7
-    assert drift["paired_error_ratio"] <= 0.75
-    assert drift["motion_energy"] >= 0.5
+    assert drift["frechet_ratio"] <= 0.15
+    assert drift["frechet_pca_ratio"] <= 0.1
+    assert drift["paired_error_ratio"] <= 0.35
+    assert drift["motion_energy"] >= 0.75
     assert methods["refined"]["energy"] < methods["interpolated"]["energy"]
     assert methods["refined"]["keyframe_mse"] == 0 < methods["unclamped"]["keyframe_mse"]
-    assert drift["status"] in ("ok", "more_ghosts_than_interpolation")  # what does not hold yet
+    assert drift["status"] == "ok"
 
 
 @pytest.mark.parametrize("name", list(PARAMS.drift.refiners))
@@ -145,9 +145,17 @@ def test_every_group_of_features_pulls_refined_clips_towards_the_truth() -> None
 
 
 def test_refined_clips_are_read_and_show_one_object() -> None:
-    drift = drifting("drift")
-    assert drift["reader_ratio"] >= 0.7
-    assert drift["ghost_ratio"] <= 1.4  # .5 is wanted: digits in motion are smeared
+    drift, methods = drifting("drift"), drift_methods()
+    assert drift["reader_ratio"] >= 0.85
+    assert drift["ghost_ratio"] <= 0.4
+    assert methods["refined"]["digit_missing"] >= methods["interpolated"]["digit_missing"]
+    assert methods["refined"]["position_error"] < 0.4 * methods["interpolated"]["position_error"]
+
+
+def test_pictures_of_refined_clips_can_be_kept_in_git() -> None:
+    sizes = [path.stat().st_size for path in (ROOT / "plots/drift_evaluation").iterdir()]
+    assert sum(sizes) <= 3 * 10**6
+    assert max(sizes) <= 2**20
 
 
 def test_the_reader_reads_real_clips_and_chance_does_not() -> None:
@@ -193,7 +201,7 @@ def test_the_masked_autoencoder_beats_every_trivial_predictor() -> None:
         trivial = [float(row[f"mse_{mode}"]) for row in rows if row[f"mse_{mode}"]]
         assert len(trivial) >= 2
         assert figures["mse"][mode] < min(trivial)
-    assert figures["decision"] == "keep"
+    assert figures["status"] == "passed"
 
 
 def drift_image(method: str) -> dict[str, float]:
@@ -248,11 +256,46 @@ def test_the_masked_autoencoder_of_images_beats_every_trivial_predictor() -> Non
     assert figures["mse"]["patch"] < min(trivial)
     (chance,) = [row for row in table("image_mae") if row["method"] == "largest_class"]
     assert figures["accuracy"]["head"] > 5 * float(chance["head_accuracy"])
-    assert figures["decision"] == "keep"
+    assert figures["status"] == "passed"
+
+
+def maze_methods() -> dict[tuple[str, str], dict[str, float]]:
+    """The figures of trajectories through test mazes by method and number of keyframes."""
+    rows = {(row.pop("method"), row.pop("keyframes")): row for row in table("drift_maze")}
+    return {
+        place: {name: float(value) for name, value in row.items() if value}
+        for place, row in rows.items()
+    }
+
+
+def test_refined_trajectories_keep_out_of_walls_where_interpolated_ones_go_through() -> None:
+    mazes, methods = drifting("drift_maze"), maze_methods()
+    assert mazes["collision_ratio_six"] <= 0.1
+    assert mazes["collision_ratio_three"] <= 0.35
+    assert mazes["success_six"] >= 0.97
+    assert mazes["success_three"] >= 0.75  # .85 is wanted
+    assert mazes["length_ratio"] <= 1.15
+    for given in ("3", "6"):
+        refined = methods["refined", given]
+        assert refined["collision"] < methods["projected", given]["collision"]
+        assert refined["collision"] < methods["shuffled", given]["collision"]
+        assert refined["keyframe_error"] == 0 < methods["unclamped", given]["keyframe_error"]
+    for name in ("planner", "real"):
+        assert methods[name, ""]["collision"] == 0
+
+
+def test_drifting_goes_round_both_sides_where_regression_goes_through_the_wall() -> None:
+    mazes = drifting("drift_maze")
+    ways = {row["method"]: row for row in table("drift_maze_two_ways")}
+    assert float(ways["phase1_paired"]["both_ways"]) <= 0.05
+    assert mazes["both_ways"] >= 0.15  # .6 is wanted
+    # Half of the regression's is wanted.
+    assert mazes["collision_refined_two_ways"] <= 0.9 * mazes["collision_paired_two_ways"]
+    assert mazes["status"] != "worse_than_interpolation"
 
 
 # So small a teacher and student end elsewhere on another CPU, as with another seed: the floors of
-# this strand stand where those end too, below the committed figures.
+# this strand stand below what three seeds gave.
 
 
 def models(name: str, **where: str) -> dict[str, dict[str, str]]:
@@ -264,17 +307,31 @@ def models(name: str, **where: str) -> dict[str, dict[str, str]]:
 
 def test_the_segmentation_teacher_is_worth_distilling() -> None:
     figures, rows = drifting("sam3"), models("plots/sam3_methods.csv")
-    assert figures["iou"]["teacher"] >= 0.55
-    assert figures["presence"]["teacher"] >= 0.65
-    assert figures["iou"]["teacher"] > 5 * float(rows["random_teacher"]["iou"])
+    assert figures["miou_teacher"] >= 0.6
+    assert figures["presence_balanced_accuracy_teacher"] >= 0.75
+    assert figures["miou_teacher"] > 5 * float(rows["random_teacher"]["iou"])
+    assert drifting("sam3_teacher")["status"] == "ok"
 
 
 def test_the_segmentation_student_is_near_its_teacher_and_conditioned_on_prompts() -> None:
     figures, rows = drifting("sam3"), models("plots/sam3_methods.csv")
-    assert figures["iou"]["student"] >= 0.65 * figures["iou"]["teacher"]
+    assert figures["cgf1_ratio"] >= 0.8
+    assert figures["miou_ratio"] >= 0.93
+    assert figures["agreement"] >= 0.62
+    assert figures["presence_balanced_accuracy"] >= 0.75
+    assert abs(figures["score_gap"]) <= 0.16
     teacher = float(rows["teacher"]["prompt_sensitivity"])
-    assert figures["sensitivity"]["student"] >= 0.5 * teacher
-    assert figures["status"] in ("ok", "far_from_teacher", "always_present")
+    assert figures["prompt_sensitivity"] >= 0.85 * teacher
+    assert figures["status"] == "ok"
+
+
+def test_false_positives_are_seen_where_the_iou_sees_none() -> None:
+    """The control finds things that are not there: its IoU does not tell."""
+    rows = models("plots/sam3_methods.csv")
+    control, student = rows["truth_only"], rows["student"]
+    assert float(control["iou"]) > float(student["iou"])
+    assert float(control["cgf1"]) < 0.8 * float(student["cgf1"])
+    assert float(control["presence_balanced_accuracy"]) < 0.6
 
 
 @pytest.mark.parametrize("withheld", [False, True])
@@ -292,7 +349,7 @@ def test_each_phase_lowers_its_loss_on_held_out_prompts() -> None:
     for phase in ("features", "outputs"):
         loss = rows[phase, "loss"]
         assert float(loss["after"]) < float(loss["before"])
-    terms = ["mask", "box", "giou", "logit", "presence", "semantic", "fpn", "encoder"]
+    terms = ["mask", "box", "giou", "logit", "presence", "semantic", "fpn", "encoder", "text"]
     assert all(float(rows["features", term]["after"]) >= 0 for term in terms)
     figures = drifting("sam3_training/distilled")
     assert figures["loss"]["after"] < figures["loss"]["before"]

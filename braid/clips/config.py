@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from braid.clustering.config import KMeansConfig
 from braid.common.config import Config, Count, Fraction, NonNegative, Whole
 
 
@@ -36,14 +37,9 @@ class ConditionsConfig(PoolingConfig):
     keyframe_weight: NonNegative
 
 
-class QuantizerConfig(Config):
+class QuantizerConfig(KMeansConfig):
     """K-means on h; the number of classes is drift.K."""
 
-    seeding_rows: Count
-    projection: Count  # dimensions in which seeds are chosen and most iterations run
-    candidates: Count  # greedy k-means++, a step
-    projected_iterations: Whole
-    exact_iterations: Count
     min_count: Count  # classes with fewer train clips are merged into the nearest
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -59,46 +59,64 @@ class HarmonicConfig(Config):
     lambda_reg: NonNegative  # pull towards the first guess
 
 
-class CorruptionConfig(HarmonicConfig):
-    """Keyframes, interpolation and noise."""
+class KeyframesConfig(Config):
+    """Which frames or points are given, and noise."""
 
     levels: Count  # beside level 0, which has every frame
     min_keyframes: Annotated[int, Field(ge=2)]  # at the coarsest level
     schedule: Literal["doubling", "linear", "geometric"]
-    placement: Literal["even", "random"]  # of keyframes in training
+    placement: Literal["even", "random", "selected"]  # of keyframes in training
+    noise: Literal["none", "dist", "gauss", "bridge"]  # bridge: smooth bends, 0 at keyframes
+    sigma: NonNegative  # of the noise, latent units; of a bridge over a whole clip
+    keyframe_noise: Fraction  # of sigma, on keyframes
+    student_replace_prob: Fraction  # interior keyframes replaced by phase-1 anchors
+
+
+class CorruptionConfig(KeyframesConfig, HarmonicConfig):
+    """Keyframes, interpolation and noise."""
+
     interpolator: Interpolator
     sinkhorn_temperature: Positive  # of the cosines between tokens
     sinkhorn_reach: Positive  # cells; standard deviation of the prior on displacements
     dustbin: float  # sinkhorn: logit of no match; a perfect one has 1 / temperature
-    noise: Literal["none", "dist", "gauss"]
-    sigma: NonNegative  # of the noise, latent units
-    keyframe_noise: Fraction  # of sigma, on keyframes
-    student_replace_prob: Fraction  # interior keyframes replaced by phase-1 anchors
+
+
+class MazeCorruptionConfig(KeyframesConfig):
+    """Keyframes, interpolation and noise of trajectories; what moves in images has no say here."""
+
+    interpolator: Literal["linear", "cubic"]
+
+
+VanillaFamily = Literal["tokens", "pairs", "columns", "clip"]
+Family = Literal["location", "clip", "frame", "patch2", "patch4", "motion", "rms"]
 
 
 class DriftFeaturesConfig(Config):
     """What the drift is computed in, see braid/drifting/video/features.py."""
 
-    vanilla: tuple[Literal["tokens", "pairs", "columns", "clip"], ...] = Field(
-        strict=False, min_length=1
-    )
+    vanilla: tuple[VanillaFamily, ...] = Field(strict=False, min_length=1)
     vanilla_weight: NonNegative
     encoder_weight: NonNegative  # of the latent MAE's features; 0: it is not run
-    families: tuple[str, ...] = Field(strict=False)  # of the latent MAE's features
+    families: tuple[Family, ...] = Field(strict=False, min_length=1)  # of the latent MAE's features
     locations: Count  # vectors a group of them, at most
 
     @model_validator(mode="after")
     def _something_drifts(self) -> DriftFeaturesConfig:
         if not self.encoder_weight + self.vanilla_weight:
             raise ValueError("encoder_weight and vanilla_weight are both 0")
+        for name in ("vanilla", "families"):
+            if len(set(names := getattr(self, name))) < len(names):
+                raise ValueError(f"{name} is {list(names)}, expected each of them once")
         return self
 
 
-class DriftBatchesConfig(Config):
-    """What a step draws."""
+Generated = Annotated[int, Field(ge=2)]  # clips or images a class in a step
+
+
+class BatchesConfig(Config):
+    """What a step draws, beside the clips that it refines."""
 
     classes: Count
-    generated: Annotated[int, Field(ge=2)]  # clips a class
     positives: Count  # a class, from its memory bank
     negatives: Whole  # generated earlier, a class, from its memory bank
     unconditional: Count  # real clips of any class
@@ -108,7 +126,7 @@ class DriftBatchesConfig(Config):
     alpha_power: NonNegative  # density ~ alpha^-power
 
     @model_validator(mode="after")
-    def _banks_are_large_enough(self) -> DriftBatchesConfig:
+    def _banks_are_large_enough(self) -> Self:
         for name, kept in (("positives", self.bank), ("negatives", self.bank)):
             if getattr(self, name) > kept:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at most bank: {kept}")
@@ -120,6 +138,12 @@ class DriftBatchesConfig(Config):
         return self
 
 
+class DriftBatchesConfig(BatchesConfig):
+    """What a step draws."""
+
+    generated: Generated
+
+
 class RefinerConfig(Config):
     """The one-step space-time transformer."""
 
@@ -128,13 +152,17 @@ class RefinerConfig(Config):
     depth: Count
     heads: Count
     clamp: bool  # given keyframes are kept bit for bit
+    detail: Whole  # pixels a side of a latent cell of the pictures that are moved; 0: none are
+    moments: Count  # pictures of a latent frame, each moved by its own; divides its video frames
 
 
 class RefinerTrainingConfig(Config):
     """How one refiner is trained."""
 
     start: str  # folder of a refiner whose weights it begins with, models/drift/paired; none: fresh
+    encoder: str  # folder of the latent MAE where features of it have a weight; else none
     objective: Literal["drift", "paired"]
+    generated: Generated  # regression makes more of many small steps, drifting of large classes
     steps: Steps
     lr_scale: Positive  # times optimizer.lr
     validate_every: Count  # steps between evaluations on the validation split
@@ -146,6 +174,16 @@ class RefinerTrainingConfig(Config):
         if (self.objective == "drift") != (self.features is not None):
             wanted = "features" if self.objective == "drift" else "no features"
             raise ValueError(f"objective is {self.objective}, expected {wanted} beside it")
+        return self
+
+    @model_validator(mode="after")
+    def _an_encoder_is_read_where_it_counts(self) -> RefinerTrainingConfig:
+        weight = self.features.encoder_weight if self.features else 0.0
+        if (self.encoder != "none") != (weight > 0):
+            wanted = "models/latent_mae" if weight else "none"
+            raise ValueError(
+                f"encoder is {self.encoder}, expected {wanted}: features.encoder_weight is {weight}"
+            )
         return self
 
 
@@ -178,7 +216,7 @@ class DriftConfig(Config):
     K: Count  # pseudo-classes
     loss: DriftLossConfig
     corruption: CorruptionConfig
-    batches: DriftBatchesConfig
+    batches: BatchesConfig
     refiner: RefinerConfig
     refiners: dict[Name, RefinerTrainingConfig]
     optimizer: OptimizerConfig
@@ -270,3 +308,71 @@ class ImageDriftConfig(Config):
     optimizer: OptimizerConfig
     training: ImageTrainingConfig
     evaluation: ImageEvaluationConfig
+
+
+class MazeRefinerConfig(Config):
+    """The one-step transformer over the points of a trajectory."""
+
+    patch: Count  # successive points a token; of keyframes always 1
+    dim: Count
+    depth: Count
+    heads: Count
+    map_width: Count  # channels of the map's encoding
+    map_rounds: Count  # blocks that it reaches around a block, which is how far it can search
+    clamp: bool  # given keyframes are kept bit for bit
+
+
+class MazeTrainingConfig(Config):
+    """How one network of trajectories is trained."""
+
+    task: Literal["refinement", "keyframes"]  # keyframes: from the ends alone, phase 1
+    start: str  # folder of a network whose weights it begins with, models/drift_maze/paired; none
+    anchors: str  # folder of a phase-1 network that replaces keyframes; none: no keyframe is
+    objective: Literal["drift", "paired"]
+    steps: Steps
+    lr_scale: Positive  # times optimizer.lr
+    validate_every: Count  # steps between evaluations on the validation split
+    batches: DriftBatchesConfig
+    features: tuple[Literal["tokens", "pairs", "clip"], ...] = Field(strict=False)  # of the drift
+
+    @model_validator(mode="after")
+    def _only_drifting_has_features(self) -> MazeTrainingConfig:
+        if (self.objective == "drift") != bool(self.features):
+            wanted = "some features" if self.objective == "drift" else "no features"
+            raise ValueError(f"objective is {self.objective}, expected {wanted} beside it")
+        return self
+
+
+class PhaseOneConfig(Config):
+    """Keyframes from start, goal and maze alone."""
+
+    count: Annotated[int, Field(ge=3)]  # keyframes, both ends among them; a level has as many
+    sigma: Positive  # of the random walk that they start from, as in corruption
+
+
+class MazeEvaluationConfig(Config):
+    """How trajectories are evaluated."""
+
+    refiner: str  # of `maze_drift.refiners`: the one that is evaluated
+    paired: str  # the regression beside it, which multi-step sampling runs too
+    keyframes: str  # phase 1 before `refiner`
+    paired_keyframes: str  # phase 1 before `paired`
+    trajectories: Count  # test trajectories, at most
+    cases: Count  # test cases with two ways around, at most
+    samples: Annotated[int, Field(ge=2)]  # a case, from noise
+    components: Count  # of the PCA space of distances
+    margin: NonNegative  # blocks from walls, of the projection baseline
+    alpha: Annotated[float, Field(ge=1)]  # guidance
+    pictures: Count  # trajectories drawn; as many failures
+
+
+class MazeDriftConfig(Config):
+    """One-step refinement of trajectories through mazes."""
+
+    loss: DriftLossConfig
+    corruption: MazeCorruptionConfig
+    keyframes: PhaseOneConfig
+    refiner: MazeRefinerConfig
+    refiners: dict[Name, MazeTrainingConfig]
+    optimizer: OptimizerConfig
+    evaluation: MazeEvaluationConfig

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from braid.clustering.config import KMeansConfig
 from braid.common.config import BUILT_IN, NONE, Config, Count, Whole
 
 NOISE = "noise"  # a source: noise of any size, to time with
@@ -26,6 +27,7 @@ class ImagesConfig(Config):
     sd_vae: str  # folder of diffusers' AutoencoderKL, for latents
     conditions: Literal["labels", "kmeans"]  # what the refiner is conditioned on
     K: Count  # classes of kmeans and of noise
+    kmeans: KMeansConfig
     cache_mib: Whole  # RAM for images once read; a random crop is read each time
 
     @model_validator(mode="after")

@@ -1,10 +1,11 @@
-"""How far two sets of samples are apart, and the fixed feature spaces that no training uses.
+"""How far two sets of samples are apart, how many dimensions one uses, and fixed feature spaces.
 
     frechet_distance   Heusel et al. 2017, equation 6: of two Gaussians fitted to the sets
     energy_distance    Szekely and Rizzo 2013: zero only where the distributions are equal
     manifold           precision and recall (Kynkaanniemi et al. 2019), density and coverage
                        (Naeem et al. 2020): balls around samples that reach their k-th neighbor
     variance_ratio     variance within classes over that of real samples: 0 means one a class
+    effective_rank     RankMe (Garrido et al. 2023): exp of the entropy of the singular values
 
 The first three are in float64 on the CPU. A Frechet distance falls with the number of samples:
 compare only sets of one size, and quote what real samples score against others beside it.
@@ -103,7 +104,7 @@ def spread_failure(recall: float, ratio: float) -> str | None:
     """`scattered` or `collapsed`, by recall and ratio of variances; None: neither.
 
     The one rule of validation in training and of evaluation. What is far wider than the data has a
-    low recall as well, so that is asked first.
+    low recall as well, so that is tested first.
     """
     low, high = VARIANCE
     if ratio > high:
@@ -120,6 +121,21 @@ def _variance_within(images: Tensor, classes: Tensor) -> Tensor:
 
 
 CHUNK = 256  # clips at once
+
+
+def entropy(weights: NDArray[np.number]) -> float:
+    """The entropy, in nats, of the distribution proportional to `weights`."""
+    fractions = weights[weights > 0] / weights.sum()
+    return float(-(fractions * np.log(fractions)).sum())
+
+
+def effective_rank(
+    features: NDArray[np.floating],  # [n, d], as they are: not centered
+) -> float:
+    """From 1, for features on a line through 0, to min(n, d)."""
+    x = features.astype(np.float64)
+    squares = np.linalg.eigvalsh(x @ x.T if x.shape[0] < x.shape[1] else x.T @ x)
+    return float(np.exp(entropy(np.sqrt(squares.clip(min=0)))))
 
 
 class RandomConvolutions(nn.Module):

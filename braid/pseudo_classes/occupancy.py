@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from braid.pseudo_classes.kmeans import class_means
+from braid.clustering.kmeans import class_means
 from braid.pseudo_classes.quantizer import PseudoClasses
 
 _NEAR_EMPTY = 4, 1 / 8  # clips, of the mean

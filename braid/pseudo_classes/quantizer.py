@@ -27,8 +27,10 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from braid.clips.config import ConditionsConfig, PoolingConfig
+from braid.clustering.kmeans import KMeans, nearest
+from braid.common.io import write_json
+from braid.common.progress import progress
 from braid.data.splits import SPLITS
-from braid.pseudo_classes.kmeans import KMeans, nearest
 
 # ---- The condition embedding h = g(text, keyframes) that is quantized ---------------------------
 # The text is the mean of its embedding's rows without the zero rows of the padding; a mean over
@@ -135,7 +137,8 @@ class Pooling:
     def read(self, clips: ClipReader, count: int) -> Pooled:
         """Pool clips 0 to count - 1, a chunk in memory at a time."""
         chunks = []
-        for indices in np.split(np.arange(count), range(_CHUNK, count, _CHUNK)):
+        parts = np.split(np.arange(count), range(_CHUNK, count, _CHUNK))
+        for indices in progress(parts, "conditions", "chunk"):
             texts = clips.texts(indices) if "text" in self.blocks else None
             latents = clips.latents(indices) if "keyframes" in self.blocks else None
             chunks.append(self(texts, latents))
@@ -368,7 +371,7 @@ def save_quantizer(folder: Path, quantizer: Quantizer) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     content = save({**state, **quantizer.encoder.state()})
     (folder / "model.safetensors").write_bytes(content)
-    _write_json(folder / "config.json", {**pooling, "classes": quantizer.classes})
+    write_json(folder / "config.json", {**pooling, "classes": quantizer.classes})
 
 
 def load_quantizer(folder: Path) -> Quantizer:
@@ -398,7 +401,7 @@ def save_pseudo_classes(folder: Path, pseudo: PseudoClasses) -> None:
     arrays: dict[str, Any] = {name: pseudo.splits[name] for name in SPLITS}
     arrays |= {"labels": pseudo.labels.numpy(), "embedding": pseudo.embedding.numpy()}
     np.savez(folder / "classes.npz", **arrays)
-    _write_json(folder / "config.json", {"classes": pseudo.classes, "clips": len(pseudo.labels)})
+    write_json(folder / "config.json", {"classes": pseudo.classes, "clips": len(pseudo.labels)})
 
 
 def load_pseudo_classes(folder: Path) -> PseudoClasses:
@@ -423,7 +426,3 @@ def load_pseudo_classes(folder: Path) -> PseudoClasses:
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"{folder}: expected labels in [0, {classes})")
     return PseudoClasses(labels, classes, embedding, splits)
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

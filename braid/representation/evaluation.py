@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from braid.clips.config import QuantizerConfig, RepresentationConfig
+from braid.clips.config import RepresentationConfig
+from braid.clustering.config import KMeansConfig
+from braid.clustering.kmeans import kmeans
 from braid.common.rng import generator
-from braid.pseudo_classes.kmeans import kmeans
+from braid.metrics.distances import effective_rank
 from braid.representation import retrieval, separation
 from braid.representation.samples import Sample
 
@@ -31,7 +33,7 @@ Floats = NDArray[np.float64]
 Points = NDArray[np.float32]
 Metrics = dict[str, float | int | str | None]
 
-COLLAPSED_RANK = 2.0  # RankMe of the features
+COLLAPSED_RANK = 2.0  # effective, of the features
 LEAST_USAGE = 0.5  # perplexity of the class frequencies, over the number of classes
 
 
@@ -95,7 +97,7 @@ def evaluate(
     space: Space,
     sample: Sample,
     config: RepresentationConfig,
-    quantizer: QuantizerConfig,  # whose K-means is tested for stability
+    clustering: KMeansConfig,  # whose K-means is tested for stability
     temperatures: Sequence[float],  # of the drift's kernel
     seed: int,
 ) -> Evaluation:
@@ -105,7 +107,6 @@ def evaluate(
         ValueError: features that are not finite or all the same, fewer than two classes, or fewer
             clips than the metrics need.
     """
-
     _require_finite(space.features)
     distances = retrieval.query_distances(space.points, sample.is_query)
     neighbors = retrieval.nearest_clips(distances, sample.is_query, max(config.neighbors))
@@ -122,7 +123,7 @@ def evaluate(
     agreement, chances = _agreement(sample, neighbors)
 
     def cluster(points: Tensor, draw: torch.Generator) -> Tensor:
-        return kmeans(points, len(sample.counts), quantizer, draw).labels
+        return kmeans(points, len(sample.counts), clustering, draw).labels
 
     metrics |= _means(by_clip | agreement, config.bootstrap, seed)
     metrics |= chances | retrieval.kernel_percentiles(distances, temperatures)
@@ -217,7 +218,7 @@ def _collapse(space: Space, sample: Sample) -> Metrics:
     """Usage of the classes, rank and spread of the features, and the sizes of the sample."""
     return {
         **separation.usage(sample.counts),
-        "rank": separation.rank_me(space.features),
+        "rank": effective_rank(space.features),
         "mean_cosine": separation.mean_cosine(space.features),
         "clips": len(sample.labels),
         "queries": int(sample.is_query.sum()),

@@ -5,7 +5,6 @@
     Davies-Bouldin   mean over classes of max_b (s_a + s_b) / |c_a - c_b| (Davies & Bouldin 1979)
     linear probe     a logistic regression fitted to train clips, its accuracy on the others
     stability        agreement of K-means with itself under another seed: ARI and NMI
-    RankMe           exp of the entropy of the normalized singular values (Garrido et al. 2023)
 
 c are the means of classes, s the mean distances to them. Lower is better in intra/inter and in
 Davies-Bouldin, higher in the others.
@@ -28,8 +27,9 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
+from braid.clustering.kmeans import class_means
 from braid.common.rng import generator
-from braid.pseudo_classes.kmeans import class_means
+from braid.metrics.distances import entropy
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -119,15 +119,6 @@ def stability(
     }
 
 
-def rank_me(
-    features: Points,  # [n, d]
-) -> float:
-    """The effective rank of features as they are: 1 on a line through 0, at most min(n, d)."""
-    x = features.astype(np.float64)
-    squares = np.linalg.eigvalsh(x @ x.T if x.shape[0] < x.shape[1] else x.T @ x)
-    return float(np.exp(_entropy(np.sqrt(squares.clip(min=0)))))
-
-
 def mean_cosine(
     features: Points,  # [n, d]
 ) -> float:
@@ -143,16 +134,10 @@ def usage(
     counts: Indices,  # [K] clips in each class
 ) -> dict[str, float]:
     """How evenly clips are spread over classes; the fraction is perplexity over K, at most 1."""
-    entropy = _entropy(counts)
+    nats = entropy(counts)
     return {
-        "usage_entropy": entropy,
-        "usage_perplexity": float(np.exp(entropy)),
-        "usage_fraction": float(np.exp(entropy) / len(counts)),
+        "usage_entropy": nats,
+        "usage_perplexity": float(np.exp(nats)),
+        "usage_fraction": float(np.exp(nats) / len(counts)),
         "max_fraction": float(counts.max() / counts.sum()),
     }
-
-
-def _entropy(weights: NDArray[np.number]) -> float:
-    """In nats, of the distribution proportional to `weights`."""
-    fractions = weights[weights > 0] / weights.sum()
-    return float(-(fractions * np.log(fractions)).sum())

@@ -1,12 +1,10 @@
 """Experiment cards: what a training was, what came out of it and whether to keep it.
 
 One Markdown page for each training stage, written by the stage itself: header, data, model and
-loss, runtime, results, and a decision by a rule in code, with its reason. The decision stands in
-the deterministic metrics too (`Decision.figures`).
+loss, runtime, results, and whether to keep it, with the reason: a model whose status is `passed`.
 
-    decision = Decision(status == "passed", "passed: ...")
-    stage.write_metrics({**report, **decision.figures()})
-    write_card(stage, device, data={...}, model={...}, results=report, decision=decision)
+    stage.write_metrics(results)  # with a "status"
+    write_card(stage, device, data={...}, model={...}, results=results, reason="passed: ...")
 
 The card is the stage's out below metrics/runtime/cards.
 """
@@ -18,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,18 +23,6 @@ from typing import Any
 import torch
 
 from braid.stage.context import Stage
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether the trained model is a candidate to keep, and why."""
-
-    keep: bool
-    reason: str  # one line, with the figures that decided
-
-    def figures(self) -> dict[str, str]:
-        """`decision`, which is keep or drop, for the metrics."""
-        return {"decision": "keep" if self.keep else "drop"}
 
 
 class Pace:
@@ -66,10 +51,11 @@ def write_card(
     *,
     data: Mapping[str, Any],  # where the data came from and how much of it there was
     model: Mapping[str, Any],  # what the params do not say: frozen parts, sampling, parameters
-    results: Mapping[str, Any],
-    decision: Decision,
+    results: Mapping[str, Any],  # with a status; `passed`: a model to keep
+    reason: str,  # of the status, one line with the figures behind it
 ) -> None:
     """Write the card to the stage's out below metrics/runtime/cards."""
+    decision = "keep" if results["status"] == "passed" else "drop"
     curves = [out for out in stage.outs if out.startswith("plots/")]
     sections = {
         "Header": header(stage.address),
@@ -81,7 +67,7 @@ def write_card(
     lines = [
         f"# {stage.address}",
         "",
-        f"**{decision.figures()['decision']}**: {decision.reason}",
+        f"**{decision}**: {reason}",
         "",
     ]
     for title, rows in sections.items():

@@ -21,7 +21,6 @@ import errno
 import hashlib
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -36,7 +35,8 @@ from typing import TYPE_CHECKING, Any
 from pathspec import GitIgnoreSpec
 
 from braid.common.config import NONE
-from braid.stage import records
+from braid.common.io import Row, read_json, write_csv, write_json
+from braid.common.timing import peak_rss_mib
 from braid.stage.dag import Declaration, declaration
 from braid.stage.guard import UndeclaredAccess, guarded
 from braid.stage.params import Params, UndeclaredParam, declared_params, load_params, load_yaml
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from braid.training.trainer import Run
 
 RUNTIME = "metrics/runtime"  # what the clock and the hardware say
+HEADLINES = 5  # figures in the line of a finished stage
 _EXPECTED = (ValueError, OSError, FloatingPointError, UndeclaredAccess, UndeclaredParam)
 
 
@@ -125,10 +126,9 @@ class Stage:
 
     def usage(self) -> dict[str, Any]:
         """What the run has taken so far, and what the stage put into `runtime`."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "seconds": round(time.perf_counter() - self._started, 2),
-            "peak_rss_mib": round(peak / _RSS_UNITS_PER_MIB, 1),
+            "peak_rss_mib": round(peak_rss_mib(), 1),
             "commit": _commit(self._root),
             **self.runtime,
         }
@@ -136,22 +136,38 @@ class Stage:
     def write_metrics(self, values: Mapping[str, Any]) -> None:
         """Write the stage's deterministic scalars to its declared metrics file."""
         declared = [out for out in self._declared.outs if not _below(out, RUNTIME)]
-        records.write_json(
-            self._staged(self._only("metrics", declared, "metrics", ".json")), values
-        )
+        write_json(self._staged(self._only("metrics", declared, "metrics", ".json")), values)
 
-    def write_table(
-        self, folder: str, rows: Sequence[records.Row], columns: Sequence[str] = ()
-    ) -> None:
+    def write_table(self, folder: str, rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
         """Write rows to the one declared CSV below `folder`; `columns` are there without rows."""
-        records.write_csv(self.out(folder), rows, columns)
+        write_csv(self.out(folder), rows, columns)
+
+    def summary(self) -> str:
+        """What a finished stage says on the terminal: seconds, headline figures, pictures.
+
+        A status comes first; figures that do not fit on the line are in the metrics file.
+        """
+        outs = [out for out in self._declared.outs if not _below(out, RUNTIME)]
+        files = [out for out in outs if _below(out, "metrics") and out.endswith(".json")]
+        figures = {
+            f"{Path(file).stem} {name}" if len(files) > 1 else name: value
+            for file in files
+            for name, value in _leaves(read_json(self._root / file))
+        }
+        order = sorted(figures, key=lambda name: not name.endswith("status"))
+        parts = [f"{time.perf_counter() - self._started:.1f} s"]
+        if order:
+            parts.append(", ".join(f"{n} {_figure(figures[n])}" for n in order[:HEADLINES]))
+        if shown := [out for out in outs if _has_pictures(self._root / out)]:
+            parts.append(f"pictures: {', '.join(shown)}")
+        return f"{self.address}: {'; '.join(parts)}"
 
     def _logger(self) -> Callable[[Mapping[str, float]], None] | None:
         """A callback that shows logged rows in TensorBoard (`tensorboard --logdir runs`)."""
         if self._rank:
             return None
         folder = self._root / "runs" / self.address / time.strftime("%m%d-%H%M%S")
-        return records.tensorboard(folder)
+        return _tensorboard(folder)
 
     def _only(self, folder: str, declared: Sequence[str], kind: str, ending: str = "") -> str:
         below = {path for path in declared if _below(path, folder) and path.endswith(ending)}
@@ -203,6 +219,7 @@ class Stage:
             for out in self._declared.outs:
                 _move(self._staged(out), self._root / out)
             self._forget_training()
+            print(self.summary(), flush=True)
         self._clear_staging()
 
     def _forget_training(self) -> None:
@@ -227,7 +244,22 @@ class Stage:
                 (self._root / top).rmdir()
 
     def _write_runtime(self) -> None:
-        records.write_json(self._staged(runtime_file(self._declared)), self.usage())
+        write_json(self._staged(runtime_file(self._declared)), self.usage())
+
+
+def _tensorboard(folder: Path) -> Callable[[Mapping[str, float]], None]:
+    """A callback that appends a logged row, by its `step`, to TensorBoard events in `folder`."""
+    from torch.utils.tensorboard import SummaryWriter  # costs a second to import
+
+    writer = SummaryWriter(str(folder))
+
+    def log(row: Mapping[str, float]) -> None:
+        for name, value in row.items():
+            if name != "step":
+                writer.add_scalar(name, value, int(row["step"]))
+        writer.flush()
+
+    return log
 
 
 def runtime_file(declared: Declaration) -> str:
@@ -246,6 +278,9 @@ def open_stage(name: str) -> Iterator[Stage]:
         root = Path.cwd()
         params = load_params(root / "params.yaml")
         declared = declaration(root, name, tuple(sys.argv[1:]))
+        if not declared.launched:  # what a pod or a shell has set is meant for trainings
+            for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+                os.environ.pop(variable, None)
         stage = Stage(root, declared, params)
         stage._prepare_staging()
         readable = [root / path for path in declared.deps]
@@ -261,7 +296,22 @@ def open_stage(name: str) -> Iterator[Stage]:
         sys.exit(f"error: {' '.join([name, *sys.argv[1:]])}: {line}")
 
 
-_RSS_UNITS_PER_MIB = 2**20 if sys.platform == "darwin" else 2**10
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of nested mappings, less what could not be had."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, value
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _has_pictures(out: Path) -> bool:
+    files = out.rglob("*") if out.is_dir() else [out]
+    return any(file.suffix in (".png", ".gif") for file in files)
 
 
 def _below(path: str, folder: str) -> bool:

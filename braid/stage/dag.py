@@ -27,6 +27,7 @@ class Declaration:
     deps: tuple[str, ...]
     outs: tuple[str, ...]  # outs, metrics and plots alike
     params: tuple[str, ...]
+    launched: bool = False  # by `launch.train`, perhaps as one of several processes
 
     @property
     def address(self) -> str:
@@ -83,7 +84,8 @@ def _declaration(
         return tuple(str(_fill(name, scope)) for name in names)
 
     outs = paths("outs", "metrics", "plots")
-    return Declaration(name, item, paths("deps"), outs, paths("params"))
+    launched = "${launch." in body["cmd"]
+    return Declaration(name, item, paths("deps"), outs, paths("params"), launched)
 
 
 def _fill(template: Any, scope: Mapping[str, Any]) -> Any:

@@ -21,8 +21,15 @@ from braid.common.config import NAME_FORM, Config, Whole
 
 if TYPE_CHECKING:
     from braid.clips.config import ClipsConfig
-    from braid.drifting.config import DriftConfig, ImageDriftConfig, ImageMaeConfig, LatentMaeConfig
+    from braid.drifting.config import (
+        DriftConfig,
+        ImageDriftConfig,
+        ImageMaeConfig,
+        LatentMaeConfig,
+        MazeDriftConfig,
+    )
     from braid.images.config import ImagesConfig
+    from braid.mazes.config import MazesConfig
     from braid.radiance.config import RadianceConfig
     from braid.segmentation.config import Sam3Config
     from braid.training.config import HardwareConfig, LaunchConfig, TrainingConfig
@@ -43,6 +50,8 @@ class Params:
     images: ImagesConfig
     image_mae: ImageMaeConfig
     image_drift: ImageDriftConfig
+    mazes: MazesConfig
+    maze_drift: MazeDriftConfig
     sam3: Sam3Config
 
 
@@ -58,6 +67,8 @@ MODELS = {
     "images": "braid.images.config.ImagesConfig",
     "image_mae": "braid.drifting.config.ImageMaeConfig",
     "image_drift": "braid.drifting.config.ImageDriftConfig",
+    "mazes": "braid.mazes.config.MazesConfig",
+    "maze_drift": "braid.drifting.config.MazeDriftConfig",
     "sam3": "braid.segmentation.config.Sam3Config",
 }
 
@@ -108,6 +119,8 @@ RENAMED = {
     "drift_features": "drift.refiners.drift.features",
     "drift.features": "drift.refiners.drift.features",
     "drift_batches": "drift.batches",
+    "drift_batches.generated": "drift.refiners.drift.generated",
+    "drift.batches.generated": "drift.refiners.drift.generated",
     "drift_batches.queue": "drift.batches.bank",
     "drift_batches.queue_unconditional": "drift.batches.bank_unconditional",
     "refiner": "drift.refiner",
@@ -155,6 +168,15 @@ RENAMED = {
     "sam3_losses": "sam3.losses",
     "sam3_phases": "sam3.phases",
     "sam3_distill": "sam3.distill",
+    **{
+        f"{phase}.{name}": f"{phase}.optimizer.{name}"
+        for phase in ("sam3.phases.features", "sam3.phases.outputs")
+        for name in ("lr", "warmup")
+    },
+    **{
+        f"sam3.distill.{name}": f"sam3.phases.features.optimizer.{name}"
+        for name in ("accumulate", "weight_decay", "clip_norm", "ema_decay")
+    },  # and of every other phase
     "sam3_students": "sam3.students",
     "sam3_evaluation": "sam3.evaluation",
 }

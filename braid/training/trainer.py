@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
+from braid.common.progress import progress
 from braid.common.rng import generator, seed_global_stream
 from braid.training import checkpoint as checkpoints
 from braid.training import distributed
@@ -212,7 +212,9 @@ def _loop(
     start = state.load(checkpoint) if checkpoint else 0
     model = parallel(objective, run.process) if start < steps else objective
     parameters = list(trainable(objective).values())
-    for step in _progress(start, steps, run.process):
+    left = range(start, steps)
+    main = run.process.is_main
+    for step in progress(left, name, "step", total=steps, initial=start, shown=main):
         done = step + 1
         logged = step % run.log_every == 0 or done == steps
 
@@ -335,12 +337,6 @@ class _State:
         if own is None:
             raise ValueError(f"{part}: missing; delete {path.name} to start again")
         return own
-
-
-def _progress(start: int, stop: int, process: Process) -> tqdm[int]:
-    """The steps to take, with a bar in one process where there is a terminal."""
-    hidden = None if process.is_main else True
-    return tqdm(range(start, stop), initial=start, total=stop, disable=hidden)
 
 
 def _figures(terms: Mapping[str, Tensor], total: Tensor, per_term: PerTerm) -> Row:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from braid.clips.config import ConditionsConfig, QuantizerConfig
-from braid.pseudo_classes.kmeans import kmeans
+from braid.clustering.kmeans import kmeans
 from braid.pseudo_classes.quantizer import (
     ConditionEncoder,
     Pooling,

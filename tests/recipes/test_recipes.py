@@ -22,7 +22,7 @@ from dvc.utils.hydra import apply_overrides
 from braid.stage.dag import declarations
 from braid.stage.params import Params, check_params, load_params, load_yaml
 from recipes import __main__ as command_line_tool
-from recipes.overrides import command, merge, names, overrides, resolve
+from recipes.overrides import DVC_FLAGS, command, merge, names, overrides, resolve
 
 ROOT = Path(__file__).parents[2]
 PARAMS = load_yaml(ROOT / "params.yaml")
@@ -238,6 +238,8 @@ def test_a_wrong_recipe_is_refused_in_one_line(
     [
         (["-S", "refiner.dim=64"], "refiner.dim: is now drift.refiner.dim"),
         (["-Srefiner.dim=64"], "refiner.dim: is now drift.refiner.dim"),
+        (["-fS", "refiner.dim=64"], "refiner.dim: is now drift.refiner.dim"),
+        (["-fvSrefiner.dim=64"], "refiner.dim: is now drift.refiner.dim"),
         (["--set-param=refiner.dim=64"], "refiner.dim: is now drift.refiner.dim"),
         (["-S", "params.yaml:distill.l2=1"], "distill.l2: is now radiance.distill.l2"),
         (["-S", "~scenes.bricks"], "scenes.bricks: is now radiance.scenes.bricks"),
@@ -260,7 +262,15 @@ def test_keys_that_are_there_or_added_are_passed_on(root: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "no_such", "../params"])
 def test_an_unknown_recipe_lists_what_there_is(root: Path, name: str) -> None:
-    assert refusal(root, name) == f"no recipe '{name}'; there are empty"
+    fault = f"no recipe '{name}'" if name else "no recipe is named (RECIPE=…)"
+    assert refusal(root, name) == f"{fault}; there are empty"
+
+
+def test_flags_of_dvc_are_known(root: Path) -> None:
+    """All those without a value; a flag that is not known would hide the `S` behind it."""
+    usage = subprocess.run(["dvc", "exp", "run", "-h"], capture_output=True, text=True, check=True)
+    flags = re.findall(r"^  -(\w)(?:, --[\w-]+)? +[A-Z]", usage.stdout, re.MULTILINE)
+    assert set(flags) - {"h"} == set(DVC_FLAGS)
 
 
 def test_the_tool_ends_in_one_line_or_becomes_dvc(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,22 +74,6 @@ def test_stability_of_the_same_and_of_unrelated_clusterings() -> None:
     assert abs(separation.stability(CLOUD, unrelated, 0)["stability_ari"]) < 0.1
 
 
-@pytest.mark.parametrize("shape", [(200, 8), (8, 200)])
-def test_rank_of_orthogonal_features_is_full_and_of_a_line_one(shape: tuple[int, int]) -> None:
-    orthogonal, _ = np.linalg.qr(RNG.normal(size=(200, 8)))
-    features = orthogonal if shape == (200, 8) else orthogonal.T
-    assert separation.rank_me(features.astype(np.float32)) == pytest.approx(8, rel=1e-4)
-    line = np.outer(RNG.normal(size=shape[0]), RNG.normal(size=shape[1])).astype(np.float32)
-    assert separation.rank_me(line) == pytest.approx(1, rel=1e-3)
-
-
-def test_rank_of_unequal_singular_values() -> None:
-    """3 and 1, which are 3/4 and 1/4 of their sum."""
-    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    features = np.array([[3, 0], [0, 1], [0, 0]], np.float32)
-    assert separation.rank_me(features) == pytest.approx(math.exp(entropy))
-
-
 def test_mean_cosine_against_a_loop() -> None:
     unit = CLOUD[:9] / np.linalg.norm(CLOUD[:9], axis=1, keepdims=True)
     slow = [unit[a] @ unit[b] for a in range(9) for b in range(9) if a != b]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from braid.stage import card as cards
-from braid.stage.card import Decision, Pace, clips_data, write_card
+from braid.stage.card import Pace, clips_data, write_card
 from braid.stage.context import open_stage
 from tests.stage.conftest import DAG, write_everything
 
@@ -36,8 +36,8 @@ def written(repo: Path) -> Any:
         parts: dict[str, Any] = {
             "data": {"source": "shards/*.tar", "clips": 2048},
             "model": {"encoder": "frozen"},
-            "results": {"score": 1 / 3, "lpips": None},
-            "decision": Decision(True, "passed: 0.33 of 0.5"),
+            "results": {"score": 1 / 3, "lpips": None, "status": "passed"},
+            "reason": "passed: 0.33 of 0.5",
         }
         with open_stage("toy") as stage:
             write_everything(stage)
@@ -79,7 +79,8 @@ def test_a_card_has_every_section_of_the_contract(written: Any, repo: Path) -> N
     assert runtime["clips_per_second"] == "12.5"
     assert float(runtime["peak_rss_mib"]) > 1
     results = table(text, "Results")
-    assert results == {"curves": "plots/toy.csv", "score": "0.333333", "lpips": "unknown"}
+    figures = {"score": "0.333333", "lpips": "unknown", "status": "passed"}
+    assert results == {"curves": "plots/toy.csv", **figures}
     assert (repo / "metrics/runtime/toy/bricks.json").read_text().startswith("{")
 
 
@@ -126,9 +127,9 @@ def test_clips_are_counted_and_estimated_from_the_first_shard() -> None:
     }
 
 
-def test_the_decision_stands_in_the_metrics_too() -> None:
-    assert Decision(True, "good").figures() == {"decision": "keep"}
-    assert Decision(False, "bad").figures() == {"decision": "drop"}
+def test_only_a_model_that_passed_is_kept(written: Any) -> None:
+    text = written(results={"status": "collapsed"}, reason="1.2 dimensions in use")
+    assert text.splitlines()[2] == "**drop**: 1.2 dimensions in use"
 
 
 def test_a_stage_that_declares_no_card_cannot_write_one(repo: Path) -> None:
@@ -139,8 +140,8 @@ def test_a_stage_that_declares_no_card_cannot_write_one(repo: Path) -> None:
                 torch.device("cpu"),
                 data={},
                 model={},
-                results={},
-                decision=Decision(True, "good"),
+                results={"status": "passed"},
+                reason="good",
             )
 
 

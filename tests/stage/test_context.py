@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from braid.stage.context import open_stage
+from braid.stage.context import _tensorboard, open_stage
 from tests.stage.conftest import DAG, ROOT, write_everything
 
 
@@ -149,6 +150,7 @@ def test_scratch_is_kept_by_a_rerun_and_not_shared_with_other_inputs(repo: Path)
 def test_scratch_is_not_shared_between_counts_of_processes(
     repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (repo / "dvc.yaml").write_text(DAG.replace("python -m", "${launch.train}"))
     alone = scratch(repo)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert scratch(repo) != alone
@@ -267,10 +269,22 @@ def test_scratch_may_lie_elsewhere(
 def test_a_rank_that_is_not_the_main_one_shows_nothing(
     repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (repo / "dvc.yaml").write_text(DAG.replace("python -m", "${launch.train}"))
     monkeypatch.setenv("RANK", "1")
     with open_stage("toy") as stage:
         write_everything(stage)
     assert not (repo / "models").exists()
+
+
+def test_a_stage_that_is_not_launched_is_alone_whatever_a_pod_has_set(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(variable, value)
+    with open_stage("toy") as stage:
+        write_everything(stage)
+    assert (repo / "models/bricks.bin").exists()
+    assert "WORLD_SIZE" not in os.environ
 
 
 def test_a_nan_is_no_metric(repo: Path) -> None:
@@ -291,3 +305,44 @@ def test_a_fault_is_one_line_on_standard_error(repo: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.startswith("error: toy castle: dvc.yaml declares no stage toy@castle")
     assert result.stderr.count("\n") == 1
+
+
+def test_tensorboard_holds_a_point_per_logged_row(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = _tensorboard(tmp_path)
+    for step in range(3):
+        log({"step": step, "loss": float(step)})
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [point.value for point in events.Scalars("loss")] == [0.0, 1.0, 2.0]
+    assert [point.step for point in events.Scalars("loss")] == [0, 1, 2]
+    assert events.Tags()["scalars"] == ["loss"]
+
+
+def test_a_finished_stage_says_its_figures_in_one_line(
+    repo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_stage("toy") as stage:
+        write_everything(stage)
+        figures = {
+            "frechet": {"refined": 0.123456, "real": 7},
+            "status": "collapsed",
+            "lpips": None,
+        }
+        stage.write_metrics({"accuracy": 0.5, **figures})
+        (stage.out("data/out") / "first.png").write_bytes(b"a picture")
+    line = capsys.readouterr().out
+    assert re.fullmatch(
+        r"toy@bricks: \d+\.\d s; status collapsed, accuracy 0\.5, frechet\.real 7, "
+        r"frechet\.refined 0\.1235; pictures: data/out/bricks\n",
+        line,
+    )
+
+
+def test_other_ranks_and_failed_stages_say_no_figures(
+    repo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), open_stage("toy") as stage:
+        write_everything(stage)
+        raise ValueError("of another kind")
+    assert capsys.readouterr().out == ""

@@ -50,6 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "clips.conditions.text_components": 4,
         "drift.K": 3,
         "drift.corruption.levels": 1,
+        "drift.refiner.detail": 0,
         "drift.corruption.min_keyframes": 2,
         "drift.evaluation.components": 3,
         "drift.storyboards.held_out.keyframes": [0, 2],
@@ -102,7 +103,7 @@ def test_trainings_leave_an_experiment_card(trained: Path, name: str) -> None:
     [
         ("quantize", "drift.K", 10_000, "drift.K"),
         ("train_drift", "drift.corruption.min_keyframes", 99, "corruption.min_keyframes is 99"),
-        ("train_drift", "drift.corruption.levels", 9, "drift.corruption.levels is 9"),
+        ("train_drift", "drift.corruption.levels", 9, "corruption.levels is 9"),
         ("train_drift", "drift.corruption.student_replace_prob", 0.5, "anchor"),
         ("train_drift", "drift.refiner.heads", 5, "drift.refiner.dim is 12"),
         ("train_drift", "drift.refiners.drift.features.families", ["edges"], "edges"),

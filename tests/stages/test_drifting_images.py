@@ -95,7 +95,7 @@ def test_validation_images_are_evaluated_at_every_level(trained: Path) -> None:
     assert rows[-1]["frechet"] == row["frechet_0"]
     assert rows[-1]["classes"] == "10"
     figures = metrics(trained, "drift_image_training")
-    assert set(figures) == {"frechet", "recall", "decision"}
+    assert set(figures) == {"frechet", "recall", "status"}
     assert f"{figures['frechet']['generated']:.7g}" == row["frechet_0"]
 
 

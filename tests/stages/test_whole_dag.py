@@ -153,3 +153,28 @@ def test_the_same_seed_gives_the_same_bytes_in_a_second_clone(
     for stage in declarations(repo.root):
         if all((repo.root / out).exists() for out in stage.outs):
             assert deterministic_outs(repo, stage) == deterministic_outs(tiny_repo, stage)
+
+
+def test_a_clone_that_pulls_has_nothing_left_to_run(tiny_repo: TinyRepo, tmp_path: Path) -> None:
+    tiny_repo.run("dvc", "remote", "add", "--local", "-d", "store", str(tmp_path / "store"))
+    tiny_repo.run("dvc", "push")
+    clone = TinyRepo(tmp_path / "clone/repo")
+    clone.root.parent.mkdir()
+    tiny_repo.run("git", "clone", "-q", str(tiny_repo.root), str(clone.root))
+    clone.run("dvc", "remote", "add", "--local", "-d", "store", str(tmp_path / "store"))
+    clone.run("dvc", "pull")
+    assert not RUN.findall(clone.run("dvc", "repro").stdout)
+    assert "up to date" in clone.run("dvc", "status").stdout
+
+
+def test_the_way_back_from_an_experiment_needs_no_other_strand(
+    tiny_repo: TinyRepo, tmp_path: Path
+) -> None:
+    """In a clone that ran one strand, DVC lacks what the others would have made."""
+    clone = TinyRepo(tmp_path / "repo")
+    tiny_repo.run("git", "clone", "-q", str(tiny_repo.root), str(clone.root))
+    clone.run("dvc", "repro", "prepare_images")
+    clone.run("dvc", "exp", "run", "-S", "images.val_fraction=0.1", "prepare_images")
+    clone.run("git", "reset", "-q", "--hard")
+    clone.run("dvc", "checkout", "--allow-missing")
+    assert "up to date" in clone.run("dvc", "status", "prepare_images").stdout

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,8 @@ from braid.clips.shards.dataset import (
     read_prompt,
     read_shard,
 )
+from braid.common.io import write_json
+from braid.common.progress import progress
 from braid.data.splits import SPLITS, split_of
 
 _Parsed = TypeVar("_Parsed")
@@ -121,7 +122,7 @@ def scan_shards(
     """
     scan = Scan()
     keys: set[str] = set()
-    for path in paths:
+    for path in progress(paths, "scan", "shard"):
         shard = read_shard(path)
         scan.shards.append(shard)
         for key in [key for key in shard.clips if key in keys]:
@@ -240,8 +241,7 @@ def write_manifest(
         "faults": [fault._asdict() for fault in scan.faults],
     }
     splits = _write_index(folder / INDEX, scan, fractions)
-    text = json.dumps(manifest, indent=1, allow_nan=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST, manifest)
     return _metrics(scan, splits)
 
 

@@ -6,7 +6,6 @@ conditions, other real clips) is scored by the same ones on the same held-out cl
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -15,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from braid.common.progress import progress
 from braid.common.rng import generator
-from braid.drifting.config import CorruptionConfig, DriftEvaluationConfig
+from braid.common.timing import timed
+from braid.drifting.config import CorruptionConfig, DriftEvaluationConfig, MazeCorruptionConfig
 from braid.drifting.evaluation.reader import (
     HEADS,
     NO_WORDS,
@@ -27,7 +28,7 @@ from braid.drifting.evaluation.reader import (
     sharpness,
     stray_color,
 )
-from braid.drifting.interpolation.interpolation import METHODS, interpolate
+from braid.drifting.interpolation.interpolation import FRECHET_RATIO, METHODS, interpolate
 from braid.drifting.interpolation.keyframes import level_counts, nested_masks
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import Refiner, cold_sample, refine
@@ -42,7 +43,6 @@ from braid.metrics.distances import (
 
 NEIGHBORS = 5  # of precision, recall, density, coverage, as in Naeem et al.
 REFERENCE = "interpolated"  # the method whose figures are the unit: always linear
-FRECHET_RATIO = 0.7  # of refined to interpolated that counts as a success
 PAIRED_RATIO = 1.25  # of the paired error that counts as off the mark
 
 Figures = Mapping[str, Any]
@@ -139,19 +139,23 @@ def complete(
     }
     if corruption.config.interpolator == "linear" and corruption.config.noise == "none":
         del runs["start"]
-    methods = {name: _timed(*run, len(truth)) for name, run in runs.items()}
+    methods = {
+        name: _timed(*run, len(truth), truth.device)
+        for name, run in progress(runs.items(), "complete", "method")
+    }
     return Completed(masks[-1, 0], classes, methods)
 
 
-def linear(clips: Tensor, mask: Tensor, config: CorruptionConfig) -> Tensor:
+def linear(clips: Tensor, mask: Tensor, config: CorruptionConfig | MazeCorruptionConfig) -> Tensor:
     """Missing frames interpolated linearly: the reference, whatever refiners start from."""
     return interpolate(clips, mask, config.model_copy(update={"interpolator": "linear"}))
 
 
-def _timed(refiner: str, calls: int, run: Callable[[], Tensor], count: int) -> Method:
-    started = time.perf_counter()
-    clips = run()
-    return Method(clips, refiner, calls, 1000 * (time.perf_counter() - started) / count)
+def _timed(
+    refiner: str, calls: int, run: Callable[[], Tensor], count: int, device: torch.device
+) -> Method:
+    clips, seconds = timed(run, device)
+    return Method(clips, refiner, calls, 1000 * seconds / count)
 
 
 def costs(completed: Completed) -> dict[str, float]:
@@ -188,7 +192,8 @@ def compare(
     figures |= {"real": evaluator.distances(others), "chance": {}}
     viewer, count = Viewer(decode, completed.given), config.read_clips
     reader = TrainedReader(viewer, test, train, config, seed)
-    for name, latents in {**clips, "real": test.latents}.items():
+    read = {**clips, "real": test.latents}
+    for name, latents in progress(read.items(), "read", "method"):
         figures[name] |= reader.figures(latents[:count])
     figures["chance"] |= reader.chance()
     return figures

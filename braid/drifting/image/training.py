@@ -163,11 +163,12 @@ class ImageProbe:
         return rows
 
     def metrics(self, refined: Mapping[int, Figures]) -> dict[str, Any]:
-        """The headline: Frechet distance and recall of generation; None if it is not trained."""
+        """The headline: Frechet distance and recall (None if noise is no level), and the status."""
         generated = refined.get(0, {})
         return {
             "frechet": {"generated": generated.get("frechet")},
             "recall": generated.get("recall"),
+            "status": self.status(refined)[0],
         }
 
     def status(self, refined: Mapping[int, Figures]) -> tuple[str, str]:

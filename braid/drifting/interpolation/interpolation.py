@@ -13,22 +13,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, normalize, pad
 
-from braid.drifting.config import CorruptionConfig, Interpolator
+from braid.drifting.config import CorruptionConfig, Interpolator, MazeCorruptionConfig
 from braid.drifting.interpolation.harmonic import harmonic as solve_harmonic
 from braid.drifting.interpolation.harmonic import inverse_distance as mean_by_distance
 from braid.drifting.interpolation.keyframes import frames_at, neighbors
+
+FRECHET_RATIO = 0.7  # of refined clips to interpolated ones, at most: better, in every status
 
 
 def interpolate(
     latents: Tensor,  # [B, C, T, H, W]; missing frames are not read
     mask: Tensor,  # [B, T] bool, True: keyframe
-    config: CorruptionConfig,
+    config: CorruptionConfig | MazeCorruptionConfig,
 ) -> Tensor:
     """Clips whose missing frames are made from their keyframes, [B, C, T, H, W].
 
@@ -119,7 +121,7 @@ def sinkhorn(
     return warp(latents, mask, linear(latents, mask), config)
 
 
-METHODS: dict[Interpolator, Callable[[Tensor, Tensor, CorruptionConfig], Tensor]] = {
+METHODS: dict[Interpolator, Callable[[Tensor, Tensor, Any], Tensor]] = {
     "linear": linear,
     "cubic": cubic,
     "inverse_distance": inverse_distance,

@@ -22,6 +22,7 @@ from braid.common.rng import generator
 from braid.drifting.interpolation.interpolation import linear
 from braid.drifting.mae.latent_mae import LatentMae
 from braid.drifting.mae.objective import MODES, Masking, hide, masked_error
+from braid.metrics.distances import effective_rank
 
 COLLAPSED_RANK = 0.05  # of the pooled dimensions; fewer in use are a collapse
 MODEL = "mae"  # the model's own name among the predictors
@@ -34,7 +35,7 @@ class MaeReport:
     """Figures of a latent MAE on held-out clips."""
 
     errors: dict[str, dict[str, float]]  # masked error by mode and, within it, predictor
-    rank: float  # RankMe (Garrido et al. 2023) of the pooled last stage
+    rank: float  # effective, of the pooled last stage
     rank_fraction: float  # of its dimensions
     parameters: int
     head_accuracy: float | None  # on whole clips; None: there is no head
@@ -45,11 +46,11 @@ class MaeReport:
         return min((error, name) for name, error in self.errors[mode].items() if name != MODEL)
 
     def metrics(self) -> dict[str, Any]:
-        """The headline: the model's errors, patch mode's best trivial one, rank and head."""
+        """The headline: the model's errors, patch mode's best trivial one, and the head."""
         errors = {mode: predictors[MODEL] for mode, predictors in self.errors.items()}
         head = {} if self.head_accuracy is None else {"accuracy": {"head": self.head_accuracy}}
         trivial = self.trivial("patch")[0]
-        return {"mse": {**errors, "trivial": trivial}, "rank": self.rank, **head}
+        return {"mse": {**errors, "trivial": trivial}, **head}
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each predictor, and one for naming the largest class."""
@@ -94,7 +95,7 @@ def mae_report(
         pooled.append(maps[f"stage{len(mae.blocks)}"].mean(dim=(2, 3, 4)))
         if mae.head is not None:
             correct.append(mae.logits(maps).argmax(dim=1) == labels[chosen].to(device))
-    rank = rank_me(torch.cat(pooled))
+    rank = effective_rank(torch.cat(pooled).cpu().numpy())
     counts = labels[clips].bincount() if correct else None
     return MaeReport(
         {
@@ -129,15 +130,6 @@ def mae_status(report: MaeReport) -> tuple[str, str]:
     if accuracy is not None and chance is not None and accuracy <= chance:
         return "head_at_chance", f"head accuracy {accuracy:.3f}, chance {chance:.3f}"
     return "passed", f"masked error below every trivial predictor's: {', '.join(compared)}"
-
-
-def rank_me(
-    features: Tensor,  # [n, D]
-) -> float:
-    """The exponential of the entropy of the singular values: how many dimensions are in use."""
-    singular = torch.linalg.svdvals(features.cpu().double())
-    fractions = singular / singular.sum().clamp_min(1e-12)
-    return float((-fractions * fractions.clamp_min(1e-12).log()).sum().exp())
 
 
 def _predictions(

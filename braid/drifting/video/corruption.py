@@ -6,6 +6,7 @@ corrupting clips 0 to 63 in one call gives the bytes of two calls of 32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -13,16 +14,19 @@ import torch
 from torch import Tensor
 
 from braid.common.rng import normals, outputs, uniforms
-from braid.drifting.config import CorruptionConfig
+from braid.drifting.config import CorruptionConfig, MazeCorruptionConfig
 from braid.drifting.interpolation.interpolation import interpolate
 from braid.drifting.interpolation.keyframes import (
     even_ranks,
+    frames_at,
+    greedy_ranks,
     level_counts,
     masks_of,
     neighbors,
     random_ranks,
 )
 
+WAVES = 3  # of a bridge
 GIVEN_END, GIVEN, REPLACED, MISSING = 1.0, 0.95, 0.5, 0.0  # confidence of a frame
 
 
@@ -53,7 +57,7 @@ class Corruption:
         ValueError: too few frames for that many levels or keyframes.
     """
 
-    def __init__(self, frames: int, config: CorruptionConfig) -> None:
+    def __init__(self, frames: int, config: CorruptionConfig | MazeCorruptionConfig) -> None:
         self.frames, self.config = frames, config
         self.counts = level_counts(frames, config)
 
@@ -77,13 +81,13 @@ class Corruption:
         """
         self._check(latents)
         seed, ids = generator.initial_seed(), ids.to(latents.device)
-        mask = self.mask(level.to(latents.device), ids, generator)
+        mask = self.mask(latents, level.to(latents.device), ids, generator)
         replaced = self._replaced(mask, ids, seed)
         source = latents
         if self.config.student_replace_prob > 0:
             if anchors is None:
                 raise ValueError(
-                    "drift.corruption.student_replace_prob is positive, but there are no anchors"
+                    "corruption.student_replace_prob is positive, but there are no anchors"
                 )
             source = torch.where(replaced[:, None, :, None, None], anchors, latents)
         filled = interpolate(source, mask, self.config)
@@ -93,6 +97,7 @@ class Corruption:
 
     def mask(
         self,
+        latents: Tensor,  # [B, C, T, H, W], read where keyframes are selected
         level: Tensor,  # [B] int64
         ids: Tensor,  # [B] int64
         generator: torch.Generator,
@@ -100,6 +105,8 @@ class Corruption:
         """The keyframes of clips at their levels, [B, T] bool."""
         if self.config.placement == "even":
             ranks = even_ranks(self.frames, self.counts).to(ids.device).expand(len(ids), -1)
+        elif self.config.placement == "selected":
+            ranks = greedy_ranks(latents, self.counts[1])
         else:
             ranks = random_ranks(
                 outputs(generator.initial_seed(), "keyframes", ids, self.frames - 2)
@@ -124,7 +131,7 @@ class Corruption:
         if self.config.noise != "none":
             if ids is None or generator is None:
                 raise ValueError(
-                    f"drift.corruption.noise is {self.config.noise}: expected ids and a generator"
+                    f"corruption.noise is {self.config.noise}: expected ids and a generator"
                 )
             seed, ids = generator.initial_seed(), ids.to(latents.device)
             filled = self._add_noise(filled, mask, ids, seed, keyframe_noise=0.0)
@@ -151,6 +158,8 @@ class Corruption:
             return clips
         fraction = torch.where(mask, keyframe_noise, self._noise_fraction(mask))
         white = normals(seed, "noise", ids, clips[0].numel()).view_as(clips)
+        if self.config.noise == "bridge":
+            return clips + self.config.sigma * bridge(white, mask)
         scale = (self.config.sigma * fraction)[:, None, :, None, None]
         return torch.where(scale > 0, clips + scale * white, clips)
 
@@ -161,6 +170,25 @@ class Corruption:
         around = neighbors(mask)
         nearest = torch.minimum(around.fraction, 1 - around.fraction)
         return torch.where(around.gap > 0, 2 * nearest, 1)  # 1 beyond the outermost keyframes
+
+
+def bridge(
+    white: Tensor,  # [B, C, T, H, W] normal numbers
+    mask: Tensor,  # [B, T] bool, True: keyframe
+) -> Tensor:
+    """Smooth random bends between keyframes, which are 0 there, [B, C, T, H, W].
+
+    The first WAVES terms of the Brownian bridge over each gap (Karhunen and Loeve): its variance
+    over a gap of all T frames is nearly fraction (1 - fraction), over a shorter one less.
+    """
+    around, frames = neighbors(mask), mask.shape[1]
+    bends = torch.zeros_like(white)
+    for wave in range(1, WAVES + 1):
+        height = frames_at(white, (around.left + wave).clamp(max=frames - 1))
+        shape = (wave * math.pi * around.fraction).sin() * (around.gap / frames).sqrt()
+        scale = (math.sqrt(2) / (wave * math.pi) * shape)[:, None, :, None, None]
+        bends = bends + scale.to(white) * height
+    return bends
 
 
 def _confidence(

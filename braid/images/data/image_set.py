@@ -28,6 +28,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from braid.data.row_cache import RowCache
 from braid.data.splits import SPLITS
 
 MANIFEST, INDEX = "manifest.json", "index.npz"
@@ -72,11 +73,7 @@ class ImageSet:
         self._splits = index.splits
         self._crops = manifest["crop"] == "random_resized" and manifest["root"] is not None
         self._source = source
-        size = source.dtype.itemsize * int(np.prod(self.shape))
-        capacity = min(len(self), cache_bytes // size)
-        self._cache = torch.empty(capacity, *self.shape, dtype=source.dtype)
-        self._slots = np.full(len(self), -1)
-        self._cached = 0
+        self._cache = RowCache(len(self), self.shape, source.dtype, cache_bytes)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -137,22 +134,7 @@ class ImageSet:
 
     def _cached_or_read(self, rows: NDArray[np.int64]) -> Tensor:
         """Images as they are stored, each read once while the cache has room."""
-        batch = torch.empty(len(rows), *self.shape, dtype=self._source.dtype)
-        slots = self._slots[rows]
-        cached, absent = np.flatnonzero(slots >= 0), np.flatnonzero(slots < 0)
-        batch[cached] = self._cache[slots[cached]]
-        if len(absent):
-            batch[absent] = self._source.read(rows[absent], None)
-            self._cache_new(rows[absent], batch[absent])
-        return batch
-
-    def _cache_new(self, images: NDArray[np.int64], values: Tensor) -> None:
-        _, rows = np.unique(images, return_index=True)
-        rows = rows[: len(self._cache) - self._cached]
-        slots = self._cached + np.arange(len(rows))
-        self._cache[slots] = values[rows]
-        self._slots[images[rows]] = slots
-        self._cached += len(rows)
+        return self._cache.get(rows, lambda absent: self._source.read(absent, None))
 
 
 def _values(stored: Tensor) -> Tensor:
@@ -214,7 +196,9 @@ class ShardImages:
             for member in members:
                 row = int(images[member] - self._starts[shard])
                 rows[member] = stored[row : row + 1]
-        return torch.cat(rows)
+        # A training's autocast to bfloat16 cannot join what is stored in float16.
+        with torch.autocast("cpu", enabled=False):
+            return torch.cat(rows)
 
     def _slice(self, shard: int) -> Any:
         if shard not in self._open:

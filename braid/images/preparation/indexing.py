@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,15 +19,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
-from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from braid.clustering.kmeans import kmeans, nearest
 from braid.common.config import BUILT_IN
+from braid.common.io import write_json
 from braid.common.rng import generator
 from braid.data.splits import SPLITS, split_of
 from braid.images.config import NOISE, ImagesConfig
@@ -98,7 +97,7 @@ def condition(folder: Path, config: ImagesConfig, seed: int) -> ImageSet:
     """
     if config.conditions == "kmeans":
         images = open_image_set(folder, cache_mib=config.cache_mib)
-        classes = pseudo_classes(images, config.K, generator(seed, "pseudo-classes"))
+        classes = pseudo_classes(images, config, seed)
         set_conditions(folder, classes, [f"pseudo-class {k}" for k in range(config.K)])
     images = open_image_set(folder)
     require_conditions(images)
@@ -358,7 +357,7 @@ def _write(
         "class_names": list(listing.label_names),
         "faults": [fault._asdict() for fault in listing.faults],
     }
-    _write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest)
     np.savez(
         folder / INDEX,
         names=np.array(listing.names),
@@ -367,10 +366,6 @@ def _write(
         splits=np.array([SPLITS.index(split) for split in listing.splits], np.uint8),
         **stamps,
     )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _regrouped(chunks: Iterable[Tensor], count: int) -> Iterator[Tensor]:
@@ -395,7 +390,7 @@ def set_conditions(folder: Path, conditions: NDArray[np.int64], class_names: Seq
         index = {**arrays, "conditions": conditions}
     np.savez(folder / INDEX, **index)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    _write_json(folder / MANIFEST, {**manifest, "class_names": list(class_names)})
+    write_json(folder / MANIFEST, {**manifest, "class_names": list(class_names)})
 
 
 def require_conditions(images: ImageSet) -> None:
@@ -427,30 +422,25 @@ PCA_ROWS = 16_384
 SIDE = 32  # pixels
 
 
-def pseudo_classes(images: ImageSet, K: int, draw: torch.Generator) -> NDArray[np.int64]:
+def pseudo_classes(images: ImageSet, config: ImagesConfig, seed: int) -> NDArray[np.int64]:
     """The class of each image, [n] in 0 to K - 1; none is without a train image.
 
     Raises:
         ValueError: more classes than train images, or than different ones.
     """
     train = images.indices("train")
-    if len(train) < K:
-        raise ValueError(f"images.K is {K}, expected 1 to {len(train)}, the number of train images")
+    draw = generator(seed, "pseudo-classes")
     chosen = torch.randperm(len(train), generator=draw)[:PCA_ROWS].numpy()
     state = int(torch.randint(2**31, (), generator=draw))
     with threadpool_limits(1):  # several would add in any order
         rows = _pooled(images, train[chosen])
         pca = PCA(min(COMPONENTS, *rows.shape), random_state=state).fit(rows)
-        points = np.concatenate([pca.transform(_pooled(images, part)) for part in _chunks(images)])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # too few differ: see below
-            clusters = KMeans(K, random_state=state).fit(points[train])
-        labels = clusters.predict(points).astype(np.int64)
-    labels[train] = clusters.labels_  # of which none is empty
-    used = len(np.unique(clusters.labels_))
-    if used < K:
-        raise ValueError(f"images.K is {K}, but only {used} train images differ")
-    return labels
+        parts = [pca.transform(_pooled(images, part)) for part in _chunks(images)]
+        points = torch.from_numpy(np.concatenate(parts))
+        clusters = kmeans(points[train], config.K, config.kmeans, draw, key="images.K")
+        labels, _ = nearest(points, clusters.centroids)
+    labels[train] = clusters.labels  # of which none is empty
+    return labels.numpy()
 
 
 def _chunks(images: ImageSet) -> list[NDArray[np.int64]]:

@@ -7,8 +7,6 @@ trapezoid of its samples; where it cannot be read it is None, with the reason.
 
 from __future__ import annotations
 
-import resource
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +15,8 @@ from itertools import pairwise
 from types import TracebackType
 
 import torch
+
+from braid.common.timing import peak_rss_mib, timed
 
 MIB = 2**20
 SAMPLE_PERIOD = 0.05  # seconds between power samples
@@ -55,15 +55,10 @@ def measure_frames(
     if frames < 1:
         raise ValueError(f"frames to measure must be at least 1, got {frames}")
     render(0)
-    _synchronize(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with PowerMeter(power_sensor(device)) as meter:
-        start = time.perf_counter()
-        for frame in range(frames):
-            render(frame)
-        _synchronize(device)
-        seconds = time.perf_counter() - start
+        _, seconds = timed(lambda: [render(frame) for frame in range(frames)], device)
     peak, source = peak_memory(device)
     return FrameCost(frames, frames / seconds, peak, source, meter.average(), meter.reason)
 
@@ -72,17 +67,7 @@ def peak_memory(device: torch.device) -> tuple[float, str]:
     """Peak memory in MiB, and what it is the peak of."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB, "CUDA tensors while rendering"
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return peak / MIB, "RSS of the whole process"
-
-
-def _synchronize(device: torch.device) -> None:
-    """Wait for the device: kernels run asynchronously."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    return peak_rss_mib(), "RSS of the whole process"
 
 
 class PowerMeter:

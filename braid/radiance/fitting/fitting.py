@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
+from braid.common.progress import progress
 from braid.common.rng import generator
 from braid.radiance.config import TeacherConfig
 from braid.radiance.fitting.hull import initial_gaussians, visual_hull
@@ -206,7 +206,7 @@ def fit(
     if saved is not None:
         state.load_state_dict(saved)
 
-    bar = tqdm(total=config.steps, initial=state.step, desc="teacher", disable=None)
+    bar = progress(range(config.steps), "teacher", "step", initial=state.step)
     while state.step < config.steps:
         _step(state, cameras, rgba, config, run, backend)
         if _density_due(state.step, config):

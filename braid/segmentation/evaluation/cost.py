@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import io
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from braid.common.timing import timed
 from braid.segmentation.data.prompted import PromptBatch
 from braid.segmentation.sam3.predictor import Predictor
 
@@ -86,26 +86,12 @@ def latency(call: Callable[[], object], runs: int, device: torch.device) -> dict
     for _ in range(WARM_UP):
         call()
     if device.type != "cuda":
-        return percentiles([_timed(call, device) for _ in range(runs)])
+        return percentiles([timed(call, device)[1] for _ in range(runs)])
     torch.cuda.reset_peak_memory_stats(device)
-    times = percentiles([_timed(call, device) for _ in range(runs)])
+    times = percentiles([timed(call, device)[1] for _ in range(runs)])
     return {**times, "peak_mib": torch.cuda.max_memory_allocated(device) / 2**20}
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """Median and 95th percentile in milliseconds."""
     return {f"p{rank}_ms": float(np.percentile(seconds, rank)) * 1000 for rank in (50, 95)}
-
-
-def _timed(call: Callable[[], object], device: torch.device) -> float:
-    _finish(device)
-    started = time.perf_counter()
-    call()
-    _finish(device)
-    return time.perf_counter() - started
-
-
-def _finish(device: torch.device) -> None:
-    """Wait for what was only queued."""
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from braid.clips.preparation.scan import scan_shards, write_manifest
-from braid.clips.shards.dataset import Clips, open_clips
+from braid.clips.shards.dataset import Clips, _is_finite, open_clips
 from braid.data.splits import SPLITS, split_of
 from tests.clips.shard_files import (
     SHAPE,
@@ -255,3 +255,16 @@ def test_clips_that_were_not_verified_are_checked_when_read(tmp_path: Path) -> N
         clips.latents([33])
     with pytest.raises(ValueError, match=r"embed of 000000042: its shape is \[2, 2\], expected"):
         clips.texts([34])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_every_bit_pattern_is_finite_or_not_as_pytorch_says(dtype: torch.dtype) -> None:
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    if dtype is torch.float32:
+        bits = (bits.to(torch.int32) << 16) + 1
+    values = bits.view(dtype)
+    finite = values.isfinite()
+    assert _is_finite(values[finite])
+    assert 0 < (~finite).sum() < len(values)
+    for value in values[~finite][:: len(values) // 512]:
+        assert not _is_finite(torch.cat([values[finite][:9], value[None]]).unfold(0, 2, 1))

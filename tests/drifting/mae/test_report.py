@@ -8,7 +8,7 @@ from torch import nn
 
 from braid.common.rng import generator as stream
 from braid.drifting.mae.objective import MODES, Masking
-from braid.drifting.mae.report import MaeReport, mae_report, mae_status, rank_me
+from braid.drifting.mae.report import MaeReport, mae_report, mae_status
 from braid.training.trainer import Run, train
 from tests.drifting import configs
 from tests.drifting.toy_mae import MASKING, generator
@@ -84,13 +84,6 @@ def test_the_model_and_the_visible_mean_read_no_hidden_cell():
         assert report.errors[mode]["mean"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_rank_counts_the_dimensions_in_use():
-    assert rank_me(torch.eye(8)) == pytest.approx(8)
-    assert rank_me(torch.ones(20, 8)) == pytest.approx(1)
-    assert rank_me(torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0]))) == pytest.approx(2)
-    assert rank_me(torch.zeros(5, 4)) == pytest.approx(1)
-
-
 def figures(**changes):
     errors = {mode: {"mae": 0.5, "zero": 1.0, "mean": 1.0} for mode in MODES}
     errors["frame"]["interpolation"] = 0.8
@@ -124,7 +117,6 @@ def test_the_headline_and_the_table_hold_all_figures():
     assert report.metrics() == {
         "mse": {"patch": 0.5, "tube": 0.5, "frame": 0.5, "trivial": 0.9},
         "accuracy": {"head": 0.2},
-        "rank": 20.0,
     }
     assert "accuracy" not in figures().metrics()
     mae, zero, mean, interpolation, chance = report.rows()

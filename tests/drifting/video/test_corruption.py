@@ -190,7 +190,7 @@ def test_every_param_counts(base, change):
 
 @pytest.mark.parametrize("params", [{"levels": 7}, {"min_keyframes": 10}])
 def test_params_that_clips_are_too_short_for_are_refused_early(params):
-    with pytest.raises(ValueError, match=f"drift.corruption.{next(iter(params))}"):
+    with pytest.raises(ValueError, match=f"corruption.{next(iter(params))}"):
         Corruption(FRAMES, configs.corruption(**params))
 
 

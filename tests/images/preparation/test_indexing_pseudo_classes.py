@@ -16,6 +16,10 @@ def draw(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def classified(images: ImageSet, K: int, seed: int = 0) -> np.ndarray:
+    return pseudo_classes(images, images_config(K=K), seed)
+
+
 def as_set(folder: Path, values: torch.Tensor) -> ImageSet:
     splits = [("train", "val", "train", "test")[n % 4] for n in range(len(values))]
     names = [str(n) for n in range(len(values))]
@@ -37,7 +41,7 @@ def blobs(count: int, K: int, side: int) -> tuple[torch.Tensor, np.ndarray]:
 @pytest.mark.parametrize("side", [4, 64])
 def test_patterns_are_found_at_any_size(tmp_path: Path, side: int) -> None:
     values, truth = blobs(300, 5, side)
-    classes = pseudo_classes(as_set(tmp_path, values), 5, draw())
+    classes = classified(as_set(tmp_path, values), 5)
     assert classes.dtype == np.int64
     assert classes.shape == (300,)
     assert adjusted_rand_score(truth, classes) == 1  # of held-out images, too
@@ -50,7 +54,7 @@ def test_held_out_images_do_not_move_the_classes(tmp_path: Path) -> None:
     spoilt[torch.from_numpy(np.setdiff1d(np.arange(200), first.indices("train")))] += 5
     second = as_set(tmp_path / "second", spoilt)
     train = first.indices("train")
-    one, other = (pseudo_classes(images, 7, draw())[train] for images in (first, second))
+    one, other = (classified(images, 7)[train] for images in (first, second))
     np.testing.assert_array_equal(one, other)
     assert (np.bincount(one, minlength=7) > 0).all()
 
@@ -59,18 +63,18 @@ def test_pseudo_classes_of_digits_resemble_the_digits(tmp_path: Path) -> None:
     listing, pixels = digits(images_config())
     write_stored(tmp_path, listing, [pixels], input_space="pixel")
     images = open_image_set(tmp_path, cache_mib=1)
-    classes = pseudo_classes(images, 20, draw())
-    np.testing.assert_array_equal(classes, pseudo_classes(images, 20, draw()))
-    assert not np.array_equal(classes, pseudo_classes(images, 20, draw(1)))
+    classes = classified(images, 20)
+    np.testing.assert_array_equal(classes, classified(images, 20))
+    assert not np.array_equal(classes, classified(images, 20, seed=1))
     assert normalized_mutual_info_score(images.labels, classes) > 0.65
 
 
 def test_too_many_classes(tmp_path: Path) -> None:
     values = torch.randn(40, 1, 2, 2, generator=draw())
     images = as_set(tmp_path, values)
-    assert len(np.unique(pseudo_classes(images, 20, draw()))) == 20
+    assert len(np.unique(classified(images, 20))) == 20
     with pytest.raises(ValueError, match=r"images\.K is 21, expected 1 to 20, the number of train"):
-        pseudo_classes(images, 21, draw())
+        classified(images, 21)
     same = as_set(tmp_path, values[:2].repeat_interleave(20, 0))
-    with pytest.raises(ValueError, match=r"images\.K is 5, but only 2 train images differ"):
-        pseudo_classes(same, 5, draw())
+    with pytest.raises(ValueError, match=r"images\.K is 5, but only 2 train samples differ"):
+        classified(same, 5)

@@ -10,12 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from braid.radiance.evaluation import hardware
+from braid.common import timing
 from braid.radiance.evaluation.hardware import (
     PowerMeter,
     SensorError,
     measure_frames,
-    peak_memory,
     power_sensor,
     trapezoid_mean,
 )
@@ -142,7 +141,7 @@ def test_nvmls_own_words_are_the_reason(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_frames_are_timed_after_one_that_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
     rendered: list[int] = []
-    monkeypatch.setattr(hardware.time, "perf_counter", Ticks(100, 102))
+    monkeypatch.setattr(timing.time, "perf_counter", Ticks(100, 102))
     cost = measure_frames(rendered.append, 5, CPU)
     assert rendered == [0, 0, 1, 2, 3, 4]
     assert (cost.frames, cost.fps) == (5, 2.5)
@@ -150,16 +149,6 @@ def test_frames_are_timed_after_one_that_warms_up(monkeypatch: pytest.MonkeyPatc
     assert cost.power_reason
     assert cost.peak_memory_mib > 10
     assert "RSS" in cost.peak_memory_of
-
-
-@pytest.mark.parametrize(("platform", "expected"), [("linux", 3.0), ("darwin", 3 / 1024)])
-def test_peak_memory_knows_its_platforms_unit(
-    monkeypatch: pytest.MonkeyPatch, platform: str, expected: float
-) -> None:
-    usage = SimpleNamespace(ru_maxrss=3 * 1024)
-    monkeypatch.setattr(hardware.resource, "getrusage", lambda _: usage)
-    monkeypatch.setattr(hardware.sys, "platform", platform)
-    assert peak_memory(CPU)[0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("frames", [0, -1])

@@ -1,0 +1,104 @@
+"""How much do trajectories owe to the seed, and to what is varied? Mazes over seeds and recipes.
+
+    python -m benchmarks.maze_seeds 0 1 2
+    python -m benchmarks.maze_seeds 0 1 2 maze_attraction maze_repulsion
+
+makes mazes, trains every network and evaluates them in a temporary copy of the repository, once
+for each seed, and then with each recipe, which trains what it changes alone. It writes a row a run
+to benchmarks/results/maze_seeds.csv: all figures of metrics/drift_maze.json, and collisions of
+`paired`, `cold`, `projected` and `shuffled` with the fewest keyframes. Means are printed with
+95 % t-intervals.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from benchmarks.drift_seeds import in_order, intervals, numbers
+from braid.stage.params import load_yaml
+from recipes.overrides import resolve
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results/maze_seeds.csv"
+PARTS = ("stages", "braid", "dvc.yaml", "none", "built_in")
+METHODS = ("paired", "cold", "projected", "refined", "shuffled")
+
+
+def main() -> None:
+    """Train, tabulate, print."""
+    seeds = [word for word in sys.argv[1:] if word.isdigit()]
+    recipes = [word for word in sys.argv[1:] if not word.isdigit()]
+    RESULTS.parent.mkdir(exist_ok=True)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for part in PARTS:
+            copied = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            copied(ROOT / part, Path(folder) / part)
+        for seed in seeds:
+            trained: dict[str, Any] = {}
+            for recipe in ["default", *recipes]:
+                figures, trained = run(Path(folder), int(seed), recipe, trained)
+                rows.append({"recipe": recipe, "seed": int(seed), **figures})
+                pd.DataFrame(rows).to_csv(RESULTS, index=False, float_format="%.4f")
+    table = pd.DataFrame(rows)
+    for name in table["recipe"].unique():
+        part = table[table["recipe"] == name].drop(columns="recipe")
+        print(f"\n{name}\n{intervals(part).to_string(index=False, float_format='{:.3f}'.format)}")
+
+
+def run(
+    copy: Path, seed: int, recipe: str, trained: Mapping[str, Any]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The held-out figures, and what each stage has been run with; what stays so is not rerun."""
+    params = load_yaml(ROOT / "params.yaml")
+    settings = (params if recipe == "default" else resolve(ROOT, recipe, params)) | {"seed": seed}
+    (copy / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    drift = settings["maze_drift"]
+    wanted: dict[str, Any] = {"prepare_mazes": [seed, settings["mazes"]]}
+    shared = {name: part for name, part in drift.items() if name not in ("refiners", "evaluation")}
+    for name in in_order(drift["refiners"]):
+        start = wanted.get(f"train_drift_maze {Path(drift['refiners'][name]['start']).name}")
+        own = {**shared, "loss": shared["loss"] if drift["refiners"][name]["features"] else None}
+        wanted[f"train_drift_maze {name}"] = [wanted["prepare_mazes"], own, start]
+        wanted[f"train_drift_maze {name}"].append(drift["refiners"][name])
+    for stage, key in wanted.items():
+        if trained.get(stage) != key:
+            _stage(copy, stage.split())
+    _stage(copy, ["evaluate_drift_maze"])
+    figures = dict(numbers(json.loads((copy / "metrics/drift_maze.json").read_text())))
+    return figures | _collisions(copy), wanted
+
+
+def _stage(copy: Path, words: Sequence[str]) -> None:
+    name, *item = words
+    environment = {**os.environ, "BRAID_SCRATCH": str(copy / "scratch")}
+    command = [sys.executable, "-m", f"stages.{name}", *item]
+    subprocess.run(command, cwd=copy, env=environment, check=True)
+
+
+def _collisions(copy: Path) -> dict[str, float]:
+    """Collisions of each method with the fewest keyframes, and with interpolation's."""
+    with (copy / "metrics/tables/drift_maze.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["keyframes"]]
+    fewest = min(rows, key=lambda row: int(row["keyframes"]))["keyframes"]
+    return {
+        f"collision_{row['method']}": float(row["collision"])
+        for row in rows
+        if row["keyframes"] == fewest and row["method"] in ("interpolated", *METHODS)
+    }
+
+
+if __name__ == "__main__":
+    main()

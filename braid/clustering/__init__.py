@@ -1,0 +1,1 @@
+"""K-means, which makes the pseudo-classes of clips and of images."""

@@ -1,0 +1,36 @@
+"""Seconds and memory of a piece of work, with what was only queued on the device finished."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+def timed(call: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    """The result of a call and the seconds that it took."""
+    synchronize(device)
+    started = time.perf_counter()
+    result = call()
+    synchronize(device)
+    return result, time.perf_counter() - started
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device: its kernels run asynchronously."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_rss_mib() -> float:
+    """The most memory that this process has held so far."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # getrusage: bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

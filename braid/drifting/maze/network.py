@@ -1,0 +1,304 @@
+"""A transformer that corrects trajectories through a maze in one step.
+
+A trajectory [2, T] is a clip [2, T, 1, 1] whose frames are points, so that keyframes, corruption,
+objectives and sampling are those of clips; coordinates are in [-1, 1] across the maze. What a
+network is conditioned on instead of a class is the case's maze:
+
+    map       occupancy, signed distance, place, and where and when the keyframes lie, encoded by
+              convolutions that are repeated with the same weights and pass through free blocks
+              only, as the iterations of a search do
+    points    a token is a few successive points, with confidence, signed distance, its gradient
+              and the map's features there
+    blocks    attention over the trajectory, attention over the map's blocks, a two-layer network,
+              modulated by level and guidance (adaLN-Zero, as in braid/drifting/video/refiner.py)
+
+The output layer starts at zero: an untrained network returns its input.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from braid.common.io import load_model, save_model
+from braid.drifting.config import MazeRefinerConfig
+from braid.drifting.interpolation.interpolation import linear
+from braid.drifting.video.refiner import FREQUENCIES, Attention, guidance_waves, normalized
+from braid.metrics.obstacles import distance_at
+
+DISTANCE_STEP = 0.25  # blocks between the points that the distance's gradient is taken from
+MAP_INPUTS = 7  # occupancy, distance, x, y; keyframes: how many, sine and cosine of when
+POINT_INPUTS = 8  # x, y, noise in both, confidence, distance, its gradient
+
+
+def latents_of(
+    points: Tensor,  # [B, T, 2] blocks
+    blocks: int,  # of the maze, a side
+) -> Tensor:
+    """Trajectories as clips, [B, 2, T, 1, 1], -1 to 1 across the maze."""
+    return (2 * points / blocks - 1).mT[..., None, None]
+
+
+def points_of(
+    latents: Tensor,  # [B, 2, T, 1, 1]
+    blocks: int,
+) -> Tensor:
+    """The points of clips, [B, T, 2] blocks."""
+    return (latents[..., 0, 0].mT + 1) * (blocks / 2)
+
+
+@dataclass(frozen=True)
+class Mazes:
+    """The mazes that cases are in: what a network looks a case up in."""
+
+    occupied: Tensor  # [M, G, G] bool
+    distance: Tensor  # [M, R, R] of braid/metrics/obstacles.py
+    maze_of: Tensor  # [K] int64, the maze of each case
+
+    @property
+    def blocks(self) -> int:
+        """G: blocks a side."""
+        return self.occupied.shape[1]
+
+    def of(self, cases: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps [B, G, G] and distances [B, R, R] of cases [B], on their device."""
+        maze = self.maze_of[cases.cpu()]
+        return self.occupied[maze].to(cases.device), self.distance[maze].to(cases.device)
+
+
+class MazeRefiner(nn.Module):
+    """x_hat = z + f(z, confidence, maze, level, alpha)."""
+
+    def __init__(
+        self,
+        mazes: Mazes,  # where cases are looked up, no part of the weights
+        points: int,  # T
+        levels: int,  # of corruption, level 0 included
+        config: MazeRefinerConfig,
+    ) -> None:
+        """Fresh weights.
+
+        Raises:
+            ValueError: heads do not divide dim, or the patch does not divide the points.
+        """
+        super().__init__()
+        dim, heads, patch, width = config.dim, config.heads, config.patch, config.map_width
+        if dim % heads:
+            raise ValueError(
+                f"maze_drift.refiner.dim is {dim}, expected a multiple of heads: {heads}"
+            )
+        if points % patch:
+            raise ValueError(
+                f"maze_drift.refiner.patch is {patch}, expected a divisor of {points} points"
+            )
+        self.mazes = mazes
+        self.sizes = {"points": points, "levels": levels}
+        self.config = config
+        self.map_in = nn.Conv2d(MAP_INPUTS, width, 3, padding=1)
+        self.map_round = nn.Conv2d(2 * width, width, 3, padding=1)
+        self.map_token = nn.Linear(width + MAP_INPUTS, dim)
+        self.embed = nn.Linear(patch * (POINT_INPUTS + width), dim)
+        self.level_table = nn.Embedding(levels, dim)
+        self.alpha = nn.Sequential(nn.Linear(2 * FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.blocks = nn.ModuleList(_Block(dim, heads) for _ in range(config.depth))
+        self.modulate = nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, 2 * patch)
+        for layer in (self.modulate, self.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        clips: Tensor,  # [B, 2, T, 1, 1] corrupted
+        mask: Tensor,  # [B, T] true at given keyframes
+        confidence: Tensor,  # [B, T] how far each point can be trusted, 0 to 1
+        cases: Tensor,  # [B]
+        level: Tensor,  # [B]
+        alpha: Tensor,  # [B] guidance, 1: none
+        clamp: bool | None = None,  # keep given keyframes bit for bit; None: as configured
+    ) -> Tensor:
+        """The refined trajectories, [B, 2, T, 1, 1]."""
+        occupied, distance = self.mazes.of(cases)
+        straight = linear(clips, mask)
+        places = straight[..., 0, 0].mT  # [B, T, 2]
+        noise = (clips - straight)[..., 0, 0].mT
+        inputs = map_inputs(occupied, distance, places, confidence)
+        # Samples of one case share their map: it is encoded once.
+        inputs, which = inputs.unique(dim=0, return_inverse=True)
+        features = self.encode(inputs)
+        tokens = self.tokens(places, noise, confidence, distance, features[which])
+        x = self.embed(tokens)
+        x = x + _times(x)
+        context = self.map_token(torch.cat([features, inputs], 1).flatten(2).mT)
+        condition = self.level_table(level) + self.alpha(guidance_waves(alpha))
+        condition = functional.silu(condition)
+        for block in self.blocks:
+            x = block(x, context, which, condition)
+        shift, scale = self.modulate(condition)[:, None].chunk(2, dim=-1)
+        x = self.out(normalized(x) * (1 + scale) + shift)
+        correction = _smoothed(x.reshape(*places.shape).mT, self.config.patch)[..., None, None]
+        if not (self.config.clamp if clamp is None else clamp):
+            return straight + correction
+        refined = straight + correction - linear(correction, mask)
+        return torch.where(mask[:, None, :, None, None], clips, refined)
+
+    def encode(
+        self,
+        inputs: Tensor,  # [M, MAP_INPUTS, G, G]
+    ) -> Tensor:
+        """Features of the maps' blocks, [M, W, G, G]."""
+        free = inputs[:, :1] == 0
+        first = self.map_in(inputs) * free
+        state = torch.tanh(first)
+        for _ in range(self.config.map_rounds):
+            update = self.map_round(torch.cat([state, first], 1))
+            state = torch.tanh(state + update) * free
+        return state
+
+    def tokens(
+        self,
+        places: Tensor,  # [B, T, 2] in [-1, 1]
+        noise: Tensor,  # [B, T, 2]
+        confidence: Tensor,  # [B, T]
+        distance: Tensor,  # [B, R, R]
+        features: Tensor,  # [B, W, G, G]
+    ) -> Tensor:
+        """What is known at each few points, [B, T / patch, ...]."""
+        sampled = functional.grid_sample(
+            features, places[:, :, None], padding_mode="border", align_corners=False
+        )[..., 0].mT
+        points = (places + 1) * (self.mazes.blocks / 2)
+        around = points[:, :, None] + DISTANCE_STEP * points.new_tensor(
+            [[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]
+        )
+        near = distance_at(distance, around.flatten(1, 2)).unflatten(1, (-1, 5))
+        slope = torch.stack([near[..., 1] - near[..., 2], near[..., 3] - near[..., 4]], -1)
+        own = [places, noise, confidence[..., None], near[..., :1], slope, sampled]
+        return torch.cat(own, -1).unflatten(1, (-1, self.config.patch)).flatten(2)
+
+
+def map_inputs(
+    occupied: Tensor,  # [B, G, G] bool
+    distance: Tensor,  # [B, R, R]
+    places: Tensor,  # [B, T, 2] in [-1, 1]
+    confidence: Tensor,  # [B, T] above 0: a keyframe
+) -> Tensor:
+    """Planes of the map, [B, MAP_INPUTS, G, G].
+
+    Occupancy, signed distance in the middle, place; and of keyframes, where they lie: how many,
+    the sine and the cosine of when.
+    """
+    batch, side = occupied.shape[:2]
+    axis = torch.arange(side, device=places.device) + 0.5
+    middle = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).flatten(0, 1)
+    depth = distance_at(distance, middle.expand(batch, -1, -1)).unflatten(1, (side, side))
+    place = (2 * middle / side - 1).mT.reshape(1, 2, side, side).expand(batch, -1, -1, -1)
+    block = ((places + 1) * (side / 2)).long().clamp(0, side - 1)
+    flat = block[..., 1] * side + block[..., 0]
+    time = torch.linspace(0, math.pi, places.shape[1], device=places.device)
+    marks = torch.stack([torch.ones_like(time), time.sin(), time.cos()])  # [3, T]
+    given = marks * (confidence > 0)[:, None]  # [B, 3, T]
+    drawn = given.new_zeros(batch, 3, side * side)
+    drawn = drawn.scatter_add(2, flat[:, None].expand(-1, 3, -1), given)
+    planes = [occupied[:, None].float(), depth[:, None], place, drawn.unflatten(2, (side, side))]
+    return torch.cat(planes, 1)
+
+
+class _Block(nn.Module):
+    """Attention over the trajectory, attention over the map, a two-layer network; each gated."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.time = Attention(dim, heads)
+        self.map = _MapAttention(dim, heads)
+        self.mix = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU("tanh"), nn.Linear(4 * dim, dim))
+        self.modulate = nn.Linear(dim, 9 * dim)
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+
+    def forward(
+        self,
+        x: Tensor,  # [B, N, D]
+        context: Tensor,  # [M, G G, D]
+        which: Tensor,  # [B] map of each trajectory
+        condition: Tensor,  # [B, D]
+    ) -> Tensor:
+        """The updated tokens."""
+        modulation = self.modulate(condition)[:, None].chunk(9, dim=-1)
+        shift, scale, gate = modulation[:3]
+        x = x + gate * self.time(normalized(x) * (1 + scale) + shift)
+        shift, scale, gate = modulation[3:6]
+        x = x + gate * self.map(normalized(x) * (1 + scale) + shift, context, which)
+        shift, scale, gate = modulation[6:]
+        return x + gate * self.mix(normalized(x) * (1 + scale) + shift)
+
+
+class _MapAttention(nn.Module):
+    """Multi-head attention of a trajectory's tokens over the blocks of its map."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, dim)
+        self.pairs = nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.scale = nn.Parameter(torch.full((heads, 1, 1), math.sqrt(dim / heads)))
+
+    def forward(
+        self,
+        x: Tensor,  # [B, N, D]
+        context: Tensor,  # [M, L, D]
+        which: Tensor,  # [B] map of each trajectory
+    ) -> Tensor:
+        """What the tokens take from the map, [B, N, D]."""
+        parts = [self.query(x), *self.pairs(context)[which].chunk(2, dim=-1)]
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        query, key = functional.normalize(query, dim=-1), functional.normalize(key, dim=-1)
+        mixed = functional.scaled_dot_product_attention(query * self.scale, key, value, scale=1.0)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def _smoothed(
+    series: Tensor,  # [B, 2, T]
+    patch: int,  # points a token, whose seams must not show
+) -> Tensor:
+    """A series filtered by a Gaussian of half a token's standard deviation, [B, 2, T]."""
+    if patch == 1:
+        return series
+    offsets = torch.arange(-patch, patch + 1, device=series.device)
+    kernel = torch.exp(-0.5 * (offsets / (patch / 2)).square())
+    kernel = (kernel / kernel.sum()).to(series).expand(2, 1, -1)
+    padded = functional.pad(series, (patch, patch), mode="replicate")
+    return functional.conv1d(padded, kernel, groups=2)
+
+
+def _times(x: Tensor) -> Tensor:
+    """Sine and cosine of each token's place in the trajectory, [N, D]."""
+    _, length, dim = x.shape
+    waves = torch.logspace(0, math.log10(max(2, length)), dim // 2, device=x.device)
+    angles = torch.linspace(0, math.pi, length, device=x.device)[:, None] * waves
+    return functional.pad(torch.cat([angles.sin(), angles.cos()], -1), (0, dim % 2))
+
+
+def save_maze_refiner(folder: Path, refiner: MazeRefiner) -> None:
+    """Write `model.safetensors` and `config.json`."""
+    save_model(folder, refiner, {**refiner.sizes, **refiner.config.model_dump()})
+
+
+def load_maze_refiner(folder: Path, mazes: Mazes) -> MazeRefiner:
+    """Read a refiner, to work on cases of these mazes.
+
+    Raises:
+        ValueError: a file is missing or broken; the message names the folder.
+    """
+
+    def build(points: int, levels: int, **config: Any) -> MazeRefiner:
+        return MazeRefiner(mazes, points, levels, MazeRefinerConfig(**config))
+
+    return load_model(folder, build, "refiner of trajectories")[1].eval()

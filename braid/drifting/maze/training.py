@@ -1,0 +1,304 @@
+"""What networks of trajectories are trained for, and how good they are by walls.
+
+Two tasks share network, corruption, objectives and step loop. *Refinement* corrects trajectories
+interpolated between keyframes. *Keyframes*, phase 1, starts from a random walk between the ends
+alone, and of what it makes of it a few points are read off as keyframes.
+
+A class of the drift is a case, which is a maze, a start and a goal: its real trajectories, by one
+way around or by several, are the positives of what is made from its keyframes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from braid.common.rng import generator
+from braid.drifting.config import (
+    DriftLossConfig,
+    MazeCorruptionConfig,
+    MazeTrainingConfig,
+    PhaseOneConfig,
+)
+from braid.drifting.interpolation.interpolation import interpolate
+from braid.drifting.interpolation.keyframes import nested_masks
+from braid.drifting.loss.drift import DriftLoss
+from braid.drifting.maze.network import (
+    MazeRefiner,
+    Mazes,
+    latents_of,
+    load_maze_refiner,
+    points_of,
+)
+from braid.drifting.training.objectives import DriftObjective, PairedObjective, Refinement
+from braid.drifting.training.selection import KeepBest
+from braid.drifting.video.corruption import Corruption
+from braid.drifting.video.features import vanilla
+from braid.drifting.video.refiner import refine
+from braid.metrics.obstacles import collides, inside
+from braid.training.trainer import Run
+
+OUTER_LAYERS = ("refiner.embed", "refiner.map_in", "refiner.out")  # of the objective
+SLACK = 0.02  # by which a rate of some hundred trajectories wavers
+REPEATS = 4  # samples of a validation trajectory's ends, from which a phase 1 is scored
+PROPOSALS = 8  # of phase 1, of which the one nearest to a trajectory is its anchor
+AT_MOST = 400  # validation trajectories
+
+
+class Trajectories(Protocol):
+    """A set of mazes and trajectories."""
+
+    @property
+    def occupied(self) -> Tensor:
+        """Maps, [M, G, G] bool."""
+
+    @property
+    def distance(self) -> Tensor:
+        """Signed distances, [M, R, R]."""
+
+    @property
+    def maze_of(self) -> Tensor:
+        """The maze of each case, [K]."""
+
+    @property
+    def case_of(self) -> Tensor:
+        """The case of each trajectory, [N]."""
+
+    @property
+    def paths(self) -> Tensor:
+        """Trajectories, [N, T, 2] blocks."""
+
+    def indices(self, split: str) -> NDArray[np.int64]:
+        """The trajectories of a split."""
+
+
+def mazes_of(maze_set: Trajectories) -> Mazes:
+    """What networks look cases up in."""
+    return Mazes(maze_set.occupied, maze_set.distance, maze_set.maze_of)
+
+
+def corruptions(
+    config: MazeCorruptionConfig, phase_one: PhaseOneConfig, points: int
+) -> dict[str, Corruption]:
+    """The forward process of each task, for trajectories of T points.
+
+    Raises:
+        ValueError: too few points for that many levels or keyframes, or no level has as many
+            keyframes as are read off phase 1.
+    """
+    refinement = Corruption(points, config)
+    if phase_one.count not in refinement.counts[1:]:
+        raise ValueError(
+            f"maze_drift.keyframes.count is {phase_one.count}, expected one of "
+            f"{refinement.counts[1:]}, the keyframes of corruption's levels"
+        )
+    ends = {"levels": 1, "min_keyframes": 2, "placement": "even", "student_replace_prob": 0.0}
+    walk = {"noise": "bridge", "sigma": phase_one.sigma}
+    return {
+        "refinement": refinement,
+        "keyframes": Corruption(points, config.model_copy(update=ends | walk)),
+    }
+
+
+class MazeSplit:
+    """The trajectories of one split as clips, by their positions in it."""
+
+    def __init__(self, maze_set: Trajectories, split: str) -> None:
+        self.indices = torch.from_numpy(maze_set.indices(split))
+        self.classes = maze_set.case_of[self.indices]  # [n]
+        self.blocks = maze_set.occupied.shape[1]
+        self.mazes = mazes_of(maze_set)
+        self.clips = latents_of(maze_set.paths[self.indices], self.blocks)  # [n, 2, T, 1, 1]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def latents(self, positions: Tensor) -> Tensor:
+        """Clips [B, 2, T, 1, 1] of trajectories [B]."""
+        return self.clips[positions]
+
+    def evenly(self, at_most: int) -> Tensor:
+        """Positions of so many trajectories, evenly spread over the split."""
+        count = min(at_most, len(self))
+        return (torch.arange(count) * len(self)) // count
+
+
+class Anchors:
+    """A phase-1 network's points for training trajectories.
+
+    Phase 1 may take another way than the trajectory did; of a few proposals the nearest counts.
+    """
+
+    def __init__(self, folder: Path, corruption: Corruption, split: MazeSplit, seed: int) -> None:
+        self.refiner = load_maze_refiner(folder, split.mazes)
+        self.corruption, self.split, self.seed = corruption, split, seed
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """Clips [B, 2, T, 1, 1] of which the keyframes count."""
+        truth, cases = self.split.clips[positions], self.split.classes[positions]
+        offered = torch.stack(
+            [
+                propose(self.refiner, self.corruption, truth, cases, number, self.seed)
+                for number in range(PROPOSALS)
+            ]
+        )
+        nearest = (offered - truth).square().flatten(2).sum(2).argmin(0)
+        return offered[nearest, torch.arange(len(truth))]
+
+
+def propose(
+    refiner: nn.Module,
+    corruption: Corruption,  # of keyframes
+    ends: Tensor,  # [B, 2, T, 1, 1], of which the first and the last point are read
+    cases: Tensor,  # [B]
+    number: int,  # of the proposal, for other noise
+    seed: int,
+    alpha: float = 1.0,
+) -> Tensor:
+    """Trajectories from ends and mazes alone, [B, 2, T, 1, 1], to read keyframes off."""
+    mask = torch.zeros(len(ends), ends.shape[2], dtype=torch.bool)
+    mask[:, [0, -1]] = True
+    draw = generator(seed, "keyframes", number)
+    start = corruption.impute(ends, mask, torch.arange(len(ends)), draw)
+    return refine(refiner, start, cases, 1, alpha)
+
+
+def maze_objective(
+    settings: MazeTrainingConfig,
+    loss: DriftLossConfig,
+    refiner: MazeRefiner,
+    corruption: Corruption,
+    split: MazeSplit,  # what is trained on
+    start: Path | None,  # folder of a network to go on from
+    anchors: Anchors | None,  # what replaces keyframes
+    run: Run,
+) -> Refinement:
+    """Regression, or drifting on the trajectories themselves, one level a case in a step.
+
+    Raises:
+        ValueError: a folder cannot be read, or a start of other shapes.
+    """
+    if start is not None:
+        start_from(refiner, start)
+    if anchors is None:  # nothing to replace keyframes by
+        update = {"student_replace_prob": 0.0}
+        settled = corruption.config.model_copy(update=update)
+        corruption = Corruption(corruption.frames, settled)
+    base = refiner.to(run.device), corruption, split.latents, split.classes, settings.batches
+    if settings.objective == "paired":
+        return PairedObjective(*base, anchors, level_of="class")
+    branches = {"vanilla": (1.0, vanilla(settings.features))}
+    return DriftObjective(
+        *base,
+        anchors,
+        branches=branches,
+        loss=DriftLoss(loss),
+        log_every=run.log_every,
+        level_of="class",
+    )
+
+
+def start_from(refiner: MazeRefiner, folder: Path) -> None:
+    """Take over the weights of a saved network.
+
+    Raises:
+        ValueError: it cannot be read, or is of other shapes; the message names the folder.
+    """
+    other = load_maze_refiner(folder, refiner.mazes)
+    has, wanted = (
+        {**network.sizes, **network.config.model_dump(exclude={"heads", "clamp", "map_rounds"})}
+        for network in (other, refiner)
+    )
+    if has != wanted:
+        raise ValueError(f"{folder}: a network of {has} to start from, expected {wanted}")
+    refiner.load_state_dict(other.state_dict())
+
+
+class MazeValidation(KeepBest):
+    """Scores validation trajectories through unseen mazes.
+
+    Refinement by `collision`, the mean over levels of the fraction of trajectories that touch a
+    wall; keyframes by `energy_score`, E|x - y| - E|x - x'| / 2 of samples x and x' and the real
+    keyframes y, which is least for the right distribution (Gneiting and Raftery 2007).
+    """
+
+    def __init__(
+        self,
+        split: MazeSplit,
+        corruption: Corruption,
+        settings: MazeTrainingConfig,
+        run: Run,
+    ) -> None:
+        chosen = split.evenly(AT_MOST)
+        self.truth, self.cases, self.blocks = (
+            split.clips[chosen],
+            split.classes[chosen],
+            split.blocks,
+        )
+        self.occupied = split.mazes.of(self.cases)[0]
+        self.corruption, self.task = corruption, settings.task
+        draw, ids = generator(run.seed, "validation"), torch.arange(len(chosen))
+        masks = nested_masks(len(chosen), self.truth.shape[2], corruption.counts, None)
+        repeats = REPEATS if settings.task == "keyframes" else 1
+        self.corrupted = {
+            level: [
+                corruption.impute(self.truth, masks[level], ids + repeat * len(ids), draw)
+                for repeat in range(repeats)
+            ]
+            for level in range(1, corruption.levels + 1)
+        }
+        score = "collision" if settings.task == "refinement" else "energy_score"
+        every = min(settings.validate_every, settings.steps)
+        straight = {
+            level: [interpolate(self.truth, masks[level], corruption.config)] * repeats
+            for level in self.corrupted
+        }
+        super().__init__(every, score, self.figures(straight), SLACK)
+
+    def scores(self, refiner: nn.Module) -> dict[str, float]:
+        """The figures of a network."""
+        return self.figures(
+            {
+                level: [refine(refiner, part, self.cases, level, alpha=1.0) for part in parts]
+                for level, parts in self.corrupted.items()
+            }
+        )
+
+    def figures(self, clips: dict[int, list[Tensor]]) -> dict[str, float]:
+        """Of clips [n, 2, T, 1, 1] of each level."""
+        if self.task == "keyframes":
+            samples = torch.stack(clips[1])
+            within = inside(self.occupied, points_of(samples[0], self.blocks))[:, 1:-1]
+            return {
+                "energy_score": energy_score(samples, self.truth),
+                "wall": float(within.float().mean()),
+            }
+        rates = {
+            level: float(
+                collides(self.occupied, points_of(parts[0], self.blocks)).any(1).float().mean()
+            )
+            for level, parts in clips.items()
+        }
+        error = torch.stack([(parts[0] - self.truth).square().mean() for parts in clips.values()])
+        named = {f"collision_{self.corruption.counts[k]}": rate for k, rate in rates.items()}
+        return {
+            "collision": sum(rates.values()) / len(rates),
+            **named,
+            "mse": float(error.mean()),
+        }
+
+
+def energy_score(
+    samples: Tensor,  # [S, n, ...] of each of n conditions
+    truth: Tensor,  # [n, ...]
+) -> float:
+    """E|x - y| - E|x - x'| / 2 over pairs of different samples, the mean over conditions."""
+    count = len(samples)
+    error = (samples - truth).flatten(2).norm(dim=2).mean()
+    apart = (samples[:, None] - samples[None]).flatten(3).norm(dim=3).sum((0, 1)).mean()
+    return float(error - apart / (2 * count * (count - 1)))

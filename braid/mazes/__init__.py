@@ -1,0 +1,1 @@
+"""Mazes and trajectories through them: built in, or of a pointmaze file."""

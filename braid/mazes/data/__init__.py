@@ -1,0 +1,1 @@
+"""Mazes and trajectories on disk."""

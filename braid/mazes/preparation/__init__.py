@@ -1,0 +1,1 @@
+"""Where mazes and trajectories come from."""

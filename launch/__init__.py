@@ -1,0 +1,1 @@
+"""How the work is spread: strands over the cores of one machine, processes over several."""

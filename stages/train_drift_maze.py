@@ -1,0 +1,61 @@
+"""Train a network of trajectories through mazes: models/drift_maze/<refiner>, best on validation.
+
+Five to twenty seconds each for the built-in ones.
+"""
+
+from braid.drifting.maze.network import MazeRefiner, save_maze_refiner
+from braid.drifting.maze.training import (
+    OUTER_LAYERS,
+    Anchors,
+    MazeSplit,
+    MazeValidation,
+    corruptions,
+    maze_objective,
+)
+from braid.mazes.data.maze_set import open_maze_set
+from braid.stage.card import Pace, write_card
+from braid.stage.context import open_stage
+from braid.training.trainer import train
+
+
+def main() -> None:
+    """Run the stage."""
+    with open_stage("train_drift_maze") as stage:
+        (name,) = stage.item
+        config, run, pace = stage.params.maze_drift, stage.training(), Pace()
+        settings, mazes = config.refiners[name], open_maze_set(stage.dep("data/mazes"))
+        start, anchors = stage.optional_dep(settings.start), stage.optional_dep(settings.anchors)
+        tasks = corruptions(config.corruption, config.keyframes, mazes.paths.shape[1])
+        corruption, training = tasks[settings.task], MazeSplit(mazes, "train")
+        levels = tasks["refinement"].levels + 1
+        refiner = MazeRefiner(training.mazes, corruption.frames, levels, config.refiner)
+        proposals = Anchors(anchors, tasks["keyframes"], training, run.seed) if anchors else None
+        objective = maze_objective(
+            settings, config.loss, refiner, corruption, training, start, proposals, run
+        )
+        best = MazeValidation(MazeSplit(mazes, "val"), corruption, settings, run)
+        result = train(
+            objective,
+            config.optimizer,
+            run,
+            steps=settings.steps,
+            lr_scale=settings.lr_scale,
+            outer_layers=OUTER_LAYERS,
+            stateful={"best": best, **objective.stateful()},
+            hooks={"validation": best, "pace": pace},
+        )
+        save_maze_refiner(stage.out("models/drift_maze"), best.restored(refiner))
+        samples = objective.clips_per_step * config.optimizer.accumulate * run.process.world_size
+        stage.runtime["trajectories_per_second"] = pace.per_second(samples)
+        status, reason = best.status()
+        stage.write_metrics({"status": status})
+        stage.write_table("metrics/tables", best.rows(objective))
+        stage.write_table("plots/drift_maze", result.history)
+        stage.write_table("plots/drift_maze_validation", result.probes["validation"])
+        data, model = {"train": len(training), "val": len(best.truth)}, objective.card(samples)
+        results = {"status": status, **best.best}
+        write_card(stage, run.device, data=data, model=model, results=results, reason=reason)
+
+
+if __name__ == "__main__":
+    main()
