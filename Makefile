@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro exp test lint figures bench board lock clean clean-scratch
+.PHONY: help env repro exp lpips test lint figures bench board report lock clean clean-scratch
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ repro: env ## Run the whole DAG on the embedded default: dvc repro, JOBS (2) str
 exp: env ## Run a file of recipes/: make exp RECIPE=lego_200 ARGS="-S drift.K=512 --queue"
 	@python -m recipes $(RECIPE) $(ARGS)
 
+lpips: env ## Fetch AlexNet's trunk for LPIPS from the registry, pinned by hash
+	python -m launch.lpips_weights
+
 test: env lint ## Lint, type-check and run every test, JOBS (2) at a time
 	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile
 
@@ -43,6 +46,10 @@ bench: env ## Measure the ratios that the README quotes
 
 board: env ## Watch running trainings in TensorBoard
 	tensorboard --logdir runs
+
+FORMAT ?= html
+report: env ## One offline page of figures, curves and pictures: make report REV="HEAD exp1" FORMAT=md
+	@python -m report --format $(FORMAT) $(REV)
 
 lock: ## Renew requirements.lock from the ranges in pyproject.toml
 	rm -rf $(VENV)

@@ -3,27 +3,33 @@
     python -m benchmarks.sam3_controls 0 1 2
 
 needs the images, the teacher and its cache (`dvc repro cache_teacher`). In a temporary copy of the
-repository it trains each student once per seed, for as many steps, and writes how far each agrees
-with the teacher on held-out images to benchmarks/results/sam3_controls.csv:
+repository it trains each student once per seed, for as many steps, and writes how each does on
+held-out images to benchmarks/results/sam3_controls.csv, a row as soon as it is there, and the means
+beside it; `--students` trains some of them, and leaves the rows of the others as they are. One
+thing differs from the row above, or from the first one:
 
-    distilled      as params.yaml has it
-    no_features    without the fpn and encoder terms
-    no_heads       heads of its own, none of the teacher's weights
-    truth_only     no teacher at all: the annotations of the labeled prompts
+    distilled          as params.yaml has it
+    truth_heads        ground truth of the labeled prompts instead of the teacher's predictions
+    truth_no_heads     the same without the teacher's heads to start from
+    no_features        distilled without the terms of features
+    no_heads           distilled without the teacher's heads to start from
 
-Withheld prompts name objects whose ground truth no student was shown. The control knows nothing of
+Withheld prompts name objects whose ground truth no student was shown. The controls know nothing of
 them; the others were trained on the teacher's predictions.
 """
 
 from __future__ import annotations
 
+import argparse
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -35,50 +41,70 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("stages", "braid", "data/sa1b", "data/teacher_cache", "models/sam3_teacher")
 STUDENTS = {
     "distilled": {"supervision": "teacher", "heads": True, "features": True},
+    "truth_heads": {"supervision": "ground_truth", "heads": True, "features": False},
+    "truth_no_heads": {"supervision": "ground_truth", "heads": False, "features": False},
     "no_features": {"supervision": "teacher", "heads": True, "features": False},
     "no_heads": {"supervision": "teacher", "heads": False, "features": True},
-    "truth_only": {"supervision": "ground_truth", "heads": False, "features": False},
 }
+CONTROL = "truth_heads"
+RESULTS = ROOT / "benchmarks/results/sam3_controls.csv"
+MEANS = RESULTS.with_stem("sam3_controls_means")
 OVERALL = (
     "agreement_iou",
     "agreement_presence",
-    "score_gap",
+    "score_gap_signed",
     "iou",
+    "iou_ratio",
+    "cgf1",
+    "cgf1_ratio",
     "presence_balanced_accuracy",
     "prompt_sensitivity",
+    "ece",
 )
 BY_SPLIT = {"labeled": ("agreement_iou",), "withheld": ("agreement_iou", "agreement_presence")}
 
 
 def main() -> None:
     """Train, tabulate, print."""
-    path = ROOT / "benchmarks/results/sam3_controls.csv"
-    path.parent.mkdir(exist_ok=True)
+    parser = argparse.ArgumentParser("benchmarks.sam3_controls")
+    parser.add_argument("seeds", nargs="+", type=int)
+    parser.add_argument("--students", nargs="+", choices=STUDENTS, default=[*STUDENTS])
+    options = parser.parse_args()
+    RESULTS.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
+        copy, params = Path(folder), load_yaml(ROOT / "params.yaml")
         for part in PARTS:
             shutil.copytree(ROOT / part, copy / part)
         for file in ("dvc.yaml", "built_in", "none"):
             shutil.copy(ROOT / file, copy)
-        rows: list[dict[str, object]] = []
-        for seed in sys.argv[1:]:
-            rows += _train(copy, int(seed))
-            pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4f")
-    print(summary(pd.DataFrame(rows)).to_string(float_format=lambda value: f"{value:.3f}"))
+        for student in options.students:
+            for seed in options.seeds:
+                write({"seed": seed, "student": student, **_trained(copy, params, student, seed)})
+    print(pd.read_csv(MEANS, index_col="student").to_string())
 
 
-def _train(copy: Path, seed: int) -> Iterator[dict[str, object]]:
-    params = load_yaml(ROOT / "params.yaml")
+def write(row: dict[str, object]) -> None:
+    """Put a row into the table, for that of an earlier run, and take the means anew."""
+    earlier = pd.read_csv(RESULTS) if RESULTS.is_file() else pd.DataFrame(columns=[*row])
+    same = (earlier["seed"] == row["seed"]) & (earlier["student"] == row["student"])
+    table = pd.concat([earlier[~same], pd.DataFrame([row])])
+    order = table["student"].map([*STUDENTS].index)
+    table = table.assign(order=order).sort_values(["order", "seed"]).drop(columns="order")
+    table.to_csv(RESULTS, index=False, float_format="%.4f")
+    summary(table).to_csv(MEANS, float_format="%.4f")
+
+
+def _trained(copy: Path, params: Mapping[str, Any], student: str, seed: int) -> dict[str, object]:
     environment = {**os.environ, "BRAID_SCRATCH": str(copy / "scratch")}
-    for student in STUDENTS:
-        evaluation = {**params["sam3"]["evaluation"], "student": student, "truth_only": student}
-        sam3 = {**params["sam3"], "students": STUDENTS, "evaluation": evaluation}
-        changed = {**params, "seed": seed, "sam3": sam3}
-        (copy / "params.yaml").write_text(yaml.safe_dump(changed))
-        for name, *item in (["distill_sam3", student], ["evaluate_sam3"]):
-            command = [sys.executable, "-m", f"stages.{name}", *item]
-            subprocess.run(command, cwd=copy, env=environment, check=True)
-        yield {"seed": seed, "student": student, **_metrics(copy)}
+    evaluation = {**params["sam3"]["evaluation"], "student": student, "truth_only": student}
+    evaluation |= {"latency_runs": 1, "pictures": 1}
+    sam3 = {**params["sam3"], "students": STUDENTS, "evaluation": evaluation}
+    changed = {**params, "seed": seed, "sam3": sam3}
+    (copy / "params.yaml").write_text(yaml.safe_dump(changed))
+    for name, *item in (["distill_sam3", student], ["evaluate_sam3"]):
+        command = [sys.executable, "-m", f"stages.{name}", *item]
+        subprocess.run(command, cwd=copy, env=environment, check=True)
+    return _metrics(copy)
 
 
 def _metrics(copy: Path) -> dict[str, object]:
@@ -93,19 +119,19 @@ def _metrics(copy: Path) -> dict[str, object]:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds; of the agreement also its gain over `truth_only`, seed by seed."""
-    means = table.drop(columns="seed").groupby("student", sort=False).mean()
-    agreement = table.pivot(index="seed", columns="student", values="agreement_iou")
-    for student in means.index:
-        gain = agreement[student] - agreement["truth_only"]
-        half = (
-            stats.t.ppf(0.975, len(gain) - 1) * stats.sem(gain) if len(gain) > 1 else float("nan")
-        )
-        means.loc[student, ["gain", "low", "high"]] = [
-            gain.mean(),
-            gain.mean() - half,
-            gain.mean() + half,
-        ]
+    """Means over seeds; of agreement, presence and IoU also what is left of the control's, seed by
+    seed, with the half width of its 95 % interval (Student's t)."""
+    groups = table.drop(columns="seed").groupby("student", sort=False)
+    means = groups.mean()
+    means.insert(0, "seeds", groups.size())
+    for metric in ("agreement_iou", "presence_balanced_accuracy", "iou"):
+        values = table.pivot(index="seed", columns="student", values=metric)
+        values = values.reindex(columns=[*STUDENTS])  # those that did not run yet are missing
+        for student in means.index:
+            gain = (values[student] - values[CONTROL]).dropna()
+            few = len(gain) < 2
+            half = math.nan if few else stats.t.ppf(0.975, len(gain) - 1) * stats.sem(gain)
+            means.loc[student, [f"{metric}_gain", f"{metric}_half"]] = [gain.mean(), half]
     return means
 
 

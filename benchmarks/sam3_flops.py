@@ -57,6 +57,8 @@ def full_student(teacher: Any, checkpointing: bool) -> Any:
             heads=heads_of(teacher),
             vocabulary=49408,
             context=TOKENS,
+            image_size=1008,
+            kinds=(),
             queries=100,
             backbone="repvit_m2_3",
             backbone_options={},

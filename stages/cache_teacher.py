@@ -4,7 +4,7 @@ Writes data/teacher_cache; a stage that was killed goes on with the shards that 
 Some ten seconds for the built-in images.
 """
 
-from braid.segmentation.cache.cache import kept_by, open_cache, write_cache
+from braid.segmentation.cache.cache import open_cache, write_cache
 from braid.segmentation.cache.online import OnlineTeacher
 from braid.segmentation.data.prompted import open_prompted
 from braid.segmentation.sam3.checkpoint import load_teacher, located, remove_text_tower
@@ -26,8 +26,8 @@ def main() -> None:
         remove_text_tower(model)
 
         out = stage.out("data/teacher_cache")
-        teacher = OnlineTeacher(prompted, predictor, kept_by(config))
-        write_cache(out, teacher, config, scratch=stage.scratch())
+        teacher = OnlineTeacher(prompted, predictor, config)
+        write_cache(out, teacher, scratch=stage.scratch())
         statistics = open_cache(out).statistics()
         stage.write_table("metrics/tables/teacher_cache.csv", [statistics])
         stage.write_metrics({"prompts": statistics["prompts"]})

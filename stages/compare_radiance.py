@@ -1,8 +1,9 @@
 """Lay all students of all scenes side by side: summary table, trade-off chart, publication figure.
 
-Writes metrics/metrics_summary.csv (a row per scene and model) and two figures a scene. Seconds.
+Writes metrics/metrics_summary.csv (a row per scene and model) and two figures a scene.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from braid.common.io import read_json
@@ -10,36 +11,33 @@ from braid.radiance.evaluation.figures import (
     COLUMNS,
     FIRST_STAGE,
     Model,
+    draw_publication,
     draw_tradeoff,
-    publication_figure,
     read_table,
     summary_rows,
 )
-from braid.radiance.scenes.renders import load_images
 from braid.stage.context import Stage, open_stage
 
 
 def main() -> None:
     """Run the stage."""
     with open_stage("compare_radiance") as stage:
-        config, rows = stage.params.radiance, []
-        figures, renders = stage.out("plots/comparison"), stage.dep("data/renders")
-        figures.mkdir()
+        config, renders = stage.params.radiance, stage.dep("data/renders")
+        (figures := stage.out("plots/comparison")).mkdir()
+        rows: list[Mapping[str, Any]] = []
         for scene in config.scenes:
             teacher = _teacher(stage, scene)
             students = [_student(stage, scene, name) for name in config.students]
-            rows += list(summary_rows([teacher, *students]))
+            rows += summary_rows([teacher, *students])
             draw_tradeoff(figures / f"{scene}_tradeoff.png", teacher, students, scene)
-            shown = (config.students[0], config.students[-1])
-            images = {name: load_images(renders / scene / f"{name}.npz") for name in shown}
-            publication_figure(figures / f"{scene}_publication.png", images)
+            draw_publication(figures / f"{scene}_publication.png", students, renders / scene)
         stage.write_table("metrics/metrics_summary.csv", rows, COLUMNS)
 
 
 def _teacher(stage: Stage, scene: str) -> Model:
     table = read_table(stage.dep("metrics/tables/radiance") / scene / "teacher.csv")
-    seconds = _runtime(stage, "fit_teacher", scene)["seconds"]
-    return Model(table, _runtime(stage, "render_teacher", scene), seconds)
+    fit, cost = (_runtime(stage, name, scene) for name in ("fit_teacher", "render_teacher"))
+    return Model(table, cost, fit["seconds"])
 
 
 def _student(stage: Stage, scene: str, name: str) -> Model:

@@ -33,7 +33,7 @@ def main() -> None:
             field_points=field_points.to(run.device),
             field_steps=field_steps,
         ).to(run.device)
-        warm = Snapshot(student.field, max(1, field_steps))
+        before = Snapshot(student.field, max(1, field_steps))  # rays are marched
         result = train(
             objective,
             config.optimizer,
@@ -41,10 +41,10 @@ def main() -> None:
             steps=steps,
             name="response",
             term_gradients=config.optimizer.term_gradients,
-            stateful={"warm": warm},
-            hooks={"warm": warm},
+            stateful={"before": before},
+            hooks={"before": before},
         )
-        save_student(stage.out("models/student"), student, {"warm": warm.weights})
+        save_student(stage.out("models/student"), student, {"before": before.weights})
         stage.write_table("plots/student", result.history)
 
 

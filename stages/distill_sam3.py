@@ -30,7 +30,8 @@ def main() -> None:
         folder = None if words == BUILT_IN else stage.dep(words)
         tokenizer = students.student_tokenizer(folder, prompted.texts(), teacher)
         weights = stage.optional_dep(config.student.backbone_weights)
-        student = students.new_student(config.student, teacher, tokenizer, weights).to(run.device)
+        parts = (config.student, teacher, tokenizer, prompted.kinds(), weights)
+        student = students.new_student(*parts).to(run.device)
         copied = 0  # parameters
         if choice.heads:
             copied = students.transfer_heads(student, teacher, cache.query_usage()).parameters
@@ -46,6 +47,8 @@ def main() -> None:
 
         students.save_student(stage.out("models/sam3_student"), student.eval(), tokenizer)
         stage.write_table("plots/sam3", [row for result in results for row in result.history])
+        norms = [row for result in results for row in result.gradients]
+        stage.write_table("plots/sam3_gradients", norms, ("step", "phase"))
         stage.write_table("metrics/tables/sam3_training", phases.term_rows(results, copied))
         stage.write_metrics(phases.headline(results, student, sampler))
         speeds = {phase: pace.per_second() for phase, pace in paces.items()}

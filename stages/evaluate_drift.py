@@ -4,7 +4,7 @@ Writes tables of methods and of interpolators, strips and animations. 60 s for t
 """
 
 from braid.clips.decoding.decoder import decoder
-from braid.clips.preparation.words import read_words
+from braid.clips.preparation.moving_digits import read_words
 from braid.clips.shards.dataset import open_clips
 from braid.common.rng import generator
 from braid.drifting.evaluation.clips import (

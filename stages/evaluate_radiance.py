@@ -1,15 +1,17 @@
-"""Evaluate a student on the test views: quality, cost, trivial baselines, residual maps.
+"""Evaluate a student on the test views: quality, cost, trivial baselines, residual maps, a GIF.
 
-Reads models/student/<scene>/<variant>, writes data/renders/<scene>/<variant>.npz. Seconds.
+Reads models/student/<scene>/<variant>, writes below data/renders and data/turntable. Seconds.
 """
 
 from dataclasses import asdict
 from functools import partial
 
-from braid.radiance.evaluation.figures import image_table, pictured_frames, read_table
+from braid.radiance.evaluation.agreement import feature_agreement
+from braid.radiance.evaluation.figures import image_table, movie, pictured_frames, read_table
 from braid.radiance.evaluation.hardware import measure_frames
-from braid.radiance.evaluation.image_metrics import evaluate
-from braid.radiance.scenes.blender import load_views
+from braid.radiance.evaluation.image_metrics import evaluate, validation_psnr
+from braid.radiance.features.table import load_features
+from braid.radiance.scenes.blender import load_scene
 from braid.radiance.scenes.renders import load_renders, save_images
 from braid.radiance.student.student import load_student
 from braid.stage.context import open_stage
@@ -20,31 +22,38 @@ def main() -> None:
     with open_stage("evaluate_radiance") as stage:
         scene, variant = stage.item
         config, device = stage.params.radiance.evaluation, stage.device()
-        views = (load_views(stage.dep("data/scenes"), split) for split in ("train", "test"))
-        train, test = (split.to(device) for split in views)
-        teacher = load_renders(stage.dep("data/teacher") / "test").on_white().to(device)
+        views = {name: v.to(device) for name, v in load_scene(stage.dep("data/scenes")).items()}
+        test, renders = views["test"], stage.dep("data/teacher")
+        of_train, of_test = (load_renders(renders / name) for name in ("train", "test"))
+        teacher = of_test.on_white().to(device)
         folder = stage.dep("models/student")
-        student, warm = (load_student(folder, which).to(device) for which in (None, "warm"))
+        student, before = (load_student(folder, which).to(device) for which in (None, "before"))
 
         frames = pictured_frames(config.figure_frames, len(test))
         images = student.on_white(test.cameras, range(len(test)), config)
         weights = stage.optional_dep(config.lpips_weights)
-        quality = evaluate(images, test, train, teacher, weights)
+        quality = evaluate(images, test, views["train"], teacher, weights)
+        stored = load_features(stage.dep("data/features"))
+        agreement = feature_agreement(student, of_train, of_test, stored, stage.params.seed)
         steps = int(read_table(stage.dep("plots/student"))[-1]["step"]) + 1
+        held = agreement["feature_explained_variance"]
         size = {"parameters": student.parameters, "steps": steps}
-        stage.write_metrics({**quality.headline(), **size})
-        stage.write_table("metrics/tables", quality.rows(scene, variant, **size))
+        stage.write_metrics({**quality.headline(), "feature_explained_variance": held, **size})
+        if val := views.get("val"):
+            of_val = student.on_white(val.cameras, range(len(val)), config)
+            agreement["psnr_val"] = validation_psnr(of_val, val)
+        stage.write_table("metrics/tables", quality.rows(scene, variant, **size, **agreement))
         view = partial(student.render, test.cameras, chunk=config.chunk, stop=config.stop)
         stage.runtime |= asdict(measure_frames(view, min(config.frames, len(test)), device))
 
         truth = test.on_white()[frames]
-        shown = {
-            "end of warm-up": warm.on_white(test.cameras, frames, config),
-            "end of training": images[frames],
-        }
+        shown = {"before": before.on_white(test.cameras, frames, config), "after": images[frames]}
         image_table(stage.out("plots/residuals"), truth, shown, frames)
         shown |= {"truth": truth, "teacher": teacher[frames]}
         save_images(stage.out("data/renders"), frames, shown)
+        around = load_renders(renders / "turntable")
+        shots = student.on_white(around.cameras.to(device), range(config.turntable), config)
+        movie(stage.out("data/turntable"), around.on_white().to(device), shots)
 
 
 if __name__ == "__main__":

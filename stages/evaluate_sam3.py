@@ -46,7 +46,7 @@ def main() -> None:
         stage.write_table("plots/sam3_methods.csv", rows)
         stage.write_table("metrics/tables/sam3_splits.csv", splits)
         stage.write_table("plots/sam3_calibration.csv", calibration.rows())
-        stage.write_metrics(report.headline(metrics, predictors))
+        stage.write_metrics(report.headline(metrics))
 
         folder = stage.out("plots/sam3_evaluation")
         folder.mkdir()

@@ -1,10 +1,11 @@
-"""Fit a 3D Gaussian teacher to a scene, or take the user's own .ply.
+"""Fit a 3D Gaussian teacher to a scene, or take the user's own .ply once it is verified.
 
 Writes models/teacher/<scene>/point_cloud.ply (3DGS layout). Half a minute for the built-in scene.
 """
 
 from braid.common.config import BUILT_IN
 from braid.radiance.fitting.fitting import COLUMNS, Fit, fit
+from braid.radiance.fitting.own import verified
 from braid.radiance.gaussians.gaussians import load_ply, save_ply
 from braid.radiance.scenes.blender import load_views
 from braid.stage.context import open_stage
@@ -14,13 +15,14 @@ def main() -> None:
     """Run the stage."""
     with open_stage("fit_teacher") as stage:
         (name,) = stage.item
-        source = stage.params.radiance.scenes[name].teacher
+        config, run = stage.params.radiance, stage.training()
+        source = config.scenes[name].teacher
+        train = load_views(stage.dep("data/scenes"), "train").to(run.device)
         if source == BUILT_IN:
-            run = stage.training()
-            train = load_views(stage.dep("data/scenes"), "train").to(run.device)
-            fitted = fit(train.cameras, train.rgba, stage.params.radiance.teacher, run)
+            fitted = fit(train.cameras, train.rgba, config.teacher, run)
         else:
-            fitted = Fit(load_ply(stage.dep(source)), history=[])
+            own = load_ply(stage.dep(source)).to(run.device)
+            fitted = Fit(verified(own, train, config.own_teacher), history=[])
         save_ply(stage.out("models/teacher"), fitted.gaussians)
         stage.write_table("plots/teacher", fitted.history, COLUMNS)
 

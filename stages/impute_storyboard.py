@@ -6,7 +6,7 @@ what it looks like. Seconds.
 
 from safetensors.torch import save
 
-from braid.clips.decoding.decoder import decoder
+from braid.clips.decoding.decoder import decoder_of
 from braid.clips.shards.dataset import open_clips
 from braid.common.rng import generator
 from braid.drifting.evaluation.pictures import draw_clip
@@ -40,9 +40,7 @@ def main() -> None:
         stage.out("data/storyboards").write_bytes(save({"latents": full.contiguous()}))
         pictures = stage.out("plots/storyboards")
         pictures.mkdir()
-        examples = clips.latents(clips.indices("train")[:256])
-        wan_vae = stage.optional_dep(stage.params.clips.wan_vae)
-        decode = decoder(clips.codec, examples, wan_vae)
+        decode = decoder_of(clips, stage.optional_dep(stage.params.clips.wan_vae))
         shown = {"interpolated": start.latents[0], "refined": full}
         draw_clip(pictures / "clip", shown, given[0], f"{name}, class {int(classes)}", decode)
 

@@ -3,12 +3,11 @@
 Writes data/sa1b: manifest.json, prompts.json, and the images if they are built in. Six seconds.
 """
 
-from braid.common.config import BUILT_IN, external_path
+from braid.common.config import BUILT_IN
 from braid.segmentation.data.prompted import write_prompts
-from braid.segmentation.data.sa1b import open_images
 from braid.segmentation.preparation.built_in import write_built_in
 from braid.segmentation.preparation.prompts import prompt_rows, sample_prompts
-from braid.segmentation.preparation.scan import image_rows, scan, write_manifest
+from braid.segmentation.preparation.scan import image_rows, scan, source_folder, write_manifest
 from braid.stage.context import open_stage
 
 
@@ -22,18 +21,17 @@ def main() -> None:
             folder = out / "images"
             write_built_in(folder, config.shapes, size=size, seed=seed)
         else:
-            folder = external_path(config.data.source, "sam3.data.source")
+            folder = source_folder(config.data.source)
         pairs = scan(folder, val=config.data.val, faults=config.data.faults)
         write_manifest(out, pairs, image_size=size)
-        images = open_images(out, cache_mib=config.data.cache_mib)
-        prompts = sample_prompts(images, config.prompts, seed)
+        prompts = sample_prompts(pairs.sketches, config.prompts, seed)
         write_prompts(out, prompts)
-        stage.write_table("metrics/tables/sa1b_images.csv", image_rows(images))
+        stage.write_table("metrics/tables/sa1b_images.csv", image_rows(pairs.sketches))
         stage.write_table("metrics/tables/sa1b_prompts.csv", prompt_rows(prompts))
         stage.write_metrics(
             {
-                "train": len(images.indices("train")),
-                "val": len(images.indices("val")),
+                "train": len(pairs.sketches.indices("train")),
+                "val": len(pairs.sketches.indices("val")),
                 "prompts": sum(map(len, prompts)),
                 "faults": len(pairs.faults),
             }

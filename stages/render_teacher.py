@@ -1,7 +1,7 @@
 """Render the teacher for its students, so that they never load it, and evaluate it.
 
-Writes data/teacher/<scene>: RGBA and depth from the train poses, from random ones and from the test
-poses (these only to evaluate on), and the teacher's occupied space. Seconds.
+Writes data/teacher/<scene>: RGBA and depth from the train poses, from random ones, from the val and
+test poses and around the scene (to evaluate on), and the teacher's occupied space. Seconds.
 """
 
 from dataclasses import asdict
@@ -10,12 +10,12 @@ from functools import partial
 import torch
 
 from braid.radiance.evaluation.hardware import measure_frames
-from braid.radiance.evaluation.image_metrics import evaluate
+from braid.radiance.evaluation.image_metrics import evaluate, validation_psnr
 from braid.radiance.gaussians.field import render_all, scan_space
 from braid.radiance.gaussians.gaussians import load_ply
 from braid.radiance.gaussians.splat import render
-from braid.radiance.scenes.blender import load_views
-from braid.radiance.scenes.cameras import random_poses
+from braid.radiance.scenes.blender import load_scene
+from braid.radiance.scenes.cameras import random_poses, turntable
 from braid.radiance.scenes.occupancy import save_space
 from braid.radiance.scenes.renders import save_renders
 from braid.stage.context import open_stage
@@ -28,26 +28,29 @@ def main() -> None:
         config, evaluation = stage.params.radiance.renders, stage.params.radiance.evaluation
         device = stage.device()
         gaussians = load_ply(stage.dep("models/teacher")).to(device)
-        train, test = (load_views(stage.dep("data/scenes"), split) for split in ("train", "test"))
+        views = load_scene(stage.dep("data/scenes"))
+        train, test = views["train"], views["test"]
         out = stage.out("data/teacher")
 
         draws = torch.Generator().manual_seed(stage.params.seed)
-        random = random_poses(train.cameras, config.random_poses, draws)
-        poses = {"train": train.cameras, "random": random, "test": test.cameras}
-        renders = {name: render_all(gaussians, views.to(device)) for name, views in poses.items()}
+        poses = {name: part.cameras for name, part in views.items()}
+        poses["random"] = random_poses(train.cameras, config.random_poses, draws)
+        poses["turntable"] = turntable(train.cameras, evaluation.turntable)
+        renders = {name: render_all(gaussians, pose.to(device)) for name, pose in poses.items()}
         for name, rendered in renders.items():
             save_renders(out / name, rendered)
         train, test = train.to(device), test.to(device)
-        space = scan_space(gaussians, train.cameras, config, draws)
-        save_space(out / "space.safetensors", *space)
+        save_space(out / "space.safetensors", *scan_space(gaussians, train.cameras, config, draws))
 
-        images = renders["test"].on_white().to(device)
         weights = stage.optional_dep(evaluation.lpips_weights)
-        quality = evaluate(images, test, train, images, weights)
-        size = {"parameters": gaussians.parameters}
+        images = renders["test"].on_white().to(device)
+        quality = evaluate(images, test, train, None, weights)
+        size: dict[str, float] = {"parameters": gaussians.parameters}
         stage.write_metrics({**quality.headline(), **size})
-        rows = quality.rows(scene, "teacher", **size, gaussians=len(gaussians))
-        stage.write_table("metrics/tables", rows)
+        size["gaussians"] = len(gaussians)
+        if "val" in views:
+            size["psnr_val"] = validation_psnr(renders["val"].on_white(), views["val"])
+        stage.write_table("metrics/tables", quality.rows(scene, "teacher", **size))
         view = partial(render, gaussians, test.cameras)
         stage.runtime |= asdict(measure_frames(view, min(evaluation.frames, len(test)), device))
 

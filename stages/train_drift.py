@@ -1,8 +1,9 @@
 """Train a refiner of interpolated clips: by regression, by drifting, or by one after the other.
 
-Writes models/drift/<refiner>, the best on the validation split. Built-in clips: 140 s and 35 s.
+Writes models/drift/<refiner>, the best on the validation split. Built-in clips: 130 s and 25 s.
 """
 
+from braid.clips.decoding.decoder import decoder_of
 from braid.clips.shards.dataset import open_clips
 from braid.common.io import read_json
 from braid.drifting.training.clips import ClipSplit, clip_objective, curves
@@ -18,17 +19,17 @@ from braid.training.trainer import train
 def main() -> None:
     """Run the stage."""
     with open_stage("train_drift") as stage:
-        (name,) = stage.item
-        config, pace = stage.params.drift, Pace()
-        settings, mae = config.refiners[name], stage.dep("models/latent_mae")
-        start, run = stage.optional_dep(settings.start), stage.training()
+        config, pace, run = stage.params.drift, Pace(), stage.training()
+        settings = config.refiners[stage.item[0]]
+        folders = stage.optional_dep(settings.encoder), stage.optional_dep(settings.start)
         clips = open_clips(stage.dep("data/clips"), cache_mib=stage.params.clips.cache_mib)
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
         training, validation = (ClipSplit.of(clips, pseudo.labels, s) for s in ("train", "val"))
         corruption = Corruption(clips.shape[1], config.corruption)
         refiner = Refiner(clips.shape[0], pseudo.classes, corruption.levels + 1, config.refiner)
+        decode = decoder_of(clips, stage.optional_dep(stage.params.clips.wan_vae))
         parts = settings, config.batches, config.loss, refiner, corruption, training
-        objective = clip_objective(*parts, mae, start, run)
+        objective = clip_objective(*parts, *folders, decode, run)
         best = BestOnValidation(validation, corruption, settings, run)
         result = train(
             objective,
@@ -36,7 +37,7 @@ def main() -> None:
             run,
             steps=settings.steps,
             lr_scale=settings.lr_scale,
-            outer_layers=("refiner.embed", "refiner.out"),
+            outer_layers=[f"refiner.{layer}" for layer in refiner.outer_layers],
             stateful={"best": best, **objective.stateful()},
             hooks={"validation": best, "pace": pace},
         )

@@ -37,6 +37,28 @@ def test_a_student_stays_near_its_teacher_and_far_above_a_silhouette(name: str) 
     assert student["status"] == "ok"
 
 
+def test_photos_reach_the_teacher_and_what_they_are_compared_with_does_not() -> None:
+    photos, teacher = figures("photos"), figures("teacher")
+    assert photos["psnr"] >= teacher["psnr"] > figures("control_long")["psnr"]
+    assert photos["steps"] == figures("control_long")["steps"]
+
+
+def test_features_are_transferred() -> None:
+    explained = {name: figures(name)["feature_explained_variance"] for name in STUDENTS}
+    assert explained["gaussian_all"] >= 0.5
+    assert explained["gaussian_all"] >= explained["control"] + 0.05
+    row = summary()["gaussian_all"]
+    assert float(row["feature_explained_variance_by_network"]) <= explained["gaussian_all"] - 0.2
+
+
+def test_the_vae_passes_its_gate_in_the_authors_unit_with_62_channels() -> None:
+    report = json.loads((ROOT / f"metrics/feature_vae/{SCENE}.json").read_text())
+    assert report["recon_mse"] <= PARAMS.radiance.vae.gate == 0.0008
+    assert report["status"] == "passed"
+    assert report["unexplained_fraction"] <= 0.012
+    assert report["decision"]  # beside PCA
+
+
 @pytest.mark.parametrize("name", [name for name in STUDENTS if name != "response"])
 def test_no_variant_costs_more_than_the_allowance(name: str) -> None:
     assert figures(name)["psnr"] >= figures("control")["psnr"] - 0.3
@@ -49,7 +71,10 @@ def summary() -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_the_keys_that_tools_rely_on_are_there(name: str) -> None:
-    headline = "psnr ssim lpips psnr_vs_teacher psnr_silhouette status parameters steps"
+    headline = (
+        "psnr ssim lpips psnr_foreground psnr_vs_teacher psnr_silhouette status parameters steps "
+        "feature_explained_variance"
+    )
     assert set(headline.split()) == set(figures(name))
     columns = (
         "psnr_foreground fps peak_memory_mib power_w train_seconds conventions "
@@ -89,13 +114,13 @@ def drift_methods() -> dict[str, dict[str, float]]:
 
 def test_one_step_beats_interpolation_as_a_distribution_and_is_nearer_to_the_truth() -> None:
     drift, methods = drifting("drift"), drift_methods()
-    assert drift["frechet_ratio"] <= 0.5
-    assert drift["frechet_pca_ratio"] <= 0.7
-    assert drift["paired_error_ratio"] <= 0.75
-    assert drift["motion_energy"] >= 0.5
+    assert drift["frechet_ratio"] <= 0.15
+    assert drift["frechet_pca_ratio"] <= 0.1
+    assert drift["paired_error_ratio"] <= 0.35
+    assert drift["motion_energy"] >= 0.75
     assert methods["refined"]["energy"] < methods["interpolated"]["energy"]
     assert methods["refined"]["keyframe_mse"] == 0 < methods["unclamped"]["keyframe_mse"]
-    assert drift["status"] in ("ok", "more_ghosts_than_interpolation")  # what does not hold yet
+    assert drift["status"] == "ok"
 
 
 @pytest.mark.parametrize("name", list(PARAMS.drift.refiners))
@@ -120,9 +145,17 @@ def test_every_group_of_features_pulls_refined_clips_towards_the_truth() -> None
 
 
 def test_refined_clips_are_read_and_show_one_object() -> None:
-    drift = drifting("drift")
-    assert drift["reader_ratio"] >= 0.7
-    assert drift["ghost_ratio"] <= 1.4  # .5 is wanted: digits in motion are smeared
+    drift, methods = drifting("drift"), drift_methods()
+    assert drift["reader_ratio"] >= 0.85
+    assert drift["ghost_ratio"] <= 0.4
+    assert methods["refined"]["digit_missing"] >= methods["interpolated"]["digit_missing"]
+    assert methods["refined"]["position_error"] < 0.4 * methods["interpolated"]["position_error"]
+
+
+def test_pictures_of_refined_clips_can_be_kept_in_git() -> None:
+    sizes = [path.stat().st_size for path in (ROOT / "plots/drift_evaluation").iterdir()]
+    assert sum(sizes) <= 3 * 10**6
+    assert max(sizes) <= 2**20
 
 
 def test_the_reader_reads_real_clips_and_chance_does_not() -> None:
@@ -262,7 +295,7 @@ def test_drifting_goes_round_both_sides_where_regression_goes_through_the_wall()
 
 
 # So small a teacher and student end elsewhere on another CPU, as with another seed: the floors of
-# this strand stand where those end too, below the committed figures.
+# this strand stand below what three seeds gave.
 
 
 def models(name: str, **where: str) -> dict[str, dict[str, str]]:
@@ -274,17 +307,31 @@ def models(name: str, **where: str) -> dict[str, dict[str, str]]:
 
 def test_the_segmentation_teacher_is_worth_distilling() -> None:
     figures, rows = drifting("sam3"), models("plots/sam3_methods.csv")
-    assert figures["iou"]["teacher"] >= 0.55
-    assert figures["presence"]["teacher"] >= 0.65
-    assert figures["iou"]["teacher"] > 5 * float(rows["random_teacher"]["iou"])
+    assert figures["miou_teacher"] >= 0.6
+    assert figures["presence_balanced_accuracy_teacher"] >= 0.75
+    assert figures["miou_teacher"] > 5 * float(rows["random_teacher"]["iou"])
+    assert drifting("sam3_teacher")["status"] == "ok"
 
 
 def test_the_segmentation_student_is_near_its_teacher_and_conditioned_on_prompts() -> None:
     figures, rows = drifting("sam3"), models("plots/sam3_methods.csv")
-    assert figures["iou"]["student"] >= 0.65 * figures["iou"]["teacher"]
+    assert figures["cgf1_ratio"] >= 0.8
+    assert figures["miou_ratio"] >= 0.93
+    assert figures["agreement"] >= 0.62
+    assert figures["presence_balanced_accuracy"] >= 0.75
+    assert abs(figures["score_gap"]) <= 0.16
     teacher = float(rows["teacher"]["prompt_sensitivity"])
-    assert figures["sensitivity"]["student"] >= 0.5 * teacher
-    assert figures["status"] in ("ok", "far_from_teacher", "always_present")
+    assert figures["prompt_sensitivity"] >= 0.85 * teacher
+    assert figures["status"] == "ok"
+
+
+def test_false_positives_are_seen_where_the_iou_sees_none() -> None:
+    """The control finds things that are not there: its IoU does not tell."""
+    rows = models("plots/sam3_methods.csv")
+    control, student = rows["truth_only"], rows["student"]
+    assert float(control["iou"]) > float(student["iou"])
+    assert float(control["cgf1"]) < 0.8 * float(student["cgf1"])
+    assert float(control["presence_balanced_accuracy"]) < 0.6
 
 
 @pytest.mark.parametrize("withheld", [False, True])
@@ -302,7 +349,7 @@ def test_each_phase_lowers_its_loss_on_held_out_prompts() -> None:
     for phase in ("features", "outputs"):
         loss = rows[phase, "loss"]
         assert float(loss["after"]) < float(loss["before"])
-    terms = ["mask", "box", "giou", "logit", "presence", "semantic", "fpn", "encoder"]
+    terms = ["mask", "box", "giou", "logit", "presence", "semantic", "fpn", "encoder", "text"]
     assert all(float(rows["features", term]["after"]) >= 0 for term in terms)
     figures = drifting("sam3_training/distilled")
     assert figures["loss"]["after"] < figures["loss"]["before"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -87,29 +87,36 @@ class MazeCorruptionConfig(KeyframesConfig):
     interpolator: Literal["linear", "cubic"]
 
 
+VanillaFamily = Literal["tokens", "pairs", "columns", "clip"]
+Family = Literal["location", "clip", "frame", "patch2", "patch4", "motion", "rms"]
+
+
 class DriftFeaturesConfig(Config):
     """What the drift is computed in, see braid/drifting/video/features.py."""
 
-    vanilla: tuple[Literal["tokens", "pairs", "columns", "clip"], ...] = Field(
-        strict=False, min_length=1
-    )
+    vanilla: tuple[VanillaFamily, ...] = Field(strict=False, min_length=1)
     vanilla_weight: NonNegative
     encoder_weight: NonNegative  # of the latent MAE's features; 0: it is not run
-    families: tuple[str, ...] = Field(strict=False)  # of the latent MAE's features
+    families: tuple[Family, ...] = Field(strict=False, min_length=1)  # of the latent MAE's features
     locations: Count  # vectors a group of them, at most
 
     @model_validator(mode="after")
     def _something_drifts(self) -> DriftFeaturesConfig:
         if not self.encoder_weight + self.vanilla_weight:
             raise ValueError("encoder_weight and vanilla_weight are both 0")
+        for name in ("vanilla", "families"):
+            if len(set(names := getattr(self, name))) < len(names):
+                raise ValueError(f"{name} is {list(names)}, expected each of them once")
         return self
 
 
-class DriftBatchesConfig(Config):
-    """What a step draws."""
+Generated = Annotated[int, Field(ge=2)]  # clips or images a class in a step
+
+
+class BatchesConfig(Config):
+    """What a step draws, beside the clips that it refines."""
 
     classes: Count
-    generated: Annotated[int, Field(ge=2)]  # clips a class
     positives: Count  # a class, from its memory bank
     negatives: Whole  # generated earlier, a class, from its memory bank
     unconditional: Count  # real clips of any class
@@ -119,7 +126,7 @@ class DriftBatchesConfig(Config):
     alpha_power: NonNegative  # density ~ alpha^-power
 
     @model_validator(mode="after")
-    def _banks_are_large_enough(self) -> DriftBatchesConfig:
+    def _banks_are_large_enough(self) -> Self:
         for name, kept in (("positives", self.bank), ("negatives", self.bank)):
             if getattr(self, name) > kept:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at most bank: {kept}")
@@ -131,6 +138,12 @@ class DriftBatchesConfig(Config):
         return self
 
 
+class DriftBatchesConfig(BatchesConfig):
+    """What a step draws."""
+
+    generated: Generated
+
+
 class RefinerConfig(Config):
     """The one-step space-time transformer."""
 
@@ -139,13 +152,17 @@ class RefinerConfig(Config):
     depth: Count
     heads: Count
     clamp: bool  # given keyframes are kept bit for bit
+    detail: Whole  # pixels a side of a latent cell of the pictures that are moved; 0: none are
+    moments: Count  # pictures of a latent frame, each moved by its own; divides its video frames
 
 
 class RefinerTrainingConfig(Config):
     """How one refiner is trained."""
 
     start: str  # folder of a refiner whose weights it begins with, models/drift/paired; none: fresh
+    encoder: str  # folder of the latent MAE where features of it have a weight; else none
     objective: Literal["drift", "paired"]
+    generated: Generated  # regression makes more of many small steps, drifting of large classes
     steps: Steps
     lr_scale: Positive  # times optimizer.lr
     validate_every: Count  # steps between evaluations on the validation split
@@ -157,6 +174,16 @@ class RefinerTrainingConfig(Config):
         if (self.objective == "drift") != (self.features is not None):
             wanted = "features" if self.objective == "drift" else "no features"
             raise ValueError(f"objective is {self.objective}, expected {wanted} beside it")
+        return self
+
+    @model_validator(mode="after")
+    def _an_encoder_is_read_where_it_counts(self) -> RefinerTrainingConfig:
+        weight = self.features.encoder_weight if self.features else 0.0
+        if (self.encoder != "none") != (weight > 0):
+            wanted = "models/latent_mae" if weight else "none"
+            raise ValueError(
+                f"encoder is {self.encoder}, expected {wanted}: features.encoder_weight is {weight}"
+            )
         return self
 
 
@@ -189,7 +216,7 @@ class DriftConfig(Config):
     K: Count  # pseudo-classes
     loss: DriftLossConfig
     corruption: CorruptionConfig
-    batches: DriftBatchesConfig
+    batches: BatchesConfig
     refiner: RefinerConfig
     refiners: dict[Name, RefinerTrainingConfig]
     optimizer: OptimizerConfig

@@ -29,6 +29,7 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from braid.clips.config import ConditionsConfig, PoolingConfig
 from braid.clustering.kmeans import KMeans, nearest
 from braid.common.io import write_json
+from braid.common.progress import progress
 from braid.data.splits import SPLITS
 
 # ---- The condition embedding h = g(text, keyframes) that is quantized ---------------------------
@@ -136,7 +137,8 @@ class Pooling:
     def read(self, clips: ClipReader, count: int) -> Pooled:
         """Pool clips 0 to count - 1, a chunk in memory at a time."""
         chunks = []
-        for indices in np.split(np.arange(count), range(_CHUNK, count, _CHUNK)):
+        parts = np.split(np.arange(count), range(_CHUNK, count, _CHUNK))
+        for indices in progress(parts, "conditions", "chunk"):
             texts = clips.texts(indices) if "text" in self.blocks else None
             latents = clips.latents(indices) if "keyframes" in self.blocks else None
             chunks.append(self(texts, latents))

@@ -14,6 +14,7 @@ FeatureGroup = Literal[
 ]
 Weighting = Literal["opacity", "mass", "contribution"]
 Split = Literal["hard", "trilinear"]
+Mask = Literal["weight", "face"]
 
 
 class SceneConfig(Config):
@@ -58,6 +59,13 @@ class TeacherConfig(Config):
     split_scale: Positive  # hull voxels; larger ones are split, smaller ones cloned
 
 
+class OwnTeacherConfig(Config):
+    """What is asked of a teacher of the user's own, a .ply."""
+
+    outside: Annotated[float, Field(ge=0, lt=0.5)]  # of its contribution, which sets no extent
+    mismatch: Literal["stop", "warn"]  # where it shows less of the views than a silhouette
+
+
 class RendersConfig(Config):
     """What the teacher renders for its students."""
 
@@ -66,29 +74,42 @@ class RendersConfig(Config):
     field_points: Count  # points in occupied space with the teacher's density and color
 
 
-class FeaturesConfig(Config):
+class AggregationConfig(Config):
+    """How Gaussians add up to the features of a cell."""
+
+    weighting: Weighting  # opacity; mass: opacity times (2 pi)^1.5 prod(s); or contribution
+    split: Split  # hard: to the center's cell; trilinear: to the 8 whose centers surround it
+
+
+class FeaturesConfig(AggregationConfig):
     """Per-cell aggregates of the teacher's Gaussians."""
 
     cells: Count  # along the longest axis; at least 100k occupied ones want about 128
-    weighting: Weighting
-    split: Split
     robust: bool  # median and MAD instead of mean and standard deviation
     block: Count  # cells per side of the spatial blocks that are split into train and val
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
 
 
-class VaeConfig(Config):
-    """The MLP VAE on per-cell features."""
+class VaeSizes(Config):
+    """The layers of a VAE."""
 
     latent: Annotated[int, Field(ge=1)]  # the seed: 16 to 32
     hidden: tuple[Count, ...] = Field(strict=False)
+
+
+class VaeConfig(VaeSizes):
+    """The MLP VAE on per-cell features."""
+
+    groups: tuple[FeatureGroup, ...] = Field(strict=False, min_length=1)  # what it is trained on
+    harmonics: Annotated[int, Field(ge=0, le=3)]  # highest degree of the groups sh and sh_rest
     steps: Steps
+    validate_every: Steps  # the weights that validate best are kept
     batch: Count  # cells
     optimizer: OptimizerConfig
     beta: NonNegative  # weight of the KL term after its warm-up
     beta_warmup: Fraction  # of the steps
     free_bits: NonNegative  # nats a latent dimension
-    gate: Positive  # reconstruction MSE, standardized units
+    gate: Positive  # recon_mse, the plain mean over channels as aggregated
 
 
 class NetworkConfig(Config):
@@ -100,12 +121,17 @@ class NetworkConfig(Config):
     direction_frequencies: Whole  # octaves of the view direction
 
 
-class StudentConfig(NetworkConfig):
-    """The KiloNeRF grid of tiny MLPs and how its rays are sampled."""
+class FieldConfig(NetworkConfig):
+    """The KiloNeRF grid of tiny MLPs as a radiance field."""
+
+    margin: Annotated[float, Field(ge=0, le=0.5)]  # half width of the blend at a face, cells
+    density_scale: Positive  # density that a network output of one means, per longest cell edge
+
+
+class StudentConfig(FieldConfig):
+    """A student: how many networks, and how its rays are sampled."""
 
     cells: Count  # networks along the longest axis of the tight box
-    margin: Annotated[float, Field(ge=0, le=0.5)]  # half width of the blend at a face, cells
-    density_scale: Positive  # density that a network output of one means, per cell edge
     step: Positive  # ray step, voxel edges
 
 
@@ -145,15 +171,15 @@ class DistillConfig(Config):
     steps: Steps
     lr_scale: Positive  # of optimizer.lr
     points: Count  # a step, where features are compared
-    projector_hidden: Count
-    projector_depth: Count  # linear layers
+    head_batches: Count  # of rays, whose points the networks' linear heads are fitted to first
     l2: NonNegative
     cosine: NonNegative
     latent: NonNegative  # with the VAE decoder in the loop
     warmup: Fraction  # of the steps, feature weight from 0 to 1
     decay: Fraction  # of the steps, from 1 to the floor
     floor: Annotated[float, Field(gt=0, le=1)]
-    threshold: Fraction  # of the boundary mask, half cell edges
+    mask: Mask  # weight: the fraction of a ray's weight in its main cell; face: its distance
+    threshold: Fraction  # of the boundary mask; of a distance in half cell edges
     soft_transition: Fraction  # width of its rise, 0: a hard mask
     gate_tau: Positive  # VAE reconstruction error that halves a cell's weight
 
@@ -163,6 +189,13 @@ class VariantConfig(Config):
 
     groups: tuple[FeatureGroup, ...] = Field(strict=False)  # none: the response alone, a control
     vae: bool  # the frozen VAE decoder is in the loop
+    photos: Fraction  # of the views; the others are the teacher's, from random poses. 0: all are
+    length: Positive  # of the training, times distill.steps
+
+    def distillation(self, config: DistillConfig) -> DistillConfig:
+        """Stage 2 as long as this variant is trained."""
+        steps = max(1, round(self.length * config.steps))
+        return config.model_copy(update={"steps": steps})
 
 
 class EvaluationConfig(Config):
@@ -171,6 +204,7 @@ class EvaluationConfig(Config):
     chunk: Count  # rays at once
     stop: Annotated[float, Field(ge=0, lt=1)]  # transmittance at which a ray ends
     frames: Count  # timed
+    turntable: Count  # frames of the animation around the scene
     figure_frames: tuple[Whole, ...] = Field(strict=False, min_length=1)  # test views pictured
     lpips_weights: str  # file of torchvision's AlexNet; none: no LPIPS
 
@@ -181,6 +215,7 @@ class RadianceConfig(Config):
     scenes: dict[Name, SceneConfig]
     bricks: BricksConfig
     teacher: TeacherConfig
+    own_teacher: OwnTeacherConfig
     renders: RendersConfig
     features: FeaturesConfig
     vae: VaeConfig
@@ -193,6 +228,14 @@ class RadianceConfig(Config):
     variants: dict[Name, VariantConfig] = Field(min_length=1)
     students: tuple[str, ...] = Field(strict=False, min_length=1)
     evaluation: EvaluationConfig
+
+    @model_validator(mode="after")
+    def _groups_are_of_the_vae(self) -> RadianceConfig:
+        known = {*self.vae.groups, *(("sh_dc", "sh_rest") if "sh" in self.vae.groups else ())}
+        for name, variant in self.variants.items():
+            if variant.vae and (missing := set(variant.groups) - known):
+                raise ValueError(f"variants.{name}.groups: {sorted(missing)}: not in vae.groups")
+        return self
 
     @model_validator(mode="after")
     def _students_are_trained(self) -> RadianceConfig:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from braid.clips.config import RepresentationConfig
 from braid.clips.shards.dataset import Clips
+from braid.common.progress import progress
 from braid.pseudo_classes.quantizer import Pooling, PseudoClasses
 
 Indices = NDArray[np.int64]
@@ -52,7 +53,8 @@ def read_sample(
     pool = Pooling(pooling.config.model_copy(update={"mode": "joint"}))
     texts, keyframes = [], []
     features: dict[str, list[Tensor]] = {name: [] for name in encoders}
-    for chunk in np.split(indices, range(_CHUNK, len(indices), _CHUNK)):
+    chunks = np.split(indices, range(_CHUNK, len(indices), _CHUNK))
+    for chunk in progress(chunks, "features", "chunk"):
         latents = clips.latents(chunk)
         pooled = pool(clips.texts(chunk), latents)
         texts.append(pooled["text"])

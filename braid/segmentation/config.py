@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from braid.common.config import Config, Count, Fraction, Name, NonNegative, Positive, Whole
+from braid.common.config import Config, Count, Fraction, Name, NonNegative, Whole
 from braid.training.config import OptimizerConfig
 
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
@@ -72,6 +72,11 @@ class CacheConfig(Config):
     shard: Count  # images a file
     images: Count  # a forward pass, with all their prompts
 
+    @property
+    def kept_levels(self) -> int:
+        """Of the FPN; 0: no features at all."""
+        return 0 if self.mode == "outputs" else self.levels
+
 
 class ArchitectureConfig(Config):
     """The student's architecture."""
@@ -108,7 +113,7 @@ class MatchingConfig(Config):
 
 
 class LossesConfig(Config):
-    """The weights of the eight terms."""
+    """The weights of the nine terms, and the form of two of them."""
 
     mask: NonNegative
     box: NonNegative
@@ -118,6 +123,9 @@ class LossesConfig(Config):
     semantic: NonNegative
     fpn: NonNegative
     encoder: NonNegative
+    text: NonNegative
+    presence_loss: Literal["mse", "bce"]  # mse: of the logits, as in the seed; bce: of chances
+    spare: Fraction  # weight of what is nothing in the logit term, beside 1 of a sure match
 
     @model_validator(mode="after")
     def _predictions_count(self) -> LossesConfig:
@@ -134,33 +142,15 @@ class PhaseConfig(Config):
     """One phase of the distillation."""
 
     epochs: Count
-    lr: Positive  # at its height; a cosine leads to 0
-    warmup: Fraction  # of the steps
-    features: bool  # the fpn and encoder terms count
+    features: bool  # the fpn, encoder and text terms count
+    optimizer: OptimizerConfig
 
 
 class DistillConfig(Config):
-    """How students are trained, in both phases."""
+    """What a batch of a student's training is, in all phases."""
 
-    images: Count  # a batch
+    images: Count
     prompts: Count  # of an image, drawn anew each time
-    accumulate: Count  # batches a step
-    weight_decay: NonNegative
-    clip_norm: Positive
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
-
-    def optimizer(self, phase: PhaseConfig) -> OptimizerConfig:
-        """AdamW under a cosine of the phase's own."""
-        return OptimizerConfig(
-            name="adamw",
-            lr=phase.lr,
-            lr_floor=0.0,
-            warmup=phase.warmup,
-            weight_decay=self.weight_decay,
-            accumulate=self.accumulate,
-            clip_norm=self.clip_norm,
-            ema_decay=self.ema_decay,
-        )
 
 
 class StudentTrainingConfig(Config):

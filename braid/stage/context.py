@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 from pathspec import GitIgnoreSpec
 
 from braid.common.config import NONE
-from braid.common.io import Row, write_csv, write_json
+from braid.common.io import Row, read_json, write_csv, write_json
 from braid.common.timing import peak_rss_mib
 from braid.stage.dag import Declaration, declaration
 from braid.stage.guard import UndeclaredAccess, guarded
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from braid.training.trainer import Run
 
 RUNTIME = "metrics/runtime"  # what the clock and the hardware say
+HEADLINES = 5  # figures in the line of a finished stage
 _EXPECTED = (ValueError, OSError, FloatingPointError, UndeclaredAccess, UndeclaredParam)
 
 
@@ -141,6 +142,26 @@ class Stage:
         """Write rows to the one declared CSV below `folder`; `columns` are there without rows."""
         write_csv(self.out(folder), rows, columns)
 
+    def summary(self) -> str:
+        """What a finished stage says on the terminal: seconds, headline figures, pictures.
+
+        A status comes first; figures that do not fit on the line are in the metrics file.
+        """
+        outs = [out for out in self._declared.outs if not _below(out, RUNTIME)]
+        files = [out for out in outs if _below(out, "metrics") and out.endswith(".json")]
+        figures = {
+            f"{Path(file).stem} {name}" if len(files) > 1 else name: value
+            for file in files
+            for name, value in _leaves(read_json(self._root / file))
+        }
+        order = sorted(figures, key=lambda name: not name.endswith("status"))
+        parts = [f"{time.perf_counter() - self._started:.1f} s"]
+        if order:
+            parts.append(", ".join(f"{n} {_figure(figures[n])}" for n in order[:HEADLINES]))
+        if shown := [out for out in outs if _has_pictures(self._root / out)]:
+            parts.append(f"pictures: {', '.join(shown)}")
+        return f"{self.address}: {'; '.join(parts)}"
+
     def _logger(self) -> Callable[[Mapping[str, float]], None] | None:
         """A callback that shows logged rows in TensorBoard (`tensorboard --logdir runs`)."""
         if self._rank:
@@ -198,6 +219,7 @@ class Stage:
             for out in self._declared.outs:
                 _move(self._staged(out), self._root / out)
             self._forget_training()
+            print(self.summary(), flush=True)
         self._clear_staging()
 
     def _forget_training(self) -> None:
@@ -272,6 +294,24 @@ def open_stage(name: str) -> Iterator[Stage]:
             raise
         line = " ".join(str(error).split())
         sys.exit(f"error: {' '.join([name, *sys.argv[1:]])}: {line}")
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of nested mappings, less what could not be had."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, value
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _has_pictures(out: Path) -> bool:
+    files = out.rglob("*") if out.is_dir() else [out]
+    return any(file.suffix in (".png", ".gif") for file in files)
 
 
 def _below(path: str, folder: str) -> bool:

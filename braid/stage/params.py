@@ -119,6 +119,8 @@ RENAMED = {
     "drift_features": "drift.refiners.drift.features",
     "drift.features": "drift.refiners.drift.features",
     "drift_batches": "drift.batches",
+    "drift_batches.generated": "drift.refiners.drift.generated",
+    "drift.batches.generated": "drift.refiners.drift.generated",
     "drift_batches.queue": "drift.batches.bank",
     "drift_batches.queue_unconditional": "drift.batches.bank_unconditional",
     "refiner": "drift.refiner",
@@ -166,6 +168,15 @@ RENAMED = {
     "sam3_losses": "sam3.losses",
     "sam3_phases": "sam3.phases",
     "sam3_distill": "sam3.distill",
+    **{
+        f"{phase}.{name}": f"{phase}.optimizer.{name}"
+        for phase in ("sam3.phases.features", "sam3.phases.outputs")
+        for name in ("lr", "warmup")
+    },
+    **{
+        f"sam3.distill.{name}": f"sam3.phases.features.optimizer.{name}"
+        for name in ("accumulate", "weight_decay", "clip_norm", "ema_decay")
+    },  # and of every other phase
     "sam3_students": "sam3.students",
     "sam3_evaluation": "sam3.evaluation",
 }

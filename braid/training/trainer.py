@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
+from braid.common.progress import progress
 from braid.common.rng import generator, seed_global_stream
 from braid.training import checkpoint as checkpoints
 from braid.training import distributed
@@ -212,7 +212,9 @@ def _loop(
     start = state.load(checkpoint) if checkpoint else 0
     model = parallel(objective, run.process) if start < steps else objective
     parameters = list(trainable(objective).values())
-    for step in _progress(start, steps, run.process):
+    left = range(start, steps)
+    main = run.process.is_main
+    for step in progress(left, name, "step", total=steps, initial=start, shown=main):
         done = step + 1
         logged = step % run.log_every == 0 or done == steps
 
@@ -337,12 +339,6 @@ class _State:
         return own
 
 
-def _progress(start: int, stop: int, process: Process) -> tqdm[int]:
-    """The steps to take, with a bar in one process where there is a terminal."""
-    hidden = None if process.is_main else True
-    return tqdm(range(start, stop), initial=start, total=stop, disable=hidden)
-
-
 def _figures(terms: Mapping[str, Tensor], total: Tensor, per_term: PerTerm) -> Row:
     """Loss, terms and gradient norms; one transfer from the device."""
     norms = {f"gradient_norm_{name}": norm(gradients) for name, gradients in per_term.items()}
@@ -370,7 +366,10 @@ def _diagnostics(objective: nn.Module, device: torch.device) -> Row:
 
 
 class Snapshot:
-    """A training hook that keeps a module's weights as they stand after one step."""
+    """A training hook that keeps a module's weights after one step: averages where some are kept.
+
+    The end of a training is averages too, so that the two can be compared.
+    """
 
     def __init__(self, field: nn.Module, step: int) -> None:
         self.field, self.step = field, step
@@ -379,8 +378,9 @@ class Snapshot:
     def __call__(self, step: int, objective: nn.Module, ema: Ema | None = None) -> None:
         """Take the weights when their step has come."""
         if step == self.step:
-            state = self.field.state_dict()
-            self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
+            with ema.applied(objective) if ema else nullcontext():
+                state = self.field.state_dict()
+                self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was taken so far."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from braid.drifting.config import (
+    BatchesConfig,
     CorruptionConfig,
     DriftBatchesConfig,
     DriftEvaluationConfig,
@@ -62,6 +63,7 @@ FEATURES: dict[str, Any] = {
     "locations": 4,
 }
 REFINER: dict[str, Any] = {"patch": 2, "dim": 24, "depth": 1, "heads": 2, "clamp": True}
+REFINER |= {"detail": 0, "moments": 1}
 EVALUATION: dict[str, Any] = {
     "refiner": "drift",
     "paired": "paired",
@@ -109,6 +111,11 @@ def batches(**changes: Any) -> DriftBatchesConfig:
     return DriftBatchesConfig(**BATCHES | changes)
 
 
+def class_batches(**changes: Any) -> BatchesConfig:
+    """The same without what each refiner's training says itself."""
+    return BatchesConfig(**{k: v for k, v in (BATCHES | changes).items() if k != "generated"})
+
+
 def refiner(**changes: Any) -> RefinerConfig:
     return RefinerConfig(**REFINER | changes)
 
@@ -118,7 +125,14 @@ def features(**changes: Any) -> DriftFeaturesConfig:
 
 
 def refiner_training(**changes: Any) -> RefinerTrainingConfig:
-    usual = {"start": "none", "objective": "drift", "steps": 12, "lr_scale": 1.0}
+    usual = {
+        "start": "none",
+        "encoder": "none",
+        "objective": "drift",
+        "generated": 4,
+        "steps": 12,
+        "lr_scale": 1.0,
+    }
     usual |= {"validate_every": 4, "compile": False} | changes
     if usual["objective"] == "drift":
         usual = {"features": features()} | usual

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from braid.radiance.config import (
+    AggregationConfig,
     BricksConfig,
     DistillConfig,
     EvaluationConfig,
+    FeaturesConfig,
     NetworkConfig,
     RaysConfig,
     RendersConfig,
@@ -15,6 +17,7 @@ from braid.radiance.config import (
     StudentConfig,
     TeacherConfig,
     VaeConfig,
+    VaeSizes,
 )
 from braid.training.config import OptimizerConfig
 
@@ -51,6 +54,9 @@ def teacher_config(**values: Any) -> TeacherConfig:
 
 def vae_config(**values: Any) -> VaeConfig:
     defaults = {
+        "groups": ("sh", "opacity"),
+        "harmonics": 3,
+        "validate_every": 20,
         "latent": 2,
         "hidden": (8,),
         "steps": 2000,
@@ -62,6 +68,14 @@ def vae_config(**values: Any) -> VaeConfig:
         "gate": 0.0008,
     }
     return VaeConfig(**{**defaults, **values})
+
+
+def vae_sizes(latent: int, *hidden: int) -> VaeSizes:
+    return VaeSizes(latent=latent, hidden=hidden)
+
+
+def aggregation_config(**values: Any) -> AggregationConfig:
+    return AggregationConfig(**{"weighting": "mass", "split": "hard", **values})
 
 
 def optimizer_config() -> OptimizerConfig:
@@ -97,6 +111,11 @@ def renders_config(**values: int) -> RendersConfig:
     return RendersConfig(**{"random_poses": 2, "voxels": 12, "field_points": 100, **values})
 
 
+def features_config(**values: Any) -> FeaturesConfig:
+    how = {"cells": 8, "robust": False, "block": 2, "val_fraction": 0.2}
+    return FeaturesConfig(**{**aggregation_config().model_dump(), **how, **values})
+
+
 def rays_config(**values: Any) -> RaysConfig:
     return RaysConfig(**{"count": 128, "hard": 0.5, "decay": 0.9, "tile": 8, **values})
 
@@ -110,14 +129,14 @@ def distill_config(**values: Any) -> DistillConfig:
         "steps": 100,
         "lr_scale": 1.0,
         "points": 300,
-        "projector_hidden": 16,
-        "projector_depth": 2,
+        "head_batches": 2,
         "l2": 1.0,
         "cosine": 0.2,
         "latent": 1.0,
         "warmup": 0.04,
         "decay": 0.1,
         "floor": 0.1,
+        "mask": "weight",
         "threshold": 0.3,
         "soft_transition": 0.1,
         "gate_tau": 0.05,
@@ -126,5 +145,5 @@ def distill_config(**values: Any) -> DistillConfig:
 
 
 def evaluation_config(**values: Any) -> EvaluationConfig:
-    defaults = {"chunk": 100, "stop": 0.01, "frames": 1, "figure_frames": (0,)}
+    defaults = {"chunk": 100, "stop": 0.01, "frames": 1, "turntable": 4, "figure_frames": (0,)}
     return EvaluationConfig(**{**defaults, "lpips_weights": "none", **values})

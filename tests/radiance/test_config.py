@@ -35,3 +35,20 @@ def test_a_teacher_is_a_ply_or_built_in(teacher: str) -> None:
     assert radiance(scenes={"a": {**scene, "teacher": "x.ply"}}).scenes["a"].teacher == "x.ply"
     with pytest.raises(ValueError, match=r"scenes\.a\.teacher"):
         radiance(scenes={"a": {**scene, "teacher": teacher}})
+
+
+def test_a_variant_through_the_vae_compares_what_the_vae_has() -> None:
+    own = {"vae": True, "photos": 0.0, "length": 1.0}
+    vae = load_yaml(PARAMS)["radiance"]["vae"] | {"groups": ["sh", "opacity"]}
+    fitting = {"a": {**own, "groups": ["sh_dc", "opacity"]}}
+    assert radiance(vae=vae, variants=fitting, students=["a"]).variants["a"].vae
+    with pytest.raises(ValueError, match=r"variants\.a\.groups: \['std'\]: not in vae\.groups"):
+        radiance(vae=vae, variants={"a": {**own, "groups": ["sh", "std"]}}, students=["a"])
+
+
+def test_a_variant_s_length_is_in_steps_of_the_others() -> None:
+    config = radiance()
+    steps = config.distill.steps
+    assert config.variants["control"].distillation(config.distill) == config.distill
+    assert config.variants["photos"].distillation(config.distill).steps == 5 * steps
+    assert config.variants["photos"].length == config.variants["control_long"].length

@@ -19,7 +19,7 @@ from braid.radiance.features.table import (
 from braid.radiance.features.vae import FeatureVae
 from braid.radiance.scenes.cells import CellGrid
 from braid.radiance.scenes.occupancy import FieldPoints
-from tests.radiance.settings import distill_config, loss_config, rays_config
+from tests.radiance.settings import aggregation_config, distill_config, loss_config, rays_config
 from tests.radiance.tiny_teacher import rendered, seeded, student
 
 GROUPS = {"sh_dc": ("r", "g", "b"), "opacity": ("tau",)}
@@ -48,8 +48,11 @@ def response(
 def stored_features(grid: CellGrid, cells: torch.Tensor, values: torch.Tensor) -> StoredFeatures:
     """Features that are standardized as they are."""
     channels, ones = values.shape[1], torch.ones(len(cells))
-    table = CellFeatures(FeatureSchema(grid, "mass", "hard", GROUPS), cells, values, ones, ones)
-    identity = Standardization(torch.zeros(channels), torch.ones(channels), clip=float("inf"))
+    table = CellFeatures(
+        FeatureSchema(grid, aggregation_config(), GROUPS), cells, values, ones, ones
+    )
+    bound = torch.full((channels,), float("inf"))
+    identity = Standardization(torch.zeros(channels), torch.ones(channels), bound)
     return StoredFeatures(table, identity, ones.bool())
 
 
@@ -57,14 +60,17 @@ def feature_loss(vae: FeatureVae | None = None, cells: int = 125, **settings: An
     grid = CellGrid((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0), (5, 5, 5))
     values = torch.randn(125, 4, generator=seeded(8))[:cells]
     stored = stored_features(grid, torch.arange(cells), values)
-    torch.manual_seed(0)
-    return FeatureLoss(stored, 32, student().grid, distill_config(**settings), vae)
+    heads = len(student().field.weights), student().width
+    return FeatureLoss(stored, heads, distill_config(**settings), vae)
 
 
 def features(
     loss: FeatureLoss | None, config: DistillConfig | None = None, **options: Any
 ) -> FeatureObjective:
-    return FeatureObjective(response(**options), loss, config or distill_config())
+    default = loss.config if loss else distill_config()
+    objective = FeatureObjective(response(**options), loss, config or default)
+    objective.fit_heads(seed=0)
+    return objective
 
 
 def fit(objective: nn.Module, steps: int, lr: float = 2e-2) -> None:

@@ -15,11 +15,13 @@ def random_prediction(prompts=2, queries=5, side=12, seed=0, features=None):
         return torch.randn(*shape, generator=source)
 
     center, half = torch.rand(2, prompts, queries, 2, generator=source) * 0.4 + 0.05
-    fpn, encoder = (), None
+    fpn, encoder, text, attention = (), None, None, None
     if features:
         channels, finest, images = features
         fpn = tuple(normal(images, channels, finest // k, finest // k) for k in (1, 2, 4))
         encoder = normal(prompts, channels, finest // 4, finest // 4)
+        text = normal(prompts, 5, channels)
+        attention = (torch.arange(5) < torch.arange(prompts)[:, None] % 4 + 2).long()
     return Prediction(
         masks=3 * normal(prompts, queries, side, side),
         boxes=torch.cat([center + 0.2 - half / 2, center + 0.2 + half / 2], -1),
@@ -28,6 +30,8 @@ def random_prediction(prompts=2, queries=5, side=12, seed=0, features=None):
         semantic=3 * normal(prompts, 1, side, side),
         fpn=fpn,
         encoder=encoder,
+        text=text,
+        attention=attention,
     )
 
 
@@ -56,11 +60,15 @@ def with_prompt(prediction, prompt):
 
 def learning(prediction):
     """The same numbers as leaves that take a gradient."""
-    return mapped(prediction, lambda tensor: tensor.detach().clone().requires_grad_())
+
+    def leaf(tensor):
+        return tensor.detach().clone().requires_grad_(tensor.is_floating_point())
+
+    return mapped(prediction, leaf)
 
 
 def leaves(prediction):
-    """All tensors, the features' too."""
+    """All tensors of real numbers, the features' too."""
     tensors = []
     mapped(prediction, lambda tensor: tensors.append(tensor) or tensor)
-    return tensors
+    return [tensor for tensor in tensors if tensor.is_floating_point()]

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from braid.segmentation.config import DataConfig, DistillConfig, PhaseConfig, PromptsConfig
+from braid.segmentation.config import DataConfig, PromptsConfig
 
 DATA = {"source": "built_in", "faults": "skip", "val": 2, "image_size": 56, "cache_mib": 0}
 PROMPTS = {
@@ -35,11 +35,3 @@ def test_possible_params_are_taken():
 def test_an_impossible_value_is_refused_by_its_key(model, params, key, value):
     with pytest.raises(ValidationError, match=key):
         model(**{**params, key: value})
-
-
-def test_a_phase_has_a_cosine_of_its_own_and_the_rest_of_all():
-    phase = PhaseConfig(epochs=2, lr=0.003, warmup=0.2, features=True)
-    shared = {"weight_decay": 0.04, "accumulate": 5, "clip_norm": 0.6, "ema_decay": 0.7}
-    optimizer = DistillConfig(images=8, prompts=2, **shared).optimizer(phase)
-    assert (optimizer.lr, optimizer.warmup, optimizer.lr_floor) == (0.003, 0.2, 0.0)
-    assert shared.items() <= optimizer.model_dump().items()

@@ -7,7 +7,17 @@ from braid.segmentation.distillation.losses import DistillationLoss, Matcher
 
 MATCHING = MatchingConfig(mask=5.0, box=5.0, giou=2.0, logit=2.0, size=64)
 LOSSES = LossesConfig(
-    mask=5.0, box=5.0, giou=2.0, logit=2.0, presence=1.0, semantic=2.0, fpn=1.0, encoder=1.0
+    mask=5.0,
+    box=5.0,
+    giou=2.0,
+    logit=2.0,
+    presence=1.0,
+    semantic=2.0,
+    fpn=1.0,
+    encoder=1.0,
+    text=10.0,
+    presence_loss="bce",
+    spare=1.0,
 )
 
 

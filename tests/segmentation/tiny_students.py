@@ -3,12 +3,14 @@
 import torch
 
 from braid.segmentation.student.student import StudentRecipe, build_student, heads_of
-from tests.segmentation.tiny_models import CONTEXT, VOCABULARY, tiny_teacher
+from tests.segmentation.tiny_models import CONTEXT, IMAGE_SIZE, VOCABULARY, tiny_teacher
 
 QUERIES = 3
 RECIPE = {
     "vocabulary": VOCABULARY,
     "context": CONTEXT,
+    "image_size": IMAGE_SIZE,
+    "kinds": ("category",),
     "queries": QUERIES,
     "backbone": "repvit_m0_9",
     "backbone_options": {"embed_dim": [8, 8, 16, 16], "depth": [1, 1, 1, 1]},

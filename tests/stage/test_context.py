@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -316,3 +317,32 @@ def test_tensorboard_holds_a_point_per_logged_row(tmp_path: Path) -> None:
     assert [point.value for point in events.Scalars("loss")] == [0.0, 1.0, 2.0]
     assert [point.step for point in events.Scalars("loss")] == [0, 1, 2]
     assert events.Tags()["scalars"] == ["loss"]
+
+
+def test_a_finished_stage_says_its_figures_in_one_line(
+    repo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_stage("toy") as stage:
+        write_everything(stage)
+        figures = {
+            "frechet": {"refined": 0.123456, "real": 7},
+            "status": "collapsed",
+            "lpips": None,
+        }
+        stage.write_metrics({"accuracy": 0.5, **figures})
+        (stage.out("data/out") / "first.png").write_bytes(b"a picture")
+    line = capsys.readouterr().out
+    assert re.fullmatch(
+        r"toy@bricks: \d+\.\d s; status collapsed, accuracy 0\.5, frechet\.real 7, "
+        r"frechet\.refined 0\.1235; pictures: data/out/bricks\n",
+        line,
+    )
+
+
+def test_other_ranks_and_failed_stages_say_no_figures(
+    repo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), open_stage("toy") as stage:
+        write_everything(stage)
+        raise ValueError("of another kind")
+    assert capsys.readouterr().out == ""

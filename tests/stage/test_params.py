@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from braid.radiance.config import FeatureGroup
+from braid.radiance.config import AggregationConfig, FeatureGroup
 from braid.radiance.features.aggregation import aggregate
 from braid.radiance.features.table import ALIASES
 from braid.radiance.gaussians.gaussians import Gaussians
@@ -190,9 +190,8 @@ def test_one_declared_key_does_not_open_its_section() -> None:
 def test_groups_that_variants_may_name_are_those_of_the_features() -> None:
     gaussians = Gaussians(*(torch.zeros(2, *shape) for shape in ((3,), (3,), (4,), (), (4, 3))))
     gaussians.quaternions[:, 0] = 1
-    table = aggregate(
-        gaussians, CellGrid((-1, -1, -1), (1, 1, 1), (1, 1, 1)), weighting="mass", split="hard"
-    )
+    how = AggregationConfig(weighting="mass", split="hard")
+    table = aggregate(gaussians, CellGrid((-1, -1, -1), (1, 1, 1), (1, 1, 1)), how)
     assert {*table.schema.groups, *ALIASES} == set(get_args(FeatureGroup))
 
 

@@ -65,6 +65,17 @@ def test_a_scene_elsewhere_and_shrunk(repo: Path, tmp_path: Path) -> None:
     assert (cameras.width, cameras.height) == (8, 8)
 
 
+def test_an_own_ply_of_another_frame_stops_before_anything_is_distilled(repo: Path) -> None:
+    override(repo, {"radiance.own_teacher.mismatch": "stop"})
+    run(repo, "fit_teacher", "own")  # the right one
+    moved = load_ply(repo / "mine/gaussians.ply")
+    moved.means += 1.5
+    save_ply(repo / "mine/gaussians.ply", moved)
+    line = fault(repo, "fit_teacher", "own")
+    assert line.startswith("the teacher's mean squared error against 6 training views is ")
+    assert line.endswith("(or radiance.own_teacher.mismatch: warn)")
+
+
 # ---- Scenes ----------------------------------------------------------------------------------
 
 

@@ -50,6 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "clips.conditions.text_components": 4,
         "drift.K": 3,
         "drift.corruption.levels": 1,
+        "drift.refiner.detail": 0,
         "drift.corruption.min_keyframes": 2,
         "drift.evaluation.components": 3,
         "drift.storyboards.held_out.keyframes": [0, 2],

@@ -72,6 +72,11 @@ def test_a_checkpoint_of_ones_own_predicts_like_the_model_that_it_is(
 def test_a_teacher_that_is_not_there_gets_one_line(repo: Path, tmp_path: Path) -> None:
     override(repo, {"sam3.teacher.source": str(tmp_path / "nowhere")})
     assert "nowhere" in fault(repo, "fit_sam3_teacher")
+    override(repo, {"sam3.teacher.source": "builtin", "sam3.data.source": "builtin"})
+    assert "sam3.teacher.source: builtin: no such folder" in fault(repo, "fit_sam3_teacher")
+    line = fault(repo, "prepare_sa1b")
+    assert line.startswith("sam3.data.source: builtin: no such folder")
+    assert line.endswith("or built_in")
 
 
 def test_a_teacher_in_the_repository_gets_one_line(repo: Path) -> None:
@@ -106,9 +111,14 @@ def test_a_student_is_evaluated_beside_its_control(repo: Path) -> None:
     run(repo, "evaluate_sam3")
     rows = {row["model"]: row for row in table(repo, "plots/sam3_methods.csv")}
     figures = metrics(repo, "sam3")
-    assert figures["iou"]["student"] == pytest.approx(float(rows["student"]["iou"]), abs=1e-6)
-    assert figures["parameters"] == int(rows["student"]["parameters"])
-    assert set(figures["iou"]) == {"student", "teacher", "truth_only"}
+    for model in ("student", "teacher"):
+        assert figures[f"miou_{model}"] == pytest.approx(float(rows[model]["iou"]), abs=1e-6)
+    assert float(rows["student"]["cgf1"]) <= float(rows["student"]["pmf1"])
+    norms = table(repo, "plots/sam3_gradients/distilled.csv")
+    assert {row["phase"] for row in norms} == set(PHASES)
+    assert all(float(row["gradient_norm_presence"]) > 0 for row in norms)
+    assert float(norms[0]["gradient_norm_text"]) > 0
+    assert norms[-1]["gradient_norm_text"] == ""  # a term of features, as fpn
     splits = table(repo, "metrics/tables/sam3_splits.csv")
     assert {(row["model"], row["split"]) for row in splits} == {
         (model, split) for model in rows for split in ("labeled", "withheld")

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from braid.clips.decoding import transform
@@ -29,6 +31,7 @@ WAN_STD = (
     *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
     *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
 )
+_EXAMPLES = 256  # clips that a preview's colors are fitted to
 _CONTRAST = 2.0  # standard deviations of a principal component on either side of gray
 
 
@@ -71,6 +74,25 @@ def decoder(
     if wan_vae is None:
         return Decoder("linear preview, not the VAE", _preview(examples))
     return Decoder("Wan VAE", _wan(wan_vae))
+
+
+class Clips(Protocol):
+    """A data set of clips."""
+
+    @property
+    def codec(self) -> str:
+        """What encoded them."""
+
+    def indices(self, split: str) -> NDArray[np.int64]:
+        """The clips of a split."""
+
+    def latents(self, indices: NDArray[np.int64]) -> Tensor:
+        """Their latents, [B, C, T, H, W]."""
+
+
+def decoder_of(clips: Clips, wan_vae: Path | None) -> Decoder:
+    """The decoder of a data set's clips."""
+    return decoder(clips.codec, clips.latents(clips.indices("train")[:_EXAMPLES]), wan_vae)
 
 
 def _preview(

@@ -27,6 +27,7 @@ from torch.nn.functional import grid_sample, interpolate, pad
 from braid.clips.config import DigitsConfig
 from braid.clips.decoding.transform import SPACE_STRIDE, TIME_STRIDE, encode
 from braid.clips.shards.dataset import Layout, write_shard, write_tensor
+from braid.common.progress import progress
 from braid.data.splits import SPLITS, split_of
 
 # ---- Text embeddings: one fixed vector for each word of a prompt, zero rows after the last ------
@@ -265,6 +266,38 @@ def _shaded(colors: NDArray[np.float64], rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(np.clip(colors + shade, 0, 1).astype(np.float32))
 
 
+# ---- What the prompts say, as numbers ------------------------------------------------------------
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "digit": NUMERALS,
+    "ink": tuple(INKS),
+    "ground": tuple(BACKGROUNDS),
+    "motion": tuple(motion.phrase for motion in MOTIONS),
+}
+FAMILIES = tuple(dict.fromkeys(motion.family for motion in MOTIONS))
+_PROMPT = re.compile(
+    "a {ink} {digit} {motion}, over {ground}".format(
+        **{kind: f"(?P<{kind}>{'|'.join(map(re.escape, words))})" for kind, words in WORDS.items()}
+    )
+)
+
+
+def read_words(prompts: Sequence[str]) -> dict[str, Tensor] | None:
+    """Numbers of each clip's word of each kind, [n], and as `family` of its motion's family.
+
+    None if a prompt is not one of the built-in ones.
+    """
+    matches = [match for match in map(_PROMPT.fullmatch, prompts) if match]
+    if len(matches) < len(prompts):
+        return None
+    numbers = {
+        kind: torch.tensor([words.index(match[kind]) for match in matches])
+        for kind, words in WORDS.items()
+    }
+    family_of = torch.tensor([FAMILIES.index(motion.family) for motion in MOTIONS])
+    return {**numbers, "family": family_of[numbers["motion"]]}
+
+
 # ---- The clips as shards: encoded frames, text embeddings and prompts ----------------------------
 
 LAYOUT: Layout = "cthw"
@@ -293,7 +326,8 @@ def write_digit_shards(
     frames = TIME_STRIDE * (config.latent_frames - 1) + 1
     size = SPACE_STRIDE * config.latent_size
     paths = []
-    for number, start in enumerate(range(0, config.clips, config.per_shard)):
+    starts = range(0, config.clips, config.per_shard)
+    for number, start in enumerate(progress(starts, "moving digits", "shard")):
         keys = [f"{key:09d}" for key in range(start, min(start + config.per_shard, config.clips))]
         rng = np.random.default_rng([seed, number])
         scenes = (

@@ -30,6 +30,7 @@ from braid.clips.shards.dataset import (
     read_shard,
 )
 from braid.common.io import write_json
+from braid.common.progress import progress
 from braid.data.splits import SPLITS, split_of
 
 _Parsed = TypeVar("_Parsed")
@@ -121,7 +122,7 @@ def scan_shards(
     """
     scan = Scan()
     keys: set[str] = set()
-    for path in paths:
+    for path in progress(paths, "scan", "shard"):
         shard = read_shard(path)
         scan.shards.append(shard)
         for key in [key for key in shard.clips if key in keys]:

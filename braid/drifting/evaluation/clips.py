@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from braid.common.progress import progress
 from braid.common.rng import generator
 from braid.common.timing import timed
 from braid.drifting.config import CorruptionConfig, DriftEvaluationConfig, MazeCorruptionConfig
@@ -27,7 +28,7 @@ from braid.drifting.evaluation.reader import (
     sharpness,
     stray_color,
 )
-from braid.drifting.interpolation.interpolation import METHODS, interpolate
+from braid.drifting.interpolation.interpolation import FRECHET_RATIO, METHODS, interpolate
 from braid.drifting.interpolation.keyframes import level_counts, nested_masks
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import Refiner, cold_sample, refine
@@ -42,7 +43,6 @@ from braid.metrics.distances import (
 
 NEIGHBORS = 5  # of precision, recall, density, coverage, as in Naeem et al.
 REFERENCE = "interpolated"  # the method whose figures are the unit: always linear
-FRECHET_RATIO = 0.7  # of refined to interpolated that counts as a success
 PAIRED_RATIO = 1.25  # of the paired error that counts as off the mark
 
 Figures = Mapping[str, Any]
@@ -139,7 +139,10 @@ def complete(
     }
     if corruption.config.interpolator == "linear" and corruption.config.noise == "none":
         del runs["start"]
-    methods = {name: _timed(*run, len(truth), truth.device) for name, run in runs.items()}
+    methods = {
+        name: _timed(*run, len(truth), truth.device)
+        for name, run in progress(runs.items(), "complete", "method")
+    }
     return Completed(masks[-1, 0], classes, methods)
 
 
@@ -189,7 +192,8 @@ def compare(
     figures |= {"real": evaluator.distances(others), "chance": {}}
     viewer, count = Viewer(decode, completed.given), config.read_clips
     reader = TrainedReader(viewer, test, train, config, seed)
-    for name, latents in {**clips, "real": test.latents}.items():
+    read = {**clips, "real": test.latents}
+    for name, latents in progress(read.items(), "read", "method"):
         figures[name] |= reader.figures(latents[:count])
     figures["chance"] |= reader.chance()
     return figures

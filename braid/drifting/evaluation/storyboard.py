@@ -45,12 +45,19 @@ def open_storyboard(config: StoryboardConfig, clips: Clips) -> tuple[Tensor, Ten
     """
     if config.source.endswith(".safetensors"):
         return load_storyboard(Path(config.source))
+    return held_out_clip(clips, config.clip)
+
+
+def held_out_clip(clips: Clips, number: int) -> tuple[Tensor, Tensor]:
+    """Latents [1, C, T, H, W] and text [1, L, D] of a held-out clip.
+
+    Raises:
+        ValueError: there is no such clip.
+    """
     held_out = clips.indices("test")
-    chosen = held_out[config.clip : config.clip + 1]
-    if not len(chosen):
-        raise ValueError(
-            f"drift.storyboards: clip is {config.clip}, expected below {len(held_out)}"
-        )
+    if not 0 <= number < len(held_out):
+        raise ValueError(f"held-out clips: clip is {number}, expected below {len(held_out)}")
+    chosen = held_out[number : number + 1]
     return clips.latents(chosen), clips.texts(chosen)
 
 

@@ -24,6 +24,8 @@ from braid.drifting.interpolation.harmonic import harmonic as solve_harmonic
 from braid.drifting.interpolation.harmonic import inverse_distance as mean_by_distance
 from braid.drifting.interpolation.keyframes import frames_at, neighbors
 
+FRECHET_RATIO = 0.7  # of refined clips to interpolated ones, at most: better, in every status
+
 
 def interpolate(
     latents: Tensor,  # [B, C, T, H, W]; missing frames are not read

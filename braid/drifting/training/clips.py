@@ -11,7 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from braid.drifting.config import DriftBatchesConfig, DriftLossConfig, RefinerTrainingConfig
+from braid.drifting.config import (
+    BatchesConfig,
+    DriftBatchesConfig,
+    DriftLossConfig,
+    RefinerTrainingConfig,
+)
 from braid.drifting.loss.drift import DriftLoss
 from braid.drifting.mae.latent_mae import load_latent_mae
 from braid.drifting.training.objectives import (
@@ -23,8 +28,11 @@ from braid.drifting.training.objectives import (
 )
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import ClipFeatures, vanilla
+from braid.drifting.video.motion import Decode
 from braid.drifting.video.refiner import Refiner, start_from
 from braid.training.trainer import Row, Run, TrainResult
+
+EXAMPLES = 64  # clips that a refiner's pictures are fitted to, at most
 
 
 class Clips(Protocol):
@@ -68,36 +76,42 @@ class ClipSplit:
 
 def clip_objective(
     settings: RefinerTrainingConfig,
-    batches: DriftBatchesConfig,
+    batches: BatchesConfig,
     loss: DriftLossConfig,
     refiner: Refiner,
     corruption: Corruption,
     split: ClipSplit,  # what is trained on
-    mae: Path,  # folder of the latent MAE, read where its features have a weight
+    encoder: Path | None,  # folder of the latent MAE whose features count too
     start: Path | None,  # folder of a refiner to go on from
+    decode: Decode,
     run: Run,
 ) -> Refinement:
     """Regression, or drifting on the latents themselves and on a frozen encoder's features.
 
-    The refiner is compiled where its settings say so.
+    A fresh refiner's pictures are fitted; it is compiled where its settings say so.
 
     Raises:
-        ValueError: the latent MAE or the start cannot be read, a start of other shapes, or an
-            unknown family of features.
+        ValueError: the latent MAE or the start cannot be read, a start of other shapes, an unknown
+            family of features, or pictures that do not show all channels.
     """
-    if start is not None:
+    refiner.to(run.device)
+    if start is None:
+        examples = split.latents(torch.arange(min(EXAMPLES, len(split))))
+        refiner.fit_pictures(examples.to(run.device), decode)
+    else:
         start_from(refiner, start)
     if settings.compile:
         compile_deterministic(refiner)
     anchors = split.anchors if corruption.config.student_replace_prob > 0 else None
-    base = refiner.to(run.device), corruption, split.latents, split.classes, batches, anchors
+    drawn = DriftBatchesConfig(**batches.model_dump(), generated=settings.generated)
+    base = refiner, corruption, split.latents, split.classes, drawn, anchors
     features, every = settings.features, run.log_every
     if features is None:
         return PairedObjective(*base)
     branches: dict[str, Branch] = {"vanilla": (features.vanilla_weight, vanilla(features.vanilla))}
-    if features.encoder_weight:
-        encoder = ClipFeatures(load_latent_mae(mae), features.families, features.locations)
-        branches["encoder"] = (features.encoder_weight, encoder.to(run.device))
+    if encoder is not None:
+        phi = ClipFeatures(load_latent_mae(encoder), features.families, features.locations)
+        branches["encoder"] = (features.encoder_weight, phi.to(run.device))
     return DriftObjective(*base, branches=branches, loss=DriftLoss(loss), log_every=every)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from braid.common.rng import generator
 from braid.drifting.config import RefinerTrainingConfig
+from braid.drifting.interpolation.interpolation import FRECHET_RATIO
 from braid.drifting.interpolation.keyframes import nested_masks
 from braid.drifting.training.clips import ClipSplit
 from braid.drifting.training.objectives import Refinement
@@ -85,7 +86,8 @@ class KeepBest:
     def status(self) -> tuple[str, str]:
         """`passed` or what is wrong, and a line with the figures behind it.
 
-        The best must beat plain interpolation, and the last must not be much worse than the best.
+        The best must beat plain interpolation, a Frechet distance as clearly as in the evaluation,
+        and the last must not be much worse than the best.
         """
         refined, plain = self.best[self.score], self.interpolated[self.score]
         last = self.last[self.score]
@@ -94,11 +96,12 @@ class KeepBest:
                 f"validation {self.score} {last:.4g} at the end, step {self.last['step']}, is more "
                 f"than {DIVERGENCE} times the best {refined:.4g}, of step {self.best['step']}"
             )
-        passed = refined < plain
+        ratio = FRECHET_RATIO if self.score == "frechet" else 1.0
+        passed = refined < ratio * plain
         relation = "below" if passed else "not below"
         return "passed" if passed else "no_better_than_interpolation", (
             f"validation {self.score} {refined:.4g} at step {self.best['step']} is {relation} "
-            f"interpolation's {plain:.4g}"
+            f"{ratio} of interpolation's {plain:.4g}"
         )
 
     def state_dict(self) -> dict[str, Any]:

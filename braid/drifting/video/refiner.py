@@ -4,7 +4,8 @@ Tokens are patches of one latent frame each. A block attends over space, within 
 time, at one place, then mixes channels: its cost grows with the number of tokens, not with its
 square (Bertasius et al. 2021, section 3, divided attention). Class, level and guidance alpha
 modulate each block by adaptive layer norms that start as the identity (Peebles and Xie 2023,
-adaLN-Zero), and the output layer starts at zero, so an untrained refiner returns its input.
+adaLN-Zero). Missing frames are made by moving the keyframes around them (motion.py) and by a
+correction of every frame; both start at zero, so an untrained refiner returns its input.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from torch.nn import functional
 from braid.common.io import load_model, save_model
 from braid.drifting.config import RefinerConfig
 from braid.drifting.video.corruption import Corrupted, Corruption
+from braid.drifting.video.motion import Decode, MovedKeyframes
 
 FREQUENCIES = 16  # of the encodings of alpha
 
 
 class Refiner(nn.Module):
-    """x_hat = z + f(z, confidence, class, level, alpha)."""
+    """x_hat = z + f(z, confidence, class, level, alpha): keyframes moved, and a correction."""
 
     def __init__(
         self,
@@ -56,6 +58,8 @@ class Refiner(nn.Module):
         for layer in (self.modulate, self.out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        motion = channels, dim, patch, config.detail, config.moments
+        self.moved = MovedKeyframes(*motion) if config.detail else None
 
     def forward(
         self,
@@ -78,11 +82,32 @@ class Refiner(nn.Module):
         for block in self.blocks:
             x = block(x, condition)
         shift, scale = self.modulate(condition)[:, None, None, None].chunk(2, dim=-1)
-        x = self.out(normalized(x) * (1 + scale) + shift)
-        refined = clips + _unpatchify(x, self.config.patch, clips.shape[-2:])
+        x = normalized(x) * (1 + scale) + shift
+        refined = clips + _unpatchify(self.out(x), self.config.patch, clips.shape[-2:])
+        if self.moved is not None:
+            refined = refined + self.moved(x, clips, mask)
         if self.config.clamp if clamp is None else clamp:
             refined = torch.where(mask[:, None, :, None, None], clips, refined)
         return refined
+
+    @property
+    def outer_layers(self) -> list[str]:
+        """The first and the last layers, which Muon leaves to AdamW."""
+        heads = ["moved.of_cells", "moved.of_frame"]
+        return ["embed", "out", *(heads if self.moved is not None else [])]
+
+    def fit_pictures(
+        self,
+        clips: Tensor,  # [n, C, T, H, W], a few
+        decode: Decode,
+    ) -> None:
+        """Fit the pictures in which keyframes are moved to what clips decode to.
+
+        Raises:
+            ValueError: they do not show all channels, see `Picture.fit`.
+        """
+        if self.moved is not None:
+            self.moved.picture.fit(clips, decode)
 
 
 class _Block(nn.Module):

@@ -196,7 +196,9 @@ class ShardImages:
             for member in members:
                 row = int(images[member] - self._starts[shard])
                 rows[member] = stored[row : row + 1]
-        return torch.cat(rows)
+        # A training's autocast to bfloat16 cannot join what is stored in float16.
+        with torch.autocast("cpu", enabled=False):
+            return torch.cat(rows)
 
     def _slice(self, shard: int) -> Any:
         if shard not in self._open:

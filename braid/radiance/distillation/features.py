@@ -1,35 +1,64 @@
 """Stage 2: the teacher's per-cell features beside the response.
 
-    penultimate features -> projector -> standardized teacher features, or
-    penultimate features -> projector -> latent -> frozen VAE decoder -> standardized features.
+    penultimate features -> the network's linear head -> standardized teacher features, or
+    penultimate features -> the network's linear head -> latent -> frozen VAE decoder -> the same.
 
-Points where they are compared are drawn in proportion to compositing weight (`draw_points`): only
-what is seen counts, as in PVD's choice of points (Fang et al. 2023). The loss of a point is
-weighted by its soft boundary mask and, with a VAE, by how well the VAE itself keeps that cell.
+Heads are fitted to the student as Stage 1B left it, then trained with it. Points where features are
+compared are drawn in proportion to compositing weight (`draw_points`) among those whose cell has a
+teacher row: only what is seen counts, as in PVD's choice of points (Fang et al. 2023). The loss of
+a point is weighted by its soft boundary mask and, with a VAE, by how well the VAE keeps that cell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from braid.common.rng import generator
-from braid.radiance.config import DistillConfig
+from braid.radiance.config import DistillConfig, VariantConfig
 from braid.radiance.distillation.response import ResponseObjective
-from braid.radiance.features.table import StoredFeatures, find_rows
-from braid.radiance.features.vae import FeatureVae, channel_balance, explained_variance
+from braid.radiance.features.heads import apply_heads, fit_heads
+from braid.radiance.features.table import (
+    FeatureSchema,
+    StoredFeatures,
+    channel_balance,
+    explained_variance,
+    find_rows,
+)
+from braid.radiance.features.vae import FeatureVae, load_vae
 from braid.radiance.scenes.cells import CellGrid
-from braid.radiance.student.marching import Marched
+from braid.radiance.student.marching import Marched, draw_points
+from braid.radiance.student.student import Student
 from braid.training.ema import Ema
 from braid.training.trainer import TrainResult
 
-# ---- The soft mask that keeps feature supervision away from the faces between cells --------------
-# d is the distance of a point to the nearest face of its cell in half edges: 0 on a face, 1 at the
-# center. The weight rises from 0 at d = threshold to 1 at d = threshold + soft_transition as a
-# smoothstep; without a transition it is the step d >= threshold.
+# ---- The soft mask that keeps feature supervision away from where cells meet ---------------------
+# What is compared with the threshold is one of two certainties in [0, 1]: the fraction of the ray's
+# compositing weight in the cell where it has the most, at points of that cell, 0 at others (the
+# seed's authors'); or the distance of the point to the nearest face of its cell in half edges, 0 on
+# a face and 1 at the center. The weight rises from 0 at the threshold to 1 at threshold +
+# soft_transition as a smoothstep; without a transition it is the step certainty >= threshold.
+
+
+def weight_fraction(
+    weights: Tensor,  # [M], compositing weight of each packed sample
+    ray: Tensor,  # [M] int64, sorted
+    cell: Tensor,  # [M] int64, the student's cell of each sample, -1 for none
+    rays: int,
+) -> Tensor:
+    """The fraction of its ray's weight in the ray's main cell; 0 for samples of others, [M]."""
+    key = ray * (int(cell.max()) + 2) + cell + 1 if len(cell) else ray
+    pairs, member = torch.unique(key, return_inverse=True)
+    owner = ray.new_empty(len(pairs)).index_copy_(0, member, ray)
+    in_cell = weights.new_zeros(len(pairs)).index_add_(0, member, weights)
+    most = weights.new_zeros(rays).scatter_reduce_(0, owner, in_cell, "amax")
+    total = weights.new_zeros(rays).index_add_(0, ray, weights)
+    own = in_cell[member]
+    return torch.where(own == most[ray], own / total[ray].clamp_min(1e-12), 0.0)
 
 
 def face_distance(
@@ -43,50 +72,31 @@ def face_distance(
 
 
 def mask_weight(
-    distance: Tensor,  # [P], half edges
+    certainty: Tensor,  # [P] in [0, 1]
     threshold: float,
     soft_transition: float,
 ) -> Tensor:
     """The weight of the feature loss at each point, [P] in [0, 1]."""
     if soft_transition == 0:
-        return (distance >= threshold).to(distance)
-    rise = ((distance - threshold) / soft_transition).clamp(0, 1)
+        return (certainty >= threshold).to(certainty)
+    rise = ((certainty - threshold) / soft_transition).clamp(0, 1)
     return rise * rise * (3 - 2 * rise)
 
 
 # ---- The loss ------------------------------------------------------------------------------------
 
 
-class Projector(nn.Module):
-    """An MLP from student features to teacher features or to the VAE's latent."""
+class Points(NamedTuple):
+    """P points of a student where its features meet the teacher's."""
 
-    def __init__(self, inputs: int, outputs: int, *, hidden: int, depth: int) -> None:
-        """`depth` counts linear layers; a depth of 1 is one linear map."""
-        super().__init__()
-        sizes = [inputs, *[hidden] * (depth - 1), outputs]
-        layers: list[nn.Module] = []
-        for index in range(depth):
-            layers += [nn.Linear(sizes[index], sizes[index + 1]), nn.ReLU()]
-        self.layers = nn.Sequential(*layers[:-1])
-
-    def forward(
-        self,
-        features: Tensor,  # [P, inputs]
-    ) -> Tensor:
-        """[P, outputs]."""
-        projected: Tensor = self.layers(features)
-        return projected
-
-
-class FeatureMatch(NamedTuple):
-    """Weighted loss terms and the mask that was applied."""
-
-    terms: dict[str, Tensor]  # feature_l2, feature_cosine and, with a VAE, feature_latent
-    mask: Tensor  # [P], boundary weight, 0 for points in cells without a teacher row
+    features: Tensor  # [P, H], penultimate features
+    network: Tensor  # [P] int64, the network whose cell the point lies in
+    row: Tensor  # [P] int64, of the teacher's table
+    certainty: Tensor  # [P] in [0, 1], what the boundary mask depends on
 
 
 class FeatureLoss(nn.Module):
-    """L2 and cosine between projected student features and the teacher's, in balanced channels.
+    """L2 and cosine between a student's and the teacher's features, in balanced channels.
 
     Channels are scaled so that every group weighs the same in the squared length; the L2 term is
     then the mean over groups of the mean squared error, and the cosine is taken in that space.
@@ -96,34 +106,35 @@ class FeatureLoss(nn.Module):
     def __init__(
         self,
         stored: StoredFeatures,
-        width: int,  # of the student's features
-        mask_grid: CellGrid,  # the student's cells
+        heads: tuple[int, int],  # networks of the student, features of each
         config: DistillConfig,
         vae: FeatureVae | None = None,
+        compared: FeatureSchema | None = None,  # of the VAE's channels; None: all
     ) -> None:
         super().__init__()
         schema, standardized = stored.features.schema, stored.standardized
-        self.projector = Projector(
-            width,
-            vae.latent if vae else schema.channels,
-            hidden=config.projector_hidden,
-            depth=config.projector_depth,
-        )
+        chosen = compared or schema
+        (networks, width), outputs = heads, vae.sizes.latent if vae else schema.channels
+        self.heads = nn.Parameter(torch.zeros(networks, width + 1, outputs))
         self.vae, self.config = vae, config
-        self.columns, self.grid, self.mask_grid = schema.columns, schema.grid, mask_grid
-        root = channel_balance(schema.columns).to(standardized).sqrt()
-        fixed = {"cells": stored.features.cells, "standardized": standardized, "root": root}
+        self.columns, self.grid = chosen.columns, schema.grid
+        root = channel_balance(chosen.columns).to(standardized).sqrt()
+        fixed = {"cells": stored.features.cells, "root": root, "chosen": schema.index(chosen)}
+        fixed["target"] = standardized[:, fixed["chosen"]]
+        fixed["means"] = torch.zeros(networks, len(root))
         if vae is not None:
             vae.freeze()
             with torch.no_grad():
                 fixed["latents"] = vae.encode(standardized).mean
-                gap = (vae.decode(fixed["latents"]) - standardized) * root
+                gap = (vae.decode(fixed["latents"])[:, fixed["chosen"]] - fixed["target"]) * root
             fixed["gate"] = reconstruction_gate(gap.square().sum(dim=-1), config.gate_tau)
         for name, value in fixed.items():
             self.register_buffer(name, value, persistent=False)
         self.cells: Tensor
-        self.standardized: Tensor
         self.root: Tensor
+        self.chosen: Tensor
+        self.target: Tensor
+        self.means: Tensor
         self.latents: Tensor
         self.gate: Tensor
 
@@ -134,37 +145,41 @@ class FeatureLoss(nn.Module):
         """The teacher's row for each point, [P]; -1 where its cell is empty."""
         return find_rows(self.cells, self.grid.index(points))
 
-    def predict(
-        self,
-        student: Tensor,  # [P, H]
-    ) -> Tensor:
+    @torch.no_grad()
+    def fit(self, points: Points) -> None:
+        """Fit the heads, and the mean target of each network beside them."""
+        count, target = len(self.heads), self.target[points.row]
+        fitted = target if self.vae is None else self.latents[points.row]
+        self.heads.copy_(fit_heads(points.features, fitted, points.network, count))
+        self.means.copy_(fit_heads(points.features[:, :0], target, points.network, count)[:, 0])
+
+    def predict(self, points: Points) -> Tensor:
         """The standardized teacher features as the student predicts them, [P, F]."""
-        projected: Tensor = self.projector(student)
-        return projected if self.vae is None else self.vae.decode(projected)
+        projected = apply_heads(self.heads, points.features, points.network)
+        return projected if self.vae is None else self.vae.decode(projected)[:, self.chosen]
+
+    def mask(self, points: Points) -> Tensor:
+        """The boundary weight of each point, [P]."""
+        return mask_weight(points.certainty, self.config.threshold, self.config.soft_transition)
 
     def forward(
         self,
-        student: Tensor,  # [P, H], penultimate features
-        points: Tensor,  # [P, 3], scene units
+        points: Points,
         weight: float,  # from the schedule, `feature_weight`
-    ) -> FeatureMatch:
-        """Mean over points of mask * gate * error, term by term."""
-        row = self.rows(points)
-        distance = face_distance(points, self.mask_grid)
-        mask = mask_weight(distance, self.config.threshold, self.config.soft_transition)
-        mask = mask * (row >= 0)
-        row = row.clamp_min(0)
-        projected: Tensor = self.projector(student)
+    ) -> dict[str, Tensor]:
+        """Mean over points of mask * gate * error: feature_l2, feature_cosine, feature_latent."""
+        scale = self.mask(points) * weight
         if self.vae is None:
-            return FeatureMatch(self._terms(projected, row, mask * weight), mask)
-        gated = mask * self.gate[row] * weight
-        gap = (projected - self.latents[row]).square().mean(dim=-1)
-        terms = self._terms(self.vae.decode(projected), row, gated)
-        latent = self.config.latent * _mean(gated * gap)
-        return FeatureMatch({**terms, "feature_latent": latent}, mask)
+            return self._terms(self.predict(points), points.row, scale)
+        scale = scale * self.gate[points.row]
+        projected = apply_heads(self.heads, points.features, points.network)
+        gap = (projected - self.latents[points.row]).square().mean(dim=-1)
+        decoded = self.vae.decode(projected)[:, self.chosen]
+        latent = {"feature_latent": self.config.latent * _mean(scale * gap)}
+        return self._terms(decoded, points.row, scale) | latent
 
     def _terms(self, predicted: Tensor, row: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        predicted, target = predicted * self.root, self.standardized[row] * self.root
+        predicted, target = predicted * self.root, self.target[row] * self.root
         square = (predicted - target).square().sum(dim=-1)
         cosine = torch.nn.functional.cosine_similarity(predicted, target, dim=-1)
         return {
@@ -173,26 +188,26 @@ class FeatureLoss(nn.Module):
         }
 
 
-def draw_points(
-    weights: Tensor,  # [S], compositing weight of each packed sample, times its ray's importance
-    ray: Tensor,  # [S] int64, the ray of each sample
-    alpha: Tensor,  # [R], opacity of each ray
-    count: int,
-    generator: torch.Generator,
-    *,
-    solid: float = 0.5,
-) -> Tensor:
-    """Samples drawn in proportion to weight on rays with alpha >= `solid`, [count] int64.
+def feature_loss(
+    stored: StoredFeatures,
+    student: Student,
+    config: DistillConfig,
+    variant: VariantConfig,
+    vae: Path,  # folder of the feature VAE
+) -> FeatureLoss | None:
+    """The loss of a variant, its VAE read from its folder; None for one without features.
 
-    Empty if no sample has weight there.
+    Raises:
+        ValueError: as `load_vae`.
     """
-    exact = torch.float32 if weights.device.type == "mps" else torch.float64
-    cumulative = (weights * (alpha >= solid)[ray]).detach().to(exact).cumsum(0)
-    if len(cumulative) == 0 or cumulative[-1] <= 0:
-        return torch.empty(0, dtype=torch.int64, device=weights.device)
-    u = torch.rand(count, generator=generator, device=generator.device)
-    place = torch.searchsorted(cumulative, u.to(cumulative) * cumulative[-1], right=True)
-    return place.clamp_max(len(cumulative) - 1)
+    if not variant.groups:
+        return None
+    heads = len(student.field.weights), student.width
+    if not variant.vae:
+        return FeatureLoss(stored.select(variant.groups), heads, config)
+    model, part = load_vae(vae, stored)
+    schema = part.features.schema
+    return FeatureLoss(part, heads, config, model, schema.select(variant.groups))
 
 
 def feature_weight(
@@ -230,21 +245,22 @@ def _mean(values: Tensor) -> Tensor:
 
 # ---- How far a student's features agree with its teacher's --------------------------------------
 # The networks of a KiloNeRF share no basis, so raw student features of different cells are not
-# comparable; cosine and explained variance are of the *projector's predictions*, only the CKA is of
-# the raw features.
+# comparable; cosine and explained variance are of the *heads' predictions*, only the CKA is of the
+# raw features.
 
 
 def alignment(
     student: Tensor,  # [N, H], penultimate features
-    predicted: Tensor,  # [N, F], their projection, standardized units
+    predicted: Tensor,  # [N, F], what their heads predict, standardized units
     target: Tensor,  # [N, F], teacher features, standardized
     columns: Mapping[str, slice],  # channel groups
 ) -> dict[str, float]:
-    """`cosine`, `cka` and `explained_variance_<group>`."""
+    """`cosine`, `cka`, `explained_variance` (mean over groups), `explained_variance_<group>`."""
     explained = explained_variance(predicted, target, columns)
     return {
         "cosine": mean_cosine(predicted, target),
         "cka": linear_cka(student, target),
+        "explained_variance": sum(explained.values()) / len(explained),
         **{f"explained_variance_{group}": value for group, value in explained.items()},
     }
 
@@ -290,6 +306,7 @@ class FeatureObjective(nn.Module):
         super().__init__()
         self.response, self.features, self.config = response, features, config
         self.diagnostics: dict[str, float | Tensor] = {}
+        self.before: dict[str, float] = {}  # explained variance before training
 
     @property
     def field(self) -> nn.Module:
@@ -303,20 +320,19 @@ class FeatureObjective(nn.Module):
             self.diagnostics = self.response.diagnostics
             return terms
         terms, marched, importance = self.response.march_batch(draws, features=True)
-        chosen = self._draw(marched, importance, draws)
+        points = self._points(self.features, marched, importance, draws, self.config.points)
         weight = self.weight(step)
-        match = self.features(
-            marched.field.features[chosen], marched.samples.points[chosen], weight
-        )
-        mask = match.mask if len(match.mask) else match.mask.new_zeros(1)
+        mask = self.features.mask(points)
+        mask = mask if len(mask) else mask.new_zeros(1)
+        low, high = torch.quantile(mask.float(), mask.new_tensor([0.05, 0.95]).float())
         self.diagnostics = {
             **self.response.diagnostics,
             "feature_weight": weight,
             "feature_mask_weight_mean": mask.mean(),
-            "feature_mask_weight_min": mask.min(),
-            "feature_mask_weight_max": mask.max(),
+            "feature_mask_weight_p05": low,
+            "feature_mask_weight_p95": high,
         }
-        return {**terms, **match.terms}
+        return {**terms, **self.features(points, weight)}
 
     def weight(self, step: int) -> float:
         """Of the feature loss at a step."""
@@ -324,33 +340,74 @@ class FeatureObjective(nn.Module):
         warmup, decay = int(self.config.warmup * steps), int(self.config.decay * steps)
         return feature_weight(step, warmup=warmup, decay=decay, floor=self.config.floor)
 
-    def _draw(self, marched: Marched, importance: Tensor, draws: torch.Generator) -> Tensor:
-        ray = marched.samples.ray
-        weights = marched.weights.detach() * importance[ray]
-        return draw_points(weights, ray, marched.alpha.detach(), self.config.points, draws)
+    def _points(
+        self,
+        loss: FeatureLoss,
+        marched: Marched,
+        importance: Tensor,  # [R]
+        draws: torch.Generator,
+        count: int,
+    ) -> Points:
+        """Points drawn among the marched samples whose cell has a teacher row."""
+        samples, weights = marched.samples, marched.weights.detach()
+        row, cell = loss.rows(samples.points), self.response.student.grid.index(samples.points)
+        wanted = weights * importance[samples.ray] * (row >= 0)
+        chosen = draw_points(wanted, samples.ray, marched.alpha.detach(), count, draws)
+        place = samples.points[chosen]
+        if self.config.mask == "face":
+            certainty = face_distance(place, self.response.student.grid)
+        else:
+            fraction = weight_fraction(weights, samples.ray, cell, len(marched.alpha))
+            certainty = fraction[chosen]
+        network = self.response.student.field.network_of_cell.view(-1)[cell[chosen]]
+        return Points(marched.field.features[chosen], network, row[chosen], certainty)
 
     @torch.no_grad()
-    def alignment(self, draws: torch.Generator) -> dict[str, float]:
+    def fresh_points(self, loss: FeatureLoss, draws: torch.Generator, batches: int) -> Points:
+        """Points of batches of rays of their own; measuring must not move the sampler's errors."""
+        training = self.response.training
+        self.response.eval()
+        parts = []
+        for _ in range(batches):
+            _, marched, importance = self.response.march_batch(draws, features=True)
+            count = 4 * self.config.points  # more of a batch than a step takes
+            parts.append(self._points(loss, marched, importance, draws, count))
+        self.response.train(training)
+        return Points(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def fit_heads(self, seed: int) -> None:
+        """Fit the heads to the student as it is; nothing to do without features."""
+        if self.features is not None:
+            draws = generator(seed, "heads", device=self.response.field.weights.device)
+            self.features.fit(self.fresh_points(self.features, draws, self.config.head_batches))
+            self.before = self.alignment(seed)
+
+    @torch.no_grad()
+    def alignment(self, seed: int) -> dict[str, float]:
         """Agreement of the student's features with the teacher's at freshly drawn points.
 
-        Empty where the student shows nothing solid in any cell of the teacher's.
+        Beside it the explained variance of the networks' mean targets, which need no feature, and
+        that before training. Empty where the student shows nothing solid in any cell of the
+        teacher's.
 
         Raises:
             ValueError: the objective has no features.
         """
         if self.features is None:
             raise ValueError("alignment: this objective compares no features")
-        training = self.response.training
-        self.response.eval()  # measuring must not move the sampler's errors
-        _, marched, importance = self.response.march_batch(draws, features=True)
-        self.response.train(training)
-        chosen = self._draw(marched, importance, draws)
-        row = self.features.rows(marched.samples.points[chosen])
-        if not (row >= 0).any():
+        draws = generator(seed, "alignment", device=self.response.field.weights.device)
+        points = self.fresh_points(self.features, draws, batches=1)
+        if len(points.row) == 0:
             return {}
-        student = marched.field.features[chosen][row >= 0]
-        target = self.features.standardized[row[row >= 0]]
-        return alignment(student, self.features.predict(student), target, self.features.columns)
+        target, means = self.features.target[points.row], self.features.means[points.network]
+        columns = self.features.columns
+        figures = alignment(points.features, self.features.predict(points), target, columns)
+        alone = explained_variance(means, target, columns)
+        first = self.before.get("explained_variance", figures["explained_variance"])
+        return figures | {
+            "explained_variance_by_network": sum(alone.values()) / len(alone),
+            "explained_variance_before": first,
+        }
 
 
 class AlignmentProbe:
@@ -370,7 +427,7 @@ class AlignmentProbe:
             return None
         if objective.features is None:
             return None
-        return objective.alignment(generator(self.seed, "alignment"))
+        return objective.alignment(self.seed)
 
 
 # ---- Curves that Stage 2 alone has, by what is drawn together ------------------------------------
@@ -381,8 +438,8 @@ CURVES = {
     "feature_mask": (
         "step",
         "feature_mask_weight_mean",
-        "feature_mask_weight_min",
-        "feature_mask_weight_max",
+        "feature_mask_weight_p05",
+        "feature_mask_weight_p95",
     ),
     "gradient_norms": (
         "step",
@@ -393,7 +450,7 @@ CURVES = {
         "gradient_norm_feature_cosine",
         "gradient_norm_feature_latent",
     ),
-    "alignment": ("step", "cosine", "cka"),
+    "alignment": ("step", "cosine", "cka", "explained_variance"),
 }
 
 

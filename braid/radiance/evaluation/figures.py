@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from braid.common.plotting import BLUE, GREEN, ORANGE, PALE, save, styled
 from braid.radiance.evaluation.image_metrics import psnr
+from braid.radiance.scenes.renders import load_images
 
 RESIDUAL_LIMIT = 0.25  # residual, in [0, 1], at which the color scale ends
 RESIDUAL_COLORS = "magma"
@@ -53,7 +56,7 @@ def publication_figure(
     """Ground truth, teacher and the students on the pictured test views."""
     frames, images = next(iter(renders.values()))
     models = {"teacher": images["teacher"]}
-    models |= {_title(name): stored["end of training"] for name, (_, stored) in renders.items()}
+    models |= {_title(name): stored["after"] for name, (_, stored) in renders.items()}
     image_table(path, images["truth"], models, frames)
 
 
@@ -86,6 +89,25 @@ def image_table(
             _column(axes[:, column], name, stack.mean(dim=-1))
         _color_bar(figure, axes)
         save(figure, path)
+
+
+MOVIE_SIDE = 240  # pixels that a smaller frame is enlarged to, by a whole factor
+FRAME_TIME = 80  # milliseconds
+
+
+def movie(
+    path: Path,
+    teacher: Tensor,  # [N, H, W, 3] over white
+    student: Tensor,  # [N, H, W, 3] over white
+) -> None:
+    """A GIF of the teacher, the student and the residual between them, side by side."""
+    residual = (student - teacher).abs().mean(dim=-1).cpu().numpy() / RESIDUAL_LIMIT
+    colors = colormaps[RESIDUAL_COLORS](residual.clip(0, 1))[..., :3]
+    parts = [teacher.clamp(0, 1).cpu().numpy(), student.clamp(0, 1).cpu().numpy(), colors]
+    factor = max(1, MOVIE_SIDE // teacher.shape[1])
+    rows = (np.concatenate(parts, axis=2) * 255).round().astype(np.uint8)
+    frames = [Image.fromarray(row.repeat(factor, 0).repeat(factor, 1)) for row in rows]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=FRAME_TIME, loop=0)
 
 
 def _column(axes: NDArray[np.object_], name: str, images: Tensor) -> None:
@@ -196,6 +218,7 @@ Row = Mapping[str, Any]
 # First columns of the summary, in order; others follow as the tables of the models have them.
 COLUMNS = (
     *("scene", "variant", "psnr", "ssim", "lpips", "psnr_foreground", "psnr_vs_teacher", "status"),
+    *("psnr_val", "feature_explained_variance", "feature_explained_variance_by_network"),
     *("fps", "peak_memory_mib", "power_w", "train_seconds", "parameters", "steps"),
 )
 COLLAPSED = 0.05  # mean weight below which the boundary mask leaves next to nothing to learn from
@@ -231,6 +254,18 @@ class Model:
         return float(rows[f"baseline_{name}"]["psnr"])
 
 
+def published(students: Sequence[Model]) -> list[str]:
+    """Who is in the publication figure: Stage 1B, `gaussian_all` and the best, where there are any.
+
+    The best is the first by PSNR of the validation views, or of the test views without any.
+    """
+    rows = [student.table[0] for student in students]
+    measure = "psnr_val" if all(row.get("psnr_val") for row in rows) else "psnr"
+    best = max(rows, key=lambda row: float(row[measure]))["variant"]
+    names = [row["variant"] for row in rows]
+    return [name for name in dict.fromkeys((FIRST_STAGE, "gaussian_all", best)) if name in names]
+
+
 def summary_rows(models: Sequence[Model]) -> Iterator[Row]:
     """A row per model of a scene, then one per trivial predictor."""
     for model in models:
@@ -248,6 +283,12 @@ def draw_tradeoff(path: Path, teacher: Model, students: Sequence[Model], title: 
         teacher.cost["peak_memory_of"],
         title,
     )
+
+
+def draw_publication(path: Path, students: Sequence[Model], renders: Path) -> None:
+    """Write the publication figure of a scene from its students' stored renders."""
+    stored = {name: load_images(renders / f"{name}.npz") for name in published(students)}
+    publication_figure(path, stored)
 
 
 def mask_figures(weights: Sequence[float]) -> dict[str, Any]:

@@ -211,14 +211,14 @@ class Evaluation:
 
     def headline(self) -> dict[str, Value]:
         """The figures that are read daily, for the metrics file."""
-        names = ("psnr", "ssim", "lpips", "psnr_vs_teacher", "status")
+        names = ("psnr", "ssim", "lpips", "psnr_foreground", "psnr_vs_teacher", "status")
         silhouette = {"psnr_silhouette": self.baselines["silhouette"]}
-        return {name: self.figures[name] for name in names} | silhouette
+        return {name: self.figures[name] for name in names if name in self.figures} | silhouette
 
-    def rows(self, scene: str, variant: str, **size: int) -> list[dict[str, Value]]:
+    def rows(self, scene: str, variant: str, **more: Value) -> list[dict[str, Value]]:
         """The table: the model with all its figures, then every trivial predictor."""
         rows: dict[str, dict[str, Value]] = {
-            variant: {**self.figures, **size, "conventions": CONVENTIONS},
+            variant: {**self.figures, **more, "conventions": CONVENTIONS},
             **{f"baseline_{name}": {"psnr": value} for name, value in self.baselines.items()},
         }
         return [{"scene": scene, "variant": name, **row} for name, row in rows.items()]
@@ -228,15 +228,17 @@ def evaluate(
     images: Tensor,  # [N, H, W, 3] over white
     truth: Views,
     train: Views,
-    teacher: Tensor,  # [N, H, W, 3] over white, of the same views
+    teacher: Tensor | None,  # [N, H, W, 3] over white, of the same views; None: it is the model
     weights: Path | None,  # of LPIPS's trunk; None: no LPIPS
 ) -> Evaluation:
     """A model's quality, its closeness to the teacher, the trivial baselines and a status.
 
+    Colors are clamped to [0, 1], as a screen shows them.
+
     Raises:
         ValueError: the images are smaller than SSIM's window, or the weights are something else.
     """
-    target = truth.on_white()
+    images, target = images.clamp(0, 1), truth.on_white()
     baselines = {
         name: float(psnr(prediction, target).mean())
         for name, prediction in trivial_predictions(truth, train).items()
@@ -248,10 +250,16 @@ def evaluate(
         "ssim": float(ssim(images, target).mean()),
         **_perceptual(images, target, weights),
         "psnr_foreground": None if foreground.isnan() else float(foreground),
-        "psnr_vs_teacher": float(psnr(images, teacher).mean()),
         "status": status(reached, baselines["white"], baselines["silhouette"]),
     }
+    if teacher is not None:
+        figures["psnr_vs_teacher"] = float(psnr(images, teacher.clamp(0, 1)).mean())
     return Evaluation(figures, baselines)
+
+
+def validation_psnr(images: Tensor, truth: Views) -> float:
+    """Of the validation views, by which the best of the students is chosen."""
+    return float(psnr(images.clamp(0, 1), truth.on_white()).mean())
 
 
 def _perceptual(images: Tensor, target: Tensor, weights: Path | None) -> dict[str, Value]:

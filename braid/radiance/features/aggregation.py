@@ -21,7 +21,7 @@ rows are the same to the last bit for any input order, any sign of the quaternio
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from braid.radiance.config import FeaturesConfig, Split, Weighting
+from braid.radiance.config import AggregationConfig, FeaturesConfig
 from braid.radiance.features.table import (
     CellFeatures,
     FeatureSchema,
@@ -74,49 +74,40 @@ def extract_features(
     features = aggregate(
         gaussians,
         points_grid(gaussians.means, config.cells),
-        weighting=config.weighting,
-        split=config.split,
-        contribution=contribution,
+        config,
+        contribution,
     )
     training = training_cells(
         features.schema.grid, features.cells, block=config.block, validation=config.val_fraction
     )
-    standardization = fit_standardization(features.values[training], robust=config.robust)
+    standardization = fit_standardization(
+        features.values[training], features.schema.columns, robust=config.robust
+    )
     return StoredFeatures(features, standardization, training)
 
 
 def aggregate(
     gaussians: Gaussians,
     grid: CellGrid,
-    *,
-    weighting: Weighting = "mass",
-    split: Split = "hard",
-    contribution: Tensor | None = None,  # [G], each Gaussian's part in the training renders
+    config: AggregationConfig,
+    contribution: Tensor | None = None,  # [G], >= 0, each Gaussian's part in the training renders
 ) -> CellFeatures:
     """Aggregate all groups; Gaussians outside the grid, or of weight 0, do not count.
 
-    Args:
-        gaussians: The teacher.
-        grid: The cells.
-        weighting: "opacity"; "mass": opacity times (2 pi)^1.5 prod(s); or "contribution".
-        split: "hard": a Gaussian belongs to the cell of its center; "trilinear": to the 8 cells
-            whose centers surround it.
-        contribution: The weights for "contribution", >= 0.
-
     Raises:
-        ValueError: unknown weighting or split, contributions missing or negative, or no Gaussian
-            left inside the grid.
+        ValueError: contributions missing or negative, or no Gaussian left inside the grid.
     """
-    _check(gaussians, weighting, split, contribution)
-    splats = _prepare(gaussians, grid, weighting, contribution)
-    cells, fraction = _fractions(splats, grid, split)
+    if config.weighting == "contribution":
+        _check(gaussians, contribution)
+    splats = _prepare(gaussians, grid, config.weighting, contribution)
+    cells, fraction = _fractions(splats, grid, config.split)
     weight = fraction @ splats.weight
     to_mean = sparse.diags(1 / weight) @ fraction @ sparse.diags(splats.weight)
     groups = _groups(splats, grid, cells, fraction, to_mean)
     rows = np.concatenate(list(groups.values()), axis=1)
     names = _channel_names(gaussians.sh.shape[1])
     return CellFeatures(
-        FeatureSchema(grid, weighting, split, {group: names[group] for group in groups}),
+        FeatureSchema(grid, _plain(config), {group: names[group] for group in groups}),
         cells,
         torch.from_numpy(rows).float(),
         torch.from_numpy(fraction @ np.ones(len(splats.weight))).float(),
@@ -124,14 +115,12 @@ def aggregate(
     )
 
 
-def _check(gaussians: Gaussians, weighting: str, split: str, contribution: Tensor | None) -> None:
-    for kind, choice, choices in (("weighting", weighting, Weighting), ("split", split, Split)):
-        if choice not in get_args(choices):
-            raise ValueError(
-                f"unknown {kind} {choice!r}, expected one of {list(get_args(choices))}"
-            )
-    if weighting != "contribution":
-        return
+def _plain(config: AggregationConfig) -> AggregationConfig:
+    """Without the settings of a subclass: what a schema keeps."""
+    return AggregationConfig(weighting=config.weighting, split=config.split)
+
+
+def _check(gaussians: Gaussians, contribution: Tensor | None) -> None:
     if contribution is None or contribution.shape != (len(gaussians),):
         shape = None if contribution is None else tuple(contribution.shape)
         raise ValueError(f"contribution: expected shape ({len(gaussians)},), got {shape}")

@@ -19,22 +19,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from braid.radiance.config import AggregationConfig
 from braid.radiance.scenes.cells import CellGrid
 
-# ---- Standardized features: location and scale per channel, and which cells may set them -------
+# ---- Standardized features: a location per channel, a scale per group of channels ---------------
+# One scale for all channels of a group keeps their sizes relative to each other: a harmonic of
+# degree 3 that is mostly noise of .05 must not count as much as the color itself. For harmonics
+# that is exact: over all directions, an error of radiance is the sum of the squared errors of its
+# coefficients / 4 pi (Parseval).
+#
 # Cells next to each other share Gaussians, so a random split would let validation leak into
 # training; whole blocks of cells go to one side or the other.
 
-MIN_SCALE = 1e-6  # a channel that varies less is constant: it passes through, centered
+MIN_SCALE = 1e-6  # a channel or a group that varies less is constant
 
 
 @dataclass(frozen=True)
 class Standardization:
-    """z = (x - mean) / scale, clipped to +-clip."""
+    """z = (x - mean) / scale, clipped to +-bound."""
 
     mean: Tensor  # [F]
-    scale: Tensor  # [F], > 0
-    clip: float  # standard deviations
+    scale: Tensor  # [F], > 0, the same for all channels of a group
+    bound: Tensor  # [F], > 0
 
     def transform(
         self,
@@ -42,26 +48,35 @@ class Standardization:
     ) -> Tensor:
         """Standardized values, [N, F]."""
         z = (values - self.mean.to(values)) / self.scale.to(values)
-        return z.clamp(-self.clip, self.clip)
+        return z.clamp(-self.bound.to(values), self.bound.to(values))
+
+    def invert(
+        self,
+        z: Tensor,  # [N, F]
+    ) -> Tensor:
+        """The values that have these standardized ones, [N, F]."""
+        return z * self.scale.to(z) + self.mean.to(z)
 
     def select(
         self,
         columns: Tensor,  # [K] int64
     ) -> Standardization:
         """The standardization of some columns."""
-        return Standardization(self.mean[columns], self.scale[columns], self.clip)
+        return Standardization(self.mean[columns], self.scale[columns], self.bound[columns])
 
 
 def fit_standardization(
     values: Tensor,  # [N, F], training rows only
+    columns: Mapping[str, slice],  # channel groups
     *,
-    clip: float = 6.0,
+    clip: float = 6.0,  # deviations of a channel
     robust: bool = False,
 ) -> Standardization:
-    """Mean and standard deviation per channel, or median and 1.4826 MAD if `robust`.
+    """Mean per channel and root mean square of the deviations per group.
 
-    A channel that is constant for more than half of the rows has no MAD and takes its standard
-    deviation; one without that either is only centered.
+    A deviation is the standard deviation, or 1.4826 MAD about the median if `robust`; a channel
+    that is constant for more than half of the rows has no MAD and takes its standard deviation. A
+    group that is constant is only centered.
 
     Raises:
         ValueError: there are no rows.
@@ -69,13 +84,49 @@ def fit_standardization(
     if len(values) == 0:
         raise ValueError("standardization: expected at least one training cell, got none")
     exact = values.double()
-    mean, scale = exact.mean(dim=0), exact.std(dim=0, correction=0)
+    mean, deviation = exact.mean(dim=0), exact.std(dim=0, correction=0)
     if robust:
         mean = exact.median(dim=0).values
-        deviation = 1.4826 * (exact - mean).abs().median(dim=0).values
-        scale = torch.where(deviation < MIN_SCALE, scale, deviation)
-    scale = torch.where(scale < MIN_SCALE, 1.0, scale)
-    return Standardization(mean.to(values), scale.to(values), clip)
+        absolute = 1.4826 * (exact - mean).abs().median(dim=0).values
+        deviation = torch.where(absolute < MIN_SCALE, deviation, absolute)
+    scale = torch.ones_like(mean)
+    for channels in columns.values():
+        size = deviation[channels].square().mean().sqrt()
+        scale[channels] = size if size >= MIN_SCALE else 1.0
+    bound = clip * torch.where(deviation < MIN_SCALE, 1.0, deviation / scale)
+    return Standardization(mean.to(values), scale.to(values), bound.to(values))
+
+
+def unexplained_variance(
+    predicted: Tensor,  # [N, F]
+    target: Tensor,  # [N, F]
+    columns: Mapping[str, slice],  # channel groups
+) -> dict[str, float]:
+    """Squared error / variance about the mean per group; 1 for a group that does not vary."""
+    predicted, target = predicted.cpu().double(), target.cpu().double()
+    error = (predicted - target).square().sum(dim=0)
+    total = (target - target.mean(dim=0)).square().sum(dim=0)
+    unexplained = {}
+    for group, channels in columns.items():
+        variance = float(total[channels].sum())
+        unexplained[group] = float(error[channels].sum()) / variance if variance > 0 else 1.0
+    return unexplained
+
+
+def explained_variance(
+    predicted: Tensor,  # [N, F]
+    target: Tensor,  # [N, F]
+    columns: Mapping[str, slice],  # channel groups
+) -> dict[str, float]:
+    """1 - the unexplained fraction of each group."""
+    unexplained = unexplained_variance(predicted, target, columns)
+    return {group: 1 - fraction for group, fraction in unexplained.items()}
+
+
+def channel_balance(columns: Mapping[str, slice]) -> Tensor:
+    """Weight per channel under which a weighted sum is the mean over groups of group means, [F]."""
+    weights = [torch.full((c.stop - c.start,), 1 / (c.stop - c.start)) for c in columns.values()]
+    return torch.cat(weights) / len(columns)
 
 
 def training_cells(
@@ -113,7 +164,8 @@ def _scramble(keys: Tensor) -> Tensor:
 # ---- The table and its file --------------------------------------------------------------------
 
 ALIASES = {"sh": ("sh_dc", "sh_rest")}  # names that stand for several groups
-_VERSION = 1
+HARMONICS = 3  # highest degree
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -121,8 +173,7 @@ class FeatureSchema:
     """What the columns of a feature table mean."""
 
     grid: CellGrid
-    weighting: str  # opacity, mass or contribution
-    split: str  # hard or trilinear
+    aggregation: AggregationConfig
     groups: Mapping[str, tuple[str, ...]]  # group -> its channels, in column order
 
     @property
@@ -132,16 +183,17 @@ class FeatureSchema:
 
     @property
     def columns(self) -> dict[str, slice]:
-        """The columns of each group."""
+        """The columns of each group that has a scale of its own: all harmonics are one, `sh`."""
         ends = np.cumsum([len(names) for names in self.groups.values()]).tolist()
-        starts = [0, *ends[:-1]]
-        return {
-            name: slice(start, end)
-            for name, start, end in zip(self.groups, starts, ends, strict=True)
-        }
+        whole = {part: alias for alias, parts in ALIASES.items() for part in parts}
+        columns: dict[str, slice] = {}
+        for name, start, end in zip(self.groups, [0, *ends[:-1]], ends, strict=True):
+            group = whole.get(name, name)
+            columns[group] = slice(columns.get(group, slice(start, end)).start, end)
+        return columns
 
-    def select(self, names: Iterable[str]) -> FeatureSchema:
-        """The schema of some groups only, in this schema's order.
+    def select(self, names: Iterable[str], harmonics: int = HARMONICS) -> FeatureSchema:
+        """The schema of some groups only, in this schema's order, harmonics up to a degree.
 
         Raises:
             ValueError: a group is unknown; the message lists the known ones.
@@ -153,7 +205,14 @@ class FeatureSchema:
                 known = sorted({*self.groups, *ALIASES})
                 raise ValueError(f"unknown feature group {name!r}, expected one of {known}")
             wanted.update(groups)
-        return replace(self, groups={k: v for k, v in self.groups.items() if k in wanted})
+        rest = 3 * ((harmonics + 1) ** 2 - 1)
+        kept = {k: v[:rest] if k == "sh_rest" else v for k, v in self.groups.items()}
+        return replace(self, groups={k: v for k, v in kept.items() if k in wanted and v})
+
+    def index(self, part: FeatureSchema) -> Tensor:
+        """The columns here of the channels of a part, [K] int64."""
+        place = {n: i for i, n in enumerate(n for names in self.groups.values() for n in names)}
+        return torch.tensor([place[n] for names in part.groups.values() for n in names])
 
     def to_json(self) -> str:
         """Canonical JSON: equal schemas give equal text."""
@@ -162,8 +221,7 @@ class FeatureSchema:
             "lower": self.grid.lower,
             "upper": self.grid.upper,
             "resolution": self.grid.resolution,
-            "weighting": self.weighting,
-            "split": self.split,
+            **self.aggregation.model_dump(include=set(AggregationConfig.model_fields)),
             "groups": [[name, list(channels)] for name, channels in self.groups.items()],
         }
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -184,12 +242,6 @@ class CellFeatures:
     count: Tensor  # [C] float32, Gaussians in the cell (fractions if split)
     weight: Tensor  # [C] float32, total aggregation weight
 
-    def select(self, names: Iterable[str]) -> CellFeatures:
-        """The same cells with the columns of some groups only (ValueError: unknown group)."""
-        schema = self.schema.select(names)
-        columns = [self.values[:, self.schema.columns[name]] for name in schema.groups]
-        return replace(self, schema=schema, values=torch.cat(columns, dim=1))
-
 
 class StoredFeatures(NamedTuple):
     """The content of a feature file."""
@@ -198,14 +250,12 @@ class StoredFeatures(NamedTuple):
     standardization: Standardization  # of all columns, fitted on the training cells
     training: Tensor  # [C] bool: cells of the training blocks; the others validate
 
-    def select(self, names: Iterable[str]) -> StoredFeatures:
+    def select(self, names: Iterable[str], harmonics: int = HARMONICS) -> StoredFeatures:
         """The same cells with the columns of some groups only (ValueError: unknown group)."""
-        features = self.features.select(names)
-        columns = torch.arange(self.features.schema.channels)
-        chosen = [columns[self.features.schema.columns[name]] for name in features.schema.groups]
-        return StoredFeatures(
-            features, self.standardization.select(torch.cat(chosen)), self.training
-        )
+        schema = self.features.schema.select(names, harmonics)
+        columns = self.features.schema.index(schema)
+        features = replace(self.features, schema=schema, values=self.features.values[:, columns])
+        return StoredFeatures(features, self.standardization.select(columns), self.training)
 
     @property
     def standardized(self) -> Tensor:
@@ -232,7 +282,7 @@ def save_features(path: Path, stored: StoredFeatures) -> None:
         "weight": features.weight,
         "mean": standardization.mean,
         "scale": standardization.scale,
-        "clip": torch.tensor(standardization.clip, dtype=torch.float64),
+        "bound": standardization.bound,
         "training": training,
     }
     content: dict[str, Any] = {name: array.detach().cpu().numpy() for name, array in arrays.items()}
@@ -266,12 +316,12 @@ def load_features(path: Path) -> StoredFeatures:
         raise ValueError(f"{path}: expected values of shape {expected}, got {tuple(values.shape)}")
     return StoredFeatures(
         CellFeatures(schema, cells, values, tensors["count"], tensors["weight"]),
-        Standardization(tensors["mean"], tensors["scale"], float(content["clip"])),
+        Standardization(tensors["mean"], tensors["scale"], tensors["bound"]),
         tensors["training"],
     )
 
 
-_ARRAYS = ("cells", "values", "count", "weight", "mean", "scale", "training")
+_ARRAYS = ("cells", "values", "count", "weight", "mean", "scale", "bound", "training")
 
 
 def _schema(content: dict[str, Any]) -> FeatureSchema:
@@ -280,4 +330,5 @@ def _schema(content: dict[str, Any]) -> FeatureSchema:
     lower, upper, resolution = (tuple(content[key]) for key in ("lower", "upper", "resolution"))
     groups = {name: tuple(channels) for name, channels in content["groups"]}
     grid = CellGrid(lower, upper, resolution)
-    return FeatureSchema(grid, content["weighting"], content["split"], groups)
+    fields = AggregationConfig.model_fields
+    return FeatureSchema(grid, AggregationConfig(**{k: content[k] for k in fields}), groups)

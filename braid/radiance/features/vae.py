@@ -1,13 +1,15 @@
 """A small variational autoencoder of standardized cell features, and its training objective.
 
 Objective (Kingma & Welling 2014): balanced reconstruction + beta * KL. *Balanced* is the mean over
-channel groups of each group's mean squared error, so that 45 harmonics do not outvote one optical
-depth. beta rises linearly from 0, and a latent dimension pays for KL only above `free_bits`
-(Kingma et al. 2016), both against posterior collapse.
+channel groups of each group's mean squared error, so that 48 harmonics do not outvote one optical
+depth; of features with one scale a group that is the mean unexplained fraction. beta rises linearly
+from 0, and a latent dimension pays for KL only above `free_bits` (Kingma et al. 2016), both against
+posterior collapse.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +21,13 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from braid.common.io import load_model, save_model
-from braid.radiance.config import VaeConfig
+from braid.radiance.config import VaeConfig, VaeSizes
+from braid.radiance.features.table import (
+    StoredFeatures,
+    channel_balance,
+    unexplained_variance,
+)
+from braid.training.ema import Ema
 
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -10.0, 4.0
 START_LOG_VARIANCE = -6.0  # what `start_from_pca` gives every latent
@@ -51,11 +59,11 @@ class FeatureVae(nn.Module):
     the linear maps are left.
     """
 
-    def __init__(self, features: int, hidden: Sequence[int], latent: int) -> None:
+    def __init__(self, features: int, sizes: VaeSizes) -> None:
         super().__init__()
-        self.features, self.hidden, self.latent = features, tuple(hidden), latent
-        self.encoder = _LinearPlusMlp(features, self.hidden, 2 * latent)
-        self.decoder = _LinearPlusMlp(latent, self.hidden[::-1], features)
+        self.features, self.sizes = features, sizes
+        self.encoder = _LinearPlusMlp(features, sizes.hidden, 2 * sizes.latent)
+        self.decoder = _LinearPlusMlp(sizes.latent, sizes.hidden[::-1], features)
 
     def encode(
         self,
@@ -84,13 +92,14 @@ class FeatureVae(nn.Module):
         center = values.mean(dim=0)
         scaled = (values - center) * root
         _, singular, axes = torch.linalg.svd(scaled.T @ scaled / len(values))
-        kept = min(self.latent, len(singular))
+        latent = self.sizes.latent
+        kept = min(latent, len(singular))
         size = singular[:kept].sqrt().clamp_min(1e-4)
         encode, decode = self.encoder.linear, self.decoder.linear
         encode.weight.zero_()
         encode.weight[:kept] = axes[:kept] / size[:, None] * root
-        encode.bias[: self.latent] = -encode.weight[: self.latent] @ center
-        encode.bias[self.latent :] = START_LOG_VARIANCE
+        encode.bias[:latent] = -encode.weight[:latent] @ center
+        encode.bias[latent:] = START_LOG_VARIANCE
         decode.weight[:, :kept] = axes[:kept].T * size / root[:, None]
         decode.bias.copy_(center)
         return self
@@ -122,7 +131,7 @@ class VaeObjective(nn.Module):
     def outer_layers(self) -> list[str]:
         """Names of the layers that touch the features, which Muon is not for."""
         linear = ["vae.encoder.linear", "vae.decoder.linear"]
-        last = 2 * len(self.vae.hidden)
+        last = 2 * len(self.vae.sizes.hidden)
         return [*linear, "vae.encoder.mlp.0", f"vae.decoder.mlp.{last}"] if last else linear
 
     def beta(self, step: int) -> float:
@@ -150,35 +159,34 @@ class VaeObjective(nn.Module):
         }
 
 
-def channel_balance(columns: Mapping[str, slice]) -> Tensor:
-    """Weight per channel under which a weighted sum is the mean over groups of group means, [F]."""
-    weights = [torch.full((c.stop - c.start,), 1 / (c.stop - c.start)) for c in columns.values()]
-    return torch.cat(weights) / len(columns)
+def save_vae(folder: Path, vae: FeatureVae, config: VaeConfig, schema: str) -> None:
+    """Write the VAE and what it is of; `schema` is the hash of its features' schema."""
+    sizes = vae.sizes.model_dump(include=set(VaeSizes.model_fields))
+    part = {"groups": config.groups, "harmonics": config.harmonics, "schema": schema}
+    save_model(folder, vae, {"features": vae.features, **sizes, **part})
 
 
-def save_vae(folder: Path, vae: FeatureVae, schema: str) -> None:
-    """Write the VAE; `schema` is the hash of the features' schema."""
-    config = {"features": vae.features, "hidden": vae.hidden, "latent": vae.latent}
-    save_model(folder, vae, {**config, "schema": schema})
-
-
-def load_vae(folder: Path, schema: str) -> FeatureVae:
-    """Read a VAE trained on features of this schema (its hash).
+def load_vae(folder: Path, stored: StoredFeatures) -> tuple[FeatureVae, StoredFeatures]:
+    """Read a VAE, and the part of the features that it was trained on.
 
     Raises:
-        ValueError: a file is missing or broken, or the VAE was trained on another schema.
+        ValueError: a file is missing or broken, or the VAE was trained on other features.
     """
     config, vae = load_model(folder, _build, "feature VAE")
+    part = stored.select(config["groups"], config["harmonics"])
+    schema = part.features.schema.hash
     if config["schema"] != schema:
         raise ValueError(
             f"{folder}: the VAE was trained on feature schema {config['schema'][:12]},"
             f" the features have {schema[:12]}"
         )
-    return vae
+    return vae, part
 
 
-def _build(features: int, hidden: Sequence[int], latent: int, schema: str) -> FeatureVae:
-    return FeatureVae(features, hidden, latent)
+def _build(
+    features: int, schema: str, groups: Sequence[str], harmonics: int, **sizes: Any
+) -> FeatureVae:
+    return FeatureVae(features, VaeSizes(**sizes))
 
 
 class _LinearPlusMlp(nn.Module):
@@ -206,73 +214,100 @@ KL_TAIL = 0.2  # fraction of the steps over which the KL must have settled
 KL_TOLERANCE = 0.1  # of its mean
 
 
+class BestVae:
+    """A training hook that keeps the weights with the least balanced error on validation cells."""
+
+    def __init__(self, vae: FeatureVae, validation: Tensor, balance: Tensor, every: int) -> None:
+        self.vae, self.validation, self.balance, self.every = vae, validation, balance, every
+        self.error, self.step = math.inf, 0
+        self.weights: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(
+        self, step: int, objective: nn.Module, ema: Ema | None = None
+    ) -> dict[str, float] | None:
+        """Validate when it is due: a row with `error`."""
+        if step % self.every and step != 1:
+            return None
+        decoded = self.vae.decode(self.vae.encode(self.validation).mean)
+        error = float(((decoded - self.validation).square() @ self.balance).mean())
+        if error < self.error:
+            state = self.vae.state_dict()
+            self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
+            self.error, self.step = error, step
+        return {"error": error}
+
+    def restore(self) -> None:
+        """Give the VAE its best weights back."""
+        self.vae.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far."""
+        return {"error": self.error, "step": self.step, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to what was the best."""
+        self.error, self.step, self.weights = state["error"], state["step"], state["weights"]
+
+
 def vae_report(
     vae: FeatureVae,
-    training: Tensor,  # [N, F], standardized
-    validation: Tensor,  # [M, F], standardized
-    columns: Mapping[str, slice],  # channel groups
+    stored: StoredFeatures,
     kl: Sequence[float],  # unweighted, by logged step
 ) -> dict[str, dict[str, Any]]:
-    """Figures of `vae`, which decodes its posterior mean, and of `pca`, on the validation cells.
+    """Figures on the validation cells of `vae`, which decodes its posterior mean, and of PCA.
 
-    `mse` is balanced over groups; `kl` is in nats per cell, summed over dimensions, `kl_stable`
-    whether it had settled; `explained_variance_<group>` is 1 - error / variance. PCA is fitted to
-    the training cells in channels scaled by the balance, which makes it the linear model that the
-    balanced error likes best.
+    `recon_mse` is in the unit of the seed's authors: the plain mean over channels as aggregated,
+    neither standardized nor clipped. `unexplained_fraction` is the mean over groups of error /
+    variance. `kl` is in nats per cell, `kl_stable` whether it had settled. `pca` is fitted to the
+    training cells in balanced channels, `pca_raw` in raw ones: each is the best linear model, of as
+    many components as the VAE has latents, for one of the two measures.
     """
+    inside, outside = stored.training, ~stored.training
+    raw, scale = stored.features.values, stored.standardization.scale
+    columns = stored.features.schema.columns
+    device = next(vae.parameters()).device
     with torch.no_grad():
-        posterior = vae.encode(validation)
-        decoded = vae.decode(posterior.mean)
-    linear = pca_reconstruction(training, validation, columns, vae.latent)
-    latent = {
+        posterior = vae.encode(stored.standardized[outside].to(device))
+        decoded = stored.standardization.invert(vae.decode(posterior.mean).cpu())
+    balanced = channel_balance(columns).sqrt() / scale
+    count = vae.sizes.latent
+    predictions = {
+        "vae": decoded,
+        "pca": pca_reconstruction(raw[inside], raw[outside], balanced, count),
+        "pca_raw": pca_reconstruction(raw[inside], raw[outside], torch.ones_like(scale), count),
+    }
+    report = {name: _fidelity(rows, raw[outside], columns) for name, rows in predictions.items()}
+    report["vae"] |= {
         "kl": float(posterior.kl().sum(dim=-1).mean()),
         "kl_stable": kl_stable(kl),
         "active_units": int((posterior.mean.var(dim=0) > ACTIVE_VARIANCE).sum()),
     }
-    return {
-        "vae": {**_fidelity(decoded, validation, columns), **latent},
-        "pca": _fidelity(linear, validation, columns),
-    }
+    return report
 
 
-def _fidelity(predicted: Tensor, target: Tensor, columns: Mapping[str, slice]) -> dict[str, float]:
-    """Balanced squared error, and the variance explained in each group."""
-    balance = channel_balance(columns).to(target)
-    explained = explained_variance(predicted, target, columns)
+def _fidelity(predicted: Tensor, target: Tensor, columns: Mapping[str, slice]) -> dict[str, Any]:
+    """Plain squared error, and the fraction of the variance that is not explained."""
+    unexplained = unexplained_variance(predicted, target, columns)
     return {
-        "mse": float(((predicted - target).square() @ balance).mean()),
-        **{f"explained_variance_{group}": value for group, value in explained.items()},
+        "recon_mse": float((predicted - target).double().square().mean()),
+        "unexplained_fraction": sum(unexplained.values()) / len(unexplained),
+        **{f"unexplained_fraction_{group}": value for group, value in unexplained.items()},
     }
 
 
 def pca_reconstruction(
     training: Tensor,  # [N, F]
     validation: Tensor,  # [M, F]
-    columns: Mapping[str, slice],
+    root: Tensor,  # [F], what channels are multiplied with before
     components: int,
 ) -> Tensor:
     """Validation rows through PCA of the training rows, [M, F]; fewer components if need be."""
-    scale = channel_balance(columns).double().sqrt().numpy()
+    scale = root.double().numpy()
     rows = training.cpu().double().numpy() * scale
     pca = PCA(min(components, *rows.shape), svd_solver="full").fit(rows)
     projected = pca.inverse_transform(pca.transform(validation.cpu().double().numpy() * scale))
     return torch.from_numpy(projected / scale).to(validation)
-
-
-def explained_variance(
-    predicted: Tensor,  # [N, F]
-    target: Tensor,  # [N, F]
-    columns: Mapping[str, slice],  # channel groups
-) -> dict[str, float]:
-    """1 - squared error / variance about the mean per group; 0 for a group that does not vary."""
-    predicted, target = predicted.cpu().double(), target.cpu().double()
-    error = (predicted - target).square().sum(dim=0)
-    total = (target - target.mean(dim=0)).square().sum(dim=0)
-    explained = {}
-    for group, channels in columns.items():
-        variance = float(total[channels].sum())
-        explained[group] = 1 - float(error[channels].sum()) / variance if variance > 0 else 0.0
-    return explained
 
 
 def kl_stable(
@@ -290,8 +325,19 @@ def kl_stable(
     return abs(quarters[-1] - quarters[0]) <= KL_TOLERANCE * abs(float(last.mean()))
 
 
-def vae_status(mse: float, stable: bool, gate: float) -> str:
+def vae_status(recon_mse: float, stable: bool, gate: float) -> str:
     """`passed`, `recon_above_gate` or `kl_unstable`."""
-    if mse > gate:
+    if recon_mse > gate:
         return "recon_above_gate"
     return "passed" if stable else "kl_unstable"
+
+
+def vae_decision(report: Mapping[str, Mapping[str, Any]]) -> str:
+    """Whether the VAE keeps more than PCA does, by either measure."""
+    vae = report["vae"]
+    better = {
+        "raw": vae["recon_mse"] < report["pca_raw"]["recon_mse"],
+        "balanced": vae["unexplained_fraction"] < report["pca"]["unexplained_fraction"],
+    }
+    won = [name for name, is_better in better.items() if is_better]
+    return f"better than PCA: {' and '.join(won)}" if won else "no better than PCA"

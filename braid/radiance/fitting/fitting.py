@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from torch.nn.functional import normalize
 
+from braid.common.progress import progress
+from braid.common.rng import generator
 from braid.radiance.config import TeacherConfig
 from braid.radiance.fitting.hull import initial_gaussians, visual_hull
 from braid.radiance.gaussians.gaussians import (
@@ -33,6 +35,7 @@ from braid.training.trainer import Run
 # moments follow alike, and edits of the new rows.
 
 _SHRINK = 1.6  # a split Gaussian's children are smaller by this factor
+_APART = 0.5  # deviations between the children of a clone; in one place they would stay equal
 
 
 class Round(NamedTuple):
@@ -55,7 +58,7 @@ def control_density(
     """Prune the faint, then double the fraction of the others that is under most pressure.
 
     A Gaussian whose largest standard deviation exceeds `split_scale` voxels is split into two
-    smaller ones within it; the others are cloned in place.
+    smaller ones within it; the others are cloned, their children moved apart a little.
     """
     kept = (gaussians.opacities >= config.prune_opacity).nonzero()[:, 0]
     count = min(int(config.density_grow * len(kept)), max(0, config.density_capacity - len(kept)))
@@ -77,8 +80,9 @@ def _children(parents: Gaussians, limit: float, generator: torch.Generator) -> G
     count = len(parents)
     large = (parents.log_scales.amax(dim=1) > math.log(limit))[:, None]
     draw = torch.randn(count, 3, generator=generator).to(parents.means)
-    local = draw * parents.log_scales.exp()
-    offset = (rotation_matrices(parents.quaternions) @ local[:, :, None])[:, :, 0] * large
+    within = torch.where(large, draw, 0.5 * _APART * normalize(draw, dim=1))
+    local = within * parents.log_scales.exp()
+    offset = (rotation_matrices(parents.quaternions) @ local[:, :, None])[:, :, 0]
     smaller = parents.log_scales - math.log(_SHRINK) * large
     half = 1 - (1 - parents.opacities).sqrt()
     logits = torch.where(large[:, 0], parents.opacity_logits, torch.logit(half, eps=1e-6))
@@ -202,7 +206,7 @@ def fit(
     if saved is not None:
         state.load_state_dict(saved)
 
-    bar = tqdm(total=config.steps, initial=state.step, desc="teacher", disable=None)
+    bar = progress(range(config.steps), "teacher", "step", initial=state.step)
     while state.step < config.steps:
         _step(state, cameras, rgba, config, run, backend)
         if _density_due(state.step, config):
@@ -262,16 +266,10 @@ def _rates(config: TeacherConfig, radius: float) -> dict[str, float]:
     }
 
 
-def _generator(seed: int, *salt: int) -> torch.Generator:
-    """A generator of its own for each (seed, salt)."""
-    mixed = hash((seed, *salt))  # of integers only: the same in every process
-    return torch.Generator().manual_seed(mixed % (1 << 63))
-
-
 def _view(seed: int, step: int, count: int) -> int:
     """Every view once per pass, in an order that is shuffled anew for each pass."""
     passed, place = divmod(step, count)
-    return int(torch.randperm(count, generator=_generator(seed, 0, passed))[place])
+    return int(torch.randperm(count, generator=generator(seed, "views", passed))[place])
 
 
 def _check_finite(loss: Tensor, state: FitState) -> None:
@@ -294,7 +292,7 @@ def _density_round(state: FitState, config: TeacherConfig, seed: int, voxel: flo
         state.pressure,
         config,
         voxel=voxel,
-        generator=_generator(seed, 1, state.step),
+        generator=generator(seed, "density", state.step),
     )
     state.replace(*changed)
 

@@ -80,7 +80,7 @@ def visual_hull(
 
 def _first_box(cameras: Cameras) -> Tensor:  # [2, 3]
     """A cube around the point nearest to all optical axes, as large as a view can show."""
-    poses = cameras.camera_to_world.double()
+    poses = cameras.camera_to_world.cpu().double()  # that driver and float64 are not everywhere
     centers, axes = poses[:, :3, 3], poses[:, :3, 2]
     across = torch.eye(3).to(poses) - axes[:, :, None] * axes[:, None, :]
     target = torch.linalg.lstsq(across.flatten(0, 1), (across @ centers[..., None]).flatten(0, 1))

@@ -9,11 +9,12 @@ properties; degrees 0, 1 and 2 have 0, 9 and 24 `f_rest` instead of 45.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.lib.recfunctions as rfn
 import torch
 from torch import Tensor
 
@@ -179,15 +180,17 @@ def rotation_matrices(
 # ---- The PLY file ------------------------------------------------------------------------------
 
 _HEADER_LIMIT = 1 << 16
+_OPAQUE = 30.0  # largest size of a logit of opacity
+_BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "<"}
 _SCALAR_TYPES = {
     **dict.fromkeys(("char", "int8"), "i1"),
     **dict.fromkeys(("uchar", "uint8"), "u1"),
-    **dict.fromkeys(("short", "int16"), "<i2"),
-    **dict.fromkeys(("ushort", "uint16"), "<u2"),
-    **dict.fromkeys(("int", "int32"), "<i4"),
-    **dict.fromkeys(("uint", "uint32"), "<u4"),
-    **dict.fromkeys(("float", "float32"), "<f4"),
-    **dict.fromkeys(("double", "float64"), "<f8"),
+    **dict.fromkeys(("short", "int16"), "i2"),
+    **dict.fromkeys(("ushort", "uint16"), "u2"),
+    **dict.fromkeys(("int", "int32"), "i4"),
+    **dict.fromkeys(("uint", "uint32"), "u4"),
+    **dict.fromkeys(("float", "float32"), "f4"),
+    **dict.fromkeys(("double", "float64"), "f8"),
 }
 
 
@@ -224,36 +227,53 @@ def save_ply(path: Path, gaussians: Gaussians) -> None:
 
 
 def load_ply(path: Path) -> Gaussians:
-    """Read a binary little-endian 3DGS PLY; properties are found by name, extra ones skipped.
+    """Read a 3DGS PLY, binary or ASCII; properties are found by name, extra ones skipped.
 
-    Quaternions come back normalized.
+    Quaternions come back normalized. Mip-Splatting's `filter_3D` is applied to scales and opacities
+    and opacities of 0 and 1, whose logits are infinite, are taken as next to that.
 
     Raises:
         ValueError: not such a PLY, truncated, properties missing, no vertex, NaN or infinity.
     """
     content = path.read_bytes()
-    count, dtype, offset = _read_header(path, content)
-    names = property_names(_degree(path, dtype))
+    header = _read_header(path, content)
+    names = property_names(_degree(path, header.dtype))
     needed = [name for name in names if name not in ("nx", "ny", "nz")]
-    if missing := [name for name in needed if name not in (dtype.names or ())]:
+    present = header.dtype.names or ()
+    if missing := [name for name in needed if name not in present]:
         raise ValueError(f"{path}: PLY lacks the property {missing[0]} ({len(missing)} missing)")
-    if len(content) - offset < count * dtype.itemsize:
-        raise ValueError(
-            f"{path}: truncated PLY, {count} vertices need {count * dtype.itemsize} bytes"
-            f" after the header, found {len(content) - offset}"
-        )
-    vertices = np.frombuffer(content, dtype, count, offset)
-    return _from_columns({name: _column(path, vertices, name) for name in needed})
+    vertices = _read_vertices(path, content, header)
+    gaussians = _from_columns({name: _column(path, vertices, name) for name in needed})
+    if "filter_3D" in present:
+        return _filtered(gaussians, _column(path, vertices, "filter_3D"))
+    return gaussians
 
 
-def _read_header(path: Path, content: bytes) -> tuple[int, np.dtype, int]:
-    """Vertex count, vertex layout and where the data begin."""
-    head, end, _ = content[:_HEADER_LIMIT].partition(b"end_header\n")
+def _filtered(gaussians: Gaussians, size: Tensor) -> Gaussians:
+    """With Mip-Splatting's 3D smoothing filter of a deviation per Gaussian (Yu et al. 2024)."""
+    variance = (2 * gaussians.log_scales).exp()
+    widened = variance + size[:, None] ** 2
+    kept = 0.5 * (variance.log() - widened.log()).sum(dim=1)  # log sqrt(det / det')
+    opacities = gaussians.opacities * kept.exp()
+    logits = torch.logit(opacities, eps=1e-7)
+    return replace(gaussians, log_scales=0.5 * widened.log(), opacity_logits=logits)
+
+
+class _Header(NamedTuple):
+    is_text: bool
+    vertices: int
+    dtype: np.dtype[Any]  # of a vertex
+    offset: int  # bytes, of the data
+
+
+def _read_header(path: Path, content: bytes) -> _Header:
+    head, end, rest = content[:_HEADER_LIMIT].partition(b"end_header")
     if not content.startswith(b"ply") or not end:
         raise ValueError(f"{path}: not a PLY file (expected a header from 'ply' to 'end_header')")
     lines = [line.split() for line in head.decode("ascii", errors="replace").splitlines()]
-    if ["format", "binary_little_endian", "1.0"] not in lines:
-        raise ValueError(f"{path}: expected a PLY of format binary_little_endian 1.0")
+    form = next((line[1] for line in lines if line[:1] == ["format"] and len(line) > 1), "none")
+    if form not in _BYTE_ORDERS:
+        raise ValueError(f"{path}: PLY of format {form}, expected one of {list(_BYTE_ORDERS)}")
     elements = [line for line in lines if line[:1] == ["element"]]
     if not elements or elements[0][1:2] != ["vertex"] or not elements[0][-1].isdigit():
         raise ValueError(f"{path}: expected 'element vertex <count>' first in the PLY header")
@@ -264,7 +284,30 @@ def _read_header(path: Path, content: bytes) -> tuple[int, np.dtype, int]:
     layout = [_property(path, line) for line in body[:last] if line[:1] == ["property"]]
     if len({name for name, _ in layout}) < len(layout):
         raise ValueError(f"{path}: a PLY vertex property is named twice")
-    return int(elements[0][2]), np.dtype(layout), len(head) + len(end)
+    dtype = np.dtype([(name, _BYTE_ORDERS[form] + kind) for name, kind in layout])
+    newline = 2 if rest.startswith(b"\r\n") else 1
+    return _Header(form == "ascii", int(elements[0][2]), dtype, len(head) + len(end) + newline)
+
+
+def _read_vertices(path: Path, content: bytes, header: _Header) -> np.ndarray[Any, Any]:
+    """The table of vertices, a column a property."""
+    count, dtype, offset = header.vertices, header.dtype, header.offset
+    width = len(dtype.names or ())
+    if header.is_text:
+        rows = content[offset:].decode("ascii", errors="replace").splitlines()[:count]
+        try:
+            table = np.array([row.split() for row in rows], dtype=np.float64)
+        except ValueError as error:
+            raise ValueError(f"{path}: broken ASCII PLY ({error})") from None
+        if table.shape != (count, width):
+            raise ValueError(f"{path}: truncated PLY, expected {count} lines of {width} numbers")
+        return rfn.unstructured_to_structured(table, dtype)
+    if len(content) - offset < count * dtype.itemsize:
+        raise ValueError(
+            f"{path}: truncated PLY, {count} vertices need {count * dtype.itemsize} bytes"
+            f" after the header, found {len(content) - offset}"
+        )
+    return np.frombuffer(content, dtype, count, offset)
 
 
 def _property(path: Path, line: list[str]) -> tuple[str, str]:
@@ -284,6 +327,8 @@ def _degree(path: Path, dtype: np.dtype[Any]) -> int:
 
 def _column(path: Path, vertices: np.ndarray[Any, Any], name: str) -> Tensor:
     values = torch.from_numpy(vertices[name].astype(np.float32))
+    if name == "opacity":  # sigmoid(+-30) is 1 and 1e-13
+        values = values.clamp(-_OPAQUE, _OPAQUE)
     if not torch.isfinite(values).all():
         bad = int((~torch.isfinite(values)).nonzero()[0])
         raise ValueError(f"{path}: property {name} is NaN or infinite (first at vertex {bad})")

@@ -102,24 +102,54 @@ def random_poses(cameras: Cameras, count: int, generator: torch.Generator) -> Ca
     Uniform in area over the zone of the sphere between the lowest and the highest view; "up" is
     the mean of the views' own up axes.
     """
+    orbit = _orbit(cameras)
+    azimuth, u, v = torch.rand(3, count, generator=generator)
+    low, high = orbit.height.min(), orbit.height.max()
+    near, far = orbit.distance.min(), orbit.distance.max()
+    return _around(cameras, orbit, azimuth, low + u * (high - low), near + v * (far - near))
+
+
+def turntable(cameras: Cameras, count: int) -> Cameras:
+    """`count` poses once around the same point, at the views' median height and distance."""
+    orbit, azimuth = _orbit(cameras), torch.arange(count) / count
+    height, distance = orbit.height.median(), orbit.distance.median()
+    return _around(cameras, orbit, azimuth, height.expand(count), distance.expand(count))
+
+
+class _Orbit(NamedTuple):
+    """Where views look from, about the point that they look at."""
+
+    center: Tensor  # [3]
+    up: Tensor  # [3], unit
+    height: Tensor  # [N], sine of the elevation
+    distance: Tensor  # [N]
+
+
+def _orbit(cameras: Cameras) -> _Orbit:
     center = gaze(cameras)
     offset = cameras.camera_to_world[:, :3, 3] - center
     distance = offset.norm(dim=-1)
     up = normalize(cameras.camera_to_world[:, :3, 1].mean(0), dim=0)
-    height = (offset @ up) / distance  # sine of the elevation
-    azimuth, u, v = torch.rand(3, count, generator=generator)
-    sine = height.min() + u * (height.max() - height.min())
+    return _Orbit(center, up, (offset @ up) / distance, distance)
+
+
+def _around(
+    cameras: Cameras,
+    orbit: _Orbit,
+    azimuth: Tensor,  # [C], turns
+    sine: Tensor,  # [C], of the elevation
+    radius: Tensor,  # [C]
+) -> Cameras:
     cosine = (1 - sine**2).clamp_min(0).sqrt()
-    east = normalize(torch.linalg.cross(up, _least_aligned_axis(up)), dim=0)
-    north = torch.linalg.cross(up, east)
+    east = normalize(torch.linalg.cross(orbit.up, _least_aligned_axis(orbit.up)), dim=0)
+    north = torch.linalg.cross(orbit.up, east)
     angle = 2 * math.pi * azimuth
     back = (
         (cosine * angle.cos())[:, None] * east
         + (cosine * angle.sin())[:, None] * north
-        + sine[:, None] * up
+        + sine[:, None] * orbit.up
     )
-    radius = distance.min() + v * (distance.max() - distance.min())
-    poses = look_at(center + radius[:, None] * back, back, up)
+    poses = look_at(orbit.center + radius[:, None] * back, back, orbit.up)
     return Cameras(poses, cameras.focal, cameras.width, cameras.height)
 
 

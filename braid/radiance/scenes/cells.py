@@ -137,7 +137,7 @@ def points_grid(
     longest: int,  # cells along the longest axis
 ) -> CellGrid:
     """Cubic cells that cover all points, with a margin of a thousandth of the longest extent."""
-    low, high = points.double().amin(dim=0), points.double().amax(dim=0)
+    low, high = points.cpu().double().aminmax(dim=0)  # float64 is not everywhere
     margin = (high - low).max() / 1000 + 1e-9
     lower, upper = (low - margin).tolist(), (high + margin).tolist()
     return cubic_grid((lower[0], lower[1], lower[2]), (upper[0], upper[1], upper[2]), longest)

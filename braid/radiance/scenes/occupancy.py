@@ -119,13 +119,13 @@ class Occupancy:
     def _touches(self, axis: int, cells: int, low: float, high: float) -> Tensor:
         """1 where a cell's interval along an axis overlaps a voxel's, [cells, voxels]."""
         count = self.occupied.shape[axis]
-        device = self.occupied.device
-        voxel = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=device)
+        voxel = torch.linspace(0, 1, count + 1, dtype=torch.float64)  # on the CPU: not everywhere
         start, end = float(self.low[axis]), float(self.high[axis])
         voxel = (start + voxel * (end - start) - low) / (high - low) * cells
-        cell = torch.arange(cells, dtype=torch.float64, device=device).unsqueeze(1)
+        cell = torch.arange(cells, dtype=torch.float64).unsqueeze(1)
         tolerance = 1e-4
-        return ((voxel[1:] > cell + tolerance) & (voxel[:-1] < cell + 1 - tolerance)).float()
+        overlaps = (voxel[1:] > cell + tolerance) & (voxel[:-1] < cell + 1 - tolerance)
+        return overlaps.float().to(self.occupied.device)
 
     def sample(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from braid.radiance.scenes.blender import Views
 from braid.radiance.scenes.cameras import Cameras, Rays
 
 
@@ -62,6 +63,43 @@ class Renders:
         return RayBatch(rays, rgba[:, :3], rgba[:, 3], depth)
 
 
+def joined(*parts: Renders) -> Renders:
+    """Sets of views of one size and focal length as one."""
+    poses = torch.cat([part.cameras.camera_to_world for part in parts])
+    return Renders(
+        replace(parts[0].cameras, camera_to_world=poses),
+        np.concatenate([part.rgba for part in parts]),
+        np.concatenate([part.depth for part in parts]),
+    )
+
+
+def mixed(
+    train: Renders,  # of the teacher, from the train views' poses
+    random: Renders,  # of the teacher, from poses of its own
+    photos: Views,  # the train views
+    fraction: float,  # of the views that are photos
+) -> Renders:
+    """What a student is trained on: the photos and the teacher's random views, by the fraction.
+
+    Photos come with the teacher's depth. Without any, all that the teacher rendered.
+
+    Raises:
+        ValueError: there are too few random views for so small a fraction.
+    """
+    if fraction == 0:
+        return joined(train, random)
+    count, most = round(len(photos) * (1 / fraction - 1)), len(random.cameras)
+    if count > most:
+        least = len(photos) / (len(photos) + most)
+        raise ValueError(
+            f"photos: expected 0 or at least {least:.2f} with {len(photos)} train views and"
+            f" {most} random ones (radiance.renders.random_poses), got {fraction}"
+        )
+    true = Renders(train.cameras, photos.rgba.cpu().numpy().astype(np.float16), train.depth)
+    kept = Renders(random.cameras[:count], random.rgba[:count], random.depth[:count])
+    return joined(true, kept)
+
+
 def save_renders(folder: Path, renders: Renders) -> None:
     """Write one set of views into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,16 +124,10 @@ def load_renders(*folders: Path) -> Renders:
     parts = [_load(folder) for folder in folders]
     if len(parts) == 1:
         return parts[0]
-    first = parts[0].cameras
     sizes = {(part.cameras.focal, part.cameras.width, part.cameras.height) for part in parts}
     if len(sizes) > 1:
         raise ValueError(f"{folders[0].parent}: expected sets of one focal length and image size")
-    poses = torch.cat([part.cameras.camera_to_world for part in parts])
-    return Renders(
-        Cameras(poses, first.focal, first.width, first.height),
-        np.concatenate([part.rgba for part in parts]),
-        np.concatenate([part.depth for part in parts]),
-    )
+    return joined(*parts)
 
 
 def save_images(path: Path, frames: list[int], images: Mapping[str, Tensor]) -> None:

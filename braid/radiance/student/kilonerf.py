@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from braid.radiance.config import NetworkConfig, StudentConfig
+from braid.radiance.config import FieldConfig
 from braid.radiance.student.grid_mlp import Architecture, evaluate
 
 
@@ -71,9 +71,7 @@ class KiloNeRF(nn.Module):
         high: Sequence[float],
         resolution: Sequence[int],  # cells along x, y, z
         networks: int,
-        density_scale: float,  # density per scene unit of a network output of one
-        margin: float,  # half width of the blend at a face, in cells; at most 0.5
-        sizes: NetworkConfig,
+        field: FieldConfig,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -81,13 +79,12 @@ class KiloNeRF(nn.Module):
             "high": [float(x) for x in high],
             "resolution": [int(x) for x in resolution],
             "networks": networks,
-            **sizes.model_dump(include=set(NetworkConfig.model_fields)),
-            "margin": margin,
-            "density_scale": density_scale,
+            **field.model_dump(include=set(FieldConfig.model_fields)),
         }
         _check(self.config)
-        self.architecture = Architecture(sizes)
-        self.margin, self.density_scale = margin, density_scale
+        self.architecture, self.field = Architecture(field), field
+        edge = max((b - a) / n for a, b, n in zip(low, high, resolution, strict=True))
+        self.density_scale = field.density_scale / edge  # per scene unit
         lower, upper = torch.tensor(self.config["low"]), torch.tensor(self.config["high"])
         self.register_buffer("low", lower, persistent=False)
         per_unit = torch.tensor(self.config["resolution"]) / (upper - lower)
@@ -102,7 +99,7 @@ class KiloNeRF(nn.Module):
         cells: Tensor,  # [X, Y, Z] bool, cells that get a network
         low: Sequence[float],
         high: Sequence[float],
-        config: StudentConfig,
+        config: FieldConfig,
         generator: torch.Generator | None = None,
     ) -> KiloNeRF:
         """A freshly initialized model with a network in each of the given cells.
@@ -116,9 +113,7 @@ class KiloNeRF(nn.Module):
         networks = int(cells.sum())
         if networks == 0:
             raise ValueError(f"the {'x'.join(map(str, cells.shape))} grid has no occupied cell")
-        edge = max((b - a) / n for a, b, n in zip(low, high, cells.shape, strict=True))
-        scale = config.density_scale / edge
-        model = cls(low, high, cells.shape, networks, scale, config.margin, config)
+        model = cls(low, high, cells.shape, networks, config)
         model.network_of_cell[cells.cpu()] = torch.arange(networks)
         model.weights.data = model.architecture.initial(networks, generator)
         return model.to(cells.device)
@@ -130,9 +125,9 @@ class KiloNeRF(nn.Module):
         Raises:
             KeyError, TypeError, ValueError: an entry is missing, unknown or out of its range.
         """
-        sizes = {name: config[name] for name in NetworkConfig.model_fields}
-        grid = {name: value for name, value in config.items() if name not in sizes}
-        return cls(**grid, sizes=NetworkConfig(**sizes))
+        field = {name: config[name] for name in FieldConfig.model_fields}
+        grid = {name: value for name, value in config.items() if name not in field}
+        return cls(**grid, field=FieldConfig(**field))
 
     def _cell(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cell [P, 3], position within it in [0, 1] [P, 3], and whether in the box [P].
@@ -167,7 +162,7 @@ class KiloNeRF(nn.Module):
         cell, within, inside = self._cell(points)
         own = torch.nonzero(inside & (self._network(cell) >= 0)).squeeze(1)
         cell, within = cell[own], within[own]
-        if self.margin == 0:
+        if self.field.margin == 0:
             return Blend(own, self._network(cell), 2 * within - 1, torch.ones_like(within[:, 0]))
         return _normalized(len(points), *self._around(own, cell, within))
 
@@ -175,7 +170,7 @@ class KiloNeRF(nn.Module):
         """Up to eight cells around each point, weights not yet normalized."""
         side = (within > 0.5).long() * 2 - 1
         to_face = torch.where(within > 0.5, 1 - within, within)
-        beyond = (0.5 * (1 - to_face / self.margin)).clamp_min(0)
+        beyond = (0.5 * (1 - to_face / self.field.margin)).clamp_min(0)
         parts = []
         for corner in itertools.product((0, 1), repeat=3):
             step = torch.tensor(corner, device=own.device)
@@ -210,8 +205,8 @@ class KiloNeRF(nn.Module):
         sigma = self.density_scale * nn.functional.softplus(raw[:, :1] - 2.25)
         mixed = torch.cat([sigma, torch.sigmoid(raw[:, 1:])], dim=1)
         size = len(points)
-        mixed = _scatter(mixed, blend, size, self.margin)
-        return Field(mixed[:, 0], mixed[:, 1:], _scatter(hidden, blend, size, self.margin))
+        mixed = _scatter(mixed, blend, size, self.field.margin)
+        return Field(mixed[:, 0], mixed[:, 1:], _scatter(hidden, blend, size, self.field.margin))
 
 
 def _scatter(values: Tensor, blend: Blend, points: int, margin: float) -> Tensor:
@@ -235,7 +230,5 @@ def _check(config: dict[str, Any]) -> None:
         raise ValueError(f"resolution must be three positive numbers of cells, got {resolution}")
     if not all(a < b for a, b in zip(low, high, strict=True)):
         raise ValueError(f"the box must have low < high on each axis, got {low} and {high}")
-    if not 0 <= config["margin"] <= 0.5:
-        raise ValueError(f"margin must lie in [0, 0.5] of a cell, got {config['margin']}")
     if config["networks"] < 1:
         raise ValueError("the grid has no occupied cell")

@@ -168,6 +168,28 @@ def _image(total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return total[:, :3], alpha, depth
 
 
+def draw_points(
+    weights: Tensor,  # [S], compositing weight of each packed sample, times its ray's importance
+    ray: Tensor,  # [S] int64, the ray of each sample
+    alpha: Tensor,  # [R], opacity of each ray
+    count: int,
+    generator: torch.Generator,
+    *,
+    solid: float = 0.5,
+) -> Tensor:
+    """Samples drawn in proportion to weight on rays with alpha >= `solid`, [count] int64.
+
+    Empty if no sample has weight there.
+    """
+    exact = torch.float32 if weights.device.type == "mps" else torch.float64
+    cumulative = (weights * (alpha >= solid)[ray]).detach().to(exact).cumsum(0)
+    if len(cumulative) == 0 or cumulative[-1] <= 0:
+        return torch.empty(0, dtype=torch.int64, device=weights.device)
+    u = torch.rand(count, generator=generator, device=generator.device)
+    place = torch.searchsorted(cumulative, u.to(cumulative) * cumulative[-1], right=True)
+    return place.clamp_max(len(cumulative) - 1)
+
+
 @torch.no_grad()
 def render_view(
     field: RadianceField,

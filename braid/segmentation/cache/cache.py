@@ -1,6 +1,6 @@
 """The teacher's predictions, made once and written down: what each epoch would compute again.
 
-    write_cache(folder, teacher, config, scratch)
+    write_cache(folder, teacher, scratch)
     cache = open_predictions(folder, prompted, model, device)
     cache.predictions([(0, 2), (0, 5), (7, 1)])  # as the teacher would predict
 
@@ -27,7 +27,6 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -39,9 +38,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from braid.segmentation.cache.online import Kept, OnlineTeacher
+from braid.common.progress import progress
+from braid.segmentation.cache.online import OnlineTeacher
 from braid.segmentation.config import CacheConfig
 from braid.segmentation.data.prompted import Pair, PromptedImages, images_of
 from braid.segmentation.sam3.checkpoint import TEXT
@@ -221,21 +220,14 @@ def duplicate(source: Path, target: Path) -> None:
 
 # ---- The cache ---------------------------------------------------------------------------------
 
-_FORMAT = 1  # raised with any change of what is written, or of how images are prepared
+_FORMAT = 2  # raised with any change of what is written, or of how images are prepared
 _TENSORS = {"online": STATISTICS, "outputs": OUTPUTS, "full": (*OUTPUTS, *FEATURES)}
 _AGAIN = "`dvc repro -f cache_teacher` makes it anew"
-
-
-def kept_by(config: CacheConfig) -> Kept:
-    """What of a prediction the params want kept."""
-    levels = 0 if config.mode == "outputs" else config.levels
-    return Kept(config.masks, config.mask_size, levels)
 
 
 def write_cache(
     folder: Path,
     teacher: OnlineTeacher,
-    config: CacheConfig,
     scratch: Path,  # keeps finished shards, for a run that goes on where this one was killed
 ) -> None:
     """Write the teacher's predictions for all prompts; a shard is held in memory.
@@ -243,11 +235,10 @@ def write_cache(
     Raises:
         ValueError: a prediction is not finite.
     """
-    prompted, texts = teacher.prompted, teacher.predictor.texts
+    prompted, texts, config = teacher.prompted, teacher.predictor.texts, teacher.config
     prompts = [len(of_image) for of_image in prompted.prompts]
     images = [image for image, count in enumerate(prompts) if count]
-    layout: dict[str, Any] = {"mode": config.mode, "shard": config.shard, "batch": config.images}
-    layout |= {"kept": asdict(teacher.kept), "precision": teacher.predictor.precision}
+    layout = {"config": config.model_dump(), "precision": teacher.predictor.precision}
     key = cache_key(prompted, teacher.predictor.model, texts, layout)
     index = {"key": key, "layout": layout, "prompts": prompts, "texts": texts.texts}
     folder.mkdir(parents=True, exist_ok=True)
@@ -256,7 +247,7 @@ def write_cache(
     (folder / "text.safetensors").write_bytes(save(encoded))
 
     starts = range(0, len(images), config.shard)[: 1 if config.mode == "online" else None]
-    for number, start in enumerate(tqdm(starts, desc="shards", disable=None)):
+    for number, start in enumerate(progress(starts, "teacher's answers", "shard")):
         finished = scratch / _name(number)
         if not _is_of(finished, key):
             of_shard = images[start : start + config.shard]
@@ -310,9 +301,9 @@ def open_predictions(
     key = cache_key(prompted, model, cache.texts, cache.layout)
     if key != cache.key:
         raise ValueError(f"{folder}: of another teacher or of other prompts; {_AGAIN}")
-    if cache.mode == "online":
+    if cache.config.mode == "online":
         predictor = Predictor(model, cache.texts, device, cache.layout["precision"])
-        cache.teacher = OnlineTeacher(prompted, predictor, cache.kept)
+        cache.teacher = OnlineTeacher(prompted, predictor, cache.config)
     return cache
 
 
@@ -324,9 +315,8 @@ class Cache:
     def __init__(self, folder: Path, index: Mapping[str, Any], texts: Texts) -> None:
         self.key: str = index["key"]
         self.layout: dict[str, Any] = index["layout"]
-        self.mode: str = self.layout["mode"]
-        self.kept, self.texts = Kept(**self.layout["kept"]), texts
-        self._folder, self._images = folder, int(self.layout["shard"])
+        self.config, self.texts = CacheConfig(**self.layout["config"]), texts
+        self._folder, self._images = folder, self.config.shard
         counts = [(image, count) for image, count in enumerate(index["prompts"]) if count]
         self._place = {image: place for place, (image, _) in enumerate(counts)}
         self._first = list(accumulate((count for _, count in counts), initial=0))
@@ -346,9 +336,9 @@ class Cache:
         parts: dict[str, Any] = {"masks": grids[:, :-1], "semantic": grids[:, -1:]}
         for name in ("boxes", "logits", "presence"):
             parts[name] = self._stacked(name, rows)
-        if self.mode == "full":
+        if self.config.mode == "full":
             images = [divmod(self._place[image], self._images) for image in images_of(pairs)[0]]
-            levels = range(self.kept.levels)
+            levels = range(self.config.kept_levels)
             parts["fpn"] = tuple(self._stacked(f"fpn.{level}", images) for level in levels)
             parts["encoder"] = self._stacked("encoder", rows)
         return Prediction(**parts)
@@ -376,7 +366,7 @@ class Cache:
         }
         return {
             "key": self.key,
-            "mode": self.mode,
+            "mode": self.config.mode,
             "images": images,
             "prompts": self._first[-1],
             "prompts_read": len(presence),
@@ -389,7 +379,7 @@ class Cache:
 
     def shards(self) -> Iterator[Shard]:
         """All of them."""
-        count = 1 if self.mode == "online" else -(-len(self._place) // self._images)
+        count = 1 if self.config.mode == "online" else -(-len(self._place) // self._images)
         return map(self._shard, range(count))
 
     def _shard(self, number: int) -> Shard:
@@ -411,8 +401,8 @@ class Cache:
 
     def _grids(self, rows: Sequence[tuple[int, int]]) -> Tensor:
         """Logits of masks and semantic maps, [B, K + 1, g, g]."""
-        size = self.kept.mask_size
-        shape = (self.kept.masks + 1, size, size)
+        size = self.config.mask_size
+        shape = (self.config.masks + 1, size, size)
         try:
             levels = unpack([self._shard(number).grids(row) for number, row in rows], shape)
         except ValueError as error:

@@ -26,7 +26,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from braid.segmentation.data.run_lengths import coverage
-from braid.segmentation.data.sa1b import Images, first_fault, normalize, open_images
+from braid.segmentation.data.sa1b import Images, Record, first_fault, normalize, open_images
 
 PROMPTS = "prompts.json"
 VISUAL = "visual"  # the text beside a box, as in SAM3
@@ -157,6 +157,10 @@ class PromptedImages:
             return [prompt.text for of_image in self.prompts for prompt in of_image]
         return [self.prompt(pair).text for pair in pairs]
 
+    def kinds(self) -> list[str]:
+        """The kinds of all prompts, sorted."""
+        return sorted({prompt.kind for of_image in self.prompts for prompt in of_image})
+
     def pixels(self, images: Sequence[int]) -> Tensor:
         """Images as the teacher wants them, [I, 3, S, S] float32."""
         return normalize(torch.stack([self.images.pixels(index) for index in images]))
@@ -177,27 +181,27 @@ class PromptedImages:
         masks = torch.zeros(len(pairs), most, size, size)
         semantic = torch.zeros(len(pairs), 1, size, size)
         boxes = torch.zeros(len(pairs), most, 4)
+        records: dict[int, Record] = {}  # each file is read once, cached or not
         for row, ((image, _), group) in enumerate(zip(pairs, targets, strict=True)):
             if not group:
                 continue
-            record = self.images.record(image)
+            record = records[image] = records.get(image) or self.images.record(image)
             if max(group) >= len(record.annotations):
                 missing = f"annotation {max(group)} of {len(record.annotations)}"
                 raise ValueError(f"{record.file}: {missing} is the target of a prompt; {AGAIN}")
             boxes[row, : len(group)] = torch.tensor([record.annotations[n].box for n in group])
             for slot, index in enumerate(group):
-                masks[row, slot] = self._covered(image, (index,), size)
+                masks[row, slot] = self._covered(image, record, (index,), size)
             alone = len(group) == 1
-            semantic[row, 0] = masks[row, 0] if alone else self._covered(image, group, size)
+            semantic[row, 0] = masks[row, 0] if alone else self._covered(image, record, group, size)
         return GroundTruth(masks, boxes, count, semantic)
 
-    def _covered(self, image: int, group: Targets, size: int) -> Tensor:
+    def _covered(self, image: int, record: Record, group: Targets, size: int) -> Tensor:
         """The fraction of each cell that annotations cover together, [size, size] float32."""
         key = (image, group, size)
         mask = self._masks.get(key)
         if mask is None:
-            annotations = self.images.record(image).annotations
-            union = coco.merge([annotations[index].rle for index in group])
+            union = coco.merge([record.annotations[index].rle for index in group])
             mask = torch.from_numpy(np.rint(255 * coverage(union, size)).astype(np.uint8))
             if mask.numel() <= self._room:
                 self._room -= mask.numel()

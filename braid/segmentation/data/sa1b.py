@@ -22,7 +22,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor
 
 from braid.segmentation.data.run_lengths import Rle, coverage, decode, read_runs, tight_box
@@ -54,12 +61,17 @@ class Segmentation(Strict):
 
     size: tuple[Pixels, Pixels]  # height, width
     counts: str
+    _empty: bool = PrivateAttr()
 
     @model_validator(mode="after")
     def _is_a_mask(self) -> Self:
-        if not read_runs(self.model_dump())[1::2].any():
-            raise ValueError("the mask is empty")
+        self._empty = not read_runs(self.model_dump())[1::2].any()
         return self
+
+    @property
+    def empty(self) -> bool:
+        """No pixel is in it, as in some annotations: there is nothing to learn from."""
+        return self._empty
 
 
 class AnnotationEntry(Strict):
@@ -189,6 +201,7 @@ class Record:
     annotations: tuple[Annotation, ...]
     captions: tuple[str, ...]
     exhaustive: bool  # every object is annotated, so what is not named is not there
+    empty: int = 0  # annotations that were left out, as their masks have no pixel
 
 
 class Images:
@@ -312,10 +325,12 @@ def read_record(path: Path) -> Record:
             annotations=tuple(
                 Annotation(rle, tight_box(rle), entry.noun_phrase)
                 for entry in sidecar.annotations
+                if not entry.segmentation.empty
                 for rle in [entry.segmentation.model_dump()]
             ),
             captions=sidecar.captions,
             exhaustive=sidecar.exhaustive,
+            empty=sum(entry.segmentation.empty for entry in sidecar.annotations),
         )
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None

@@ -10,6 +10,7 @@ phase before has left them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -22,21 +23,28 @@ from braid.segmentation.cache.cache import Cache
 from braid.segmentation.config import DistillConfig, PhaseConfig, StudentTrainingConfig
 from braid.segmentation.data.prompted import Pair, PromptedImages
 from braid.segmentation.distillation.losses import DistillationLoss
+from braid.segmentation.sam3.predictor import Texts
 from braid.segmentation.sam3.sam3 import Prediction, count_parameters, predict
 from braid.segmentation.student.student import freeze_batch_norm, measured_batch_norm
 from braid.segmentation.training.batches import Batch, Epochs, PromptSampler, on_cpu
 from braid.segmentation.training.ground_truth import GroundTruthLoss
 from braid.training.device import autocast
-from braid.training.trainer import Hook, Row, Run, train
+from braid.training.distributed import ALONE, Process
+from braid.training.ema import Ema
+from braid.training.optimizers import trainable
+from braid.training.trainer import Hook, Row, Run, norm, train
 
 Terms = dict[str, Tensor]
 
 HELD_OUT = 256  # prompts on which the loss is taken around each phase
+PROBED, PROBES = 12, 4  # prompts for the gradient of each term, and how often it is taken
 MEASURED_BATCHES, MEASURED_AT_ONCE = 16, 4  # of images, for batch normalization
 
 
 class Teacher(Protocol):
     """Where the teacher's predictions come from: the cache, or the teacher itself."""
+
+    texts: Texts  # of all prompts
 
     def predictions(self, pairs: Sequence[Pair]) -> Prediction:
         """Those in the order of the pairs, with features of their images where it has them."""
@@ -52,14 +60,25 @@ class Supervision(Protocol):
 
 
 class TeacherSupervision:
-    """The eight terms against the teacher's predictions."""
+    """The nine terms against the teacher's predictions."""
 
-    def __init__(self, teacher: Teacher, loss: DistillationLoss, *, features: bool) -> None:
-        self.teacher, self.loss, self.features = teacher, loss, features
+    def __init__(
+        self, teacher: Teacher, prompted: PromptedImages, loss: DistillationLoss, *, features: bool
+    ) -> None:
+        self.teacher, self.prompted = teacher, prompted
+        self.loss, self.features = loss, features
 
     def __call__(self, prediction: Prediction, pairs: Sequence[Pair]) -> Terms:
         """Weighted terms; those of features only where they are wanted."""
-        target = self.teacher.predictions(pairs)
+        # The training's autocast is none of the teacher's: what was kept in 16 bits could not even
+        # be put together under another precision, and the teacher itself would predict otherwise.
+        with torch.autocast(prediction.logits.device.type, enabled=False):
+            target = self.teacher.predictions(pairs)
+        if self.features:
+            texts = self.teacher.texts
+            rows = texts.rows(self.prompted.texts(pairs))
+            text, attention = texts.features[rows], texts.attention[rows]
+            target = replace(target, text=text, attention=attention)
         return self.loss(prediction, target.to(prediction.logits.device))
 
 
@@ -93,13 +112,14 @@ def supervisions_of(
         return dict.fromkeys(phases, GroundTruthSupervision(prompted, GroundTruthLoss()))
     features = {name: choice.features and phase.features for name, phase in phases.items()}
     wanting = [name for name in phases if features[name]]
-    if wanting and not cache.kept.levels:
+    if wanting and not cache.config.kept_levels:
         raise ValueError(
             f"sam3.phases.{wanting[0]}.features is true, but the cache has none: expected "
             "sam3.cache.mode full or online"
         )
     return {
-        name: TeacherSupervision(cache, loss, features=wanted) for name, wanted in features.items()
+        name: TeacherSupervision(cache, prompted, loss, features=wanted)
+        for name, wanted in features.items()
     }
 
 
@@ -124,11 +144,12 @@ class Distillation(nn.Module):
         sampler: PromptSampler,
         supervision: Supervision,
         epochs: Epochs,
-        prompts: int,  # of an image
+        config: DistillConfig,
+        process: Process = ALONE,
     ) -> None:
         super().__init__()
         self.student, self.sampler, self.supervision = student, sampler, supervision
-        self.epochs, self.prompts = epochs, prompts
+        self.epochs, self.config, self.process = epochs, config, process
         self._place = (-1, 0)  # the running step, and how many of its micro-steps have begun
 
     def forward(self, step: int, stream: torch.Generator) -> Terms:
@@ -136,8 +157,10 @@ class Distillation(nn.Module):
         before, begun = self._place
         micro = begun if step == before else 0
         self._place = (step, micro + 1)
-        batch = self.sampler.draw(self.epochs(step, micro), self.prompts, on_cpu(stream))
-        return self.terms(batch)
+        batches = micro * self.process.world_size + self.process.rank  # before this one
+        first = batches * self.config.images
+        images = self.epochs(step)[first : first + self.config.images]
+        return self.terms(self.sampler.draw(images, self.config.prompts, on_cpu(stream)))
 
     def terms(self, batch: Batch) -> Terms:
         """The weighted terms of a given batch."""
@@ -167,9 +190,34 @@ class PhaseResult:
 
     name: str
     steps: int
-    history: list[dict[str, Any]]  # rows of the training curve; steps count from the first phase on
     before: dict[str, float]  # terms of held-out prompts, and their sum `loss`
     after: dict[str, float]
+    history: list[dict[str, Any]]  # rows of the training curve; steps count from the first phase on
+    gradients: list[dict[str, Any]]  # rows of `TermGradients`; steps count likewise
+
+
+class TermGradients:
+    """A hook that takes the gradient norm of each weighted term, on the same prompts each time.
+
+    At the first step and `PROBES` more, at equal distances up to the last one.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], steps: int, precision: str) -> None:
+        self.pairs, self.every, self.precision = pairs, max(1, steps // PROBES), precision
+
+    def __call__(self, step: int, objective: nn.Module, _ema: Ema | None = None) -> Row | None:
+        """Norms by `gradient_norm_<term>`; None between the probed steps."""
+        if not self.pairs or (step > 1 and step % self.every):
+            return None
+        assert isinstance(objective, Distillation)
+        with autocast(objective.sampler.device, self.precision):
+            terms = objective.terms(objective.sampler.batch(self.pairs))
+        weights = list(trainable(objective).values())
+        norms = {}
+        for name, term in terms.items():
+            grads = torch.autograd.grad(term, weights, retain_graph=True, materialize_grads=True)
+            norms[f"gradient_norm_{name}"] = norm(grads).item()
+        return norms
 
 
 def train_phases(
@@ -186,30 +234,39 @@ def train_phases(
     at_once = config.images * config.prompts
     results: list[PhaseResult] = []
     for name, phase in phases.items():
-        epochs = Epochs(
-            sampler.images,
-            batch=config.images,
-            accumulate=config.accumulate,
-            seed=run.seed,
-            phase=name,
-            process=run.process,
-        )
-        objective = Distillation(student, sampler, supervisions[name], epochs, config.prompts)
+        update = config.images * phase.optimizer.accumulate * run.process.world_size
+        epochs = Epochs(sampler.images, update=update, seed=run.seed, phase=name)
+        supervision = supervisions[name]
+        objective = Distillation(student, sampler, supervision, epochs, config, run.process)
         begin, steps = sum(result.steps for result in results), phase.epochs * epochs.steps
         before = objective.validate(held_out, at_once, run.precision)
         result = train(
             objective,
-            config.optimizer(phase),
+            phase.optimizer,
             _continued(run, begin),
             steps=steps,
             name=name,
             fused=True,
-            hooks={"phase": hooks[name]},
+            hooks={
+                "phase": hooks[name],
+                "gradients": TermGradients(held_out[:at_once][:PROBED], steps, run.precision),
+            },
         )
         after = objective.validate(held_out, at_once, run.precision)
-        rows = [{**row, "step": begin + row["step"], "phase": name} for row in result.history]
-        results.append(PhaseResult(name, steps, rows, before, after))
+        limit = phase.optimizer.clip_norm or math.inf
+        clipped = [
+            {"gradient_norm_clipped": min(r["gradient_norm"], limit)} for r in result.history
+        ]
+        history = [row | extra for row, extra in zip(result.history, clipped, strict=True)]
+        curves = (history, result.probes.get("gradients", []))
+        placed = ([_placed(row, begin, name) for row in rows] for rows in curves)
+        results.append(PhaseResult(name, steps, before, after, *placed))
     return results
+
+
+def _placed(row: Row, begin: int, phase: str) -> dict[str, Any]:
+    """A row of a curve that goes on after earlier phases."""
+    return {**row, "step": begin + row["step"], "phase": phase}
 
 
 def _continued(run: Run, begin: int) -> Run:
@@ -278,8 +335,8 @@ def hold_batch_norm(
 @torch.no_grad()
 def measure_batch_norm(student: nn.Module, sampler: PromptSampler, images: int, seed: int) -> None:
     """Set the statistics to those of `MEASURED_BATCHES` batches."""
-    epochs = Epochs(sampler.images, batch=images, accumulate=1, seed=seed, phase="batch norm")
+    epochs = Epochs(sampler.images, update=images, seed=seed, phase="batch norm")
     with measured_batch_norm(student):
         for step in range(MEASURED_BATCHES):
-            batch = sampler.draw(epochs(step, 0), 1, generator(seed, "batch norm", step))
+            batch = sampler.draw(epochs(step), 1, generator(seed, "batch norm", step))
             predict(student, batch.pixels, batch.inputs)

@@ -1,4 +1,4 @@
-"""The eight terms of the distillation: a student's predictions against its teacher's.
+"""The nine terms of the distillation: a student's predictions against its teacher's.
 
 Pairs of queries are matched first (`Matcher`). Terms of the pairs are sums over a prompt's pairs,
 weighted by the teacher's score w and divided by max(1, sum of w), the number of objects that the
@@ -10,14 +10,18 @@ nothing, and a prompt for what is not there leaves masks and boxes alone.
     giou      1 - GIoU
     logit     cross-entropy of *all* the student's queries against the teacher's probability, sum
               over queries, the same divisor: what the teacher doubts the student learns to doubt; a
-              query without a partner learns the lowest logit there is
-    presence  squared difference of the logits
+              query without a partner learns the lowest logit there is. What is nothing to the
+              teacher weighs `spare`, a pair `spare` + (1 - `spare`) w: which query takes an object
+              is uncertain, and scores that doubt it all alike are too low together
+    presence  `bce`: cross-entropy against the teacher's probability; `mse`: squared difference of
+              the logits, which at SAM3's limits of +-10 outweighs all other terms together
     semantic  Dice + cross-entropy of the semantic maps, on the teacher's grid
     fpn       squared difference of the FPN's levels, the mean of the levels
     encoder   squared difference of the DETR encoder's tokens on their grid
+    text      squared difference of the text's tokens as the DETR encoder takes them, no padding
 
 A cross-entropy here has the teacher's entropy taken off, so that it is the Kullback-Leibler
-divergence: of the same gradient, and 0 where student and teacher agree. So are all eight, gradient
+divergence: of the same gradient, and 0 where student and teacher agree. So are all nine, gradient
 included. Every term is a mean over prompts (fpn: images) of what one of them would give alone.
 Student's features are brought to the teacher's grid bilinearly. All is float32, whatever comes in.
 """
@@ -25,6 +29,7 @@ Student's features are brought to the teacher's grid bilinearly. All is float32,
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -144,15 +149,23 @@ class DistillationLoss:
 
     def __init__(self, matcher: Matcher, config: LossesConfig) -> None:
         self.matcher = matcher
-        self.on_pairs = {name: getattr(config, name) for name in PAIR_TERMS}
-        self.on_maps = {name: getattr(config, name) for name in MAP_TERMS}
+        self.on_pairs = {
+            name: (getattr(config, name), term)
+            for name, term in (
+                PAIR_TERMS | {"logit": partial(logit_term, spare=config.spare)}
+            ).items()
+        }
+        self.on_maps = {
+            name: (getattr(config, name), term)
+            for name, term in (MAP_TERMS | {"presence": PRESENCE[config.presence_loss]}).items()
+        }
 
     def __call__(
         self,
         student: Prediction,
         teacher: Prediction,  # masks of any size, all queries or some of them; learns nothing
     ) -> dict[str, Tensor]:
-        """Weighted scalars by name; fpn and encoder only where both have such features.
+        """Weighted scalars by name; fpn, encoder and text only where both have such features.
 
         Raises:
             ValueError: the two are not of the same prompts, or features differ in channels.
@@ -161,14 +174,14 @@ class DistillationLoss:
         comparable = _comparable(student, teacher)
         terms = {}
         with torch.autocast(student.masks.device.type, enabled=False):
-            if any(self.on_pairs.values()):
+            if any(weight for weight, _ in self.on_pairs.values()):
                 pairs = self.matcher(student, teacher)
-                for name, weight in self.on_pairs.items():
+                for name, (weight, of_pairs) in self.on_pairs.items():
                     if weight:
-                        terms[name] = weight * PAIR_TERMS[name](student, teacher, pairs)
-            for name, weight in self.on_maps.items():
+                        terms[name] = weight * of_pairs(student, teacher, pairs)
+            for name, (weight, of_maps) in self.on_maps.items():
                 if weight and name in comparable:
-                    terms[name] = weight * MAP_TERMS[name](student, teacher)
+                    terms[name] = weight * of_maps(student, teacher)
         return terms
 
 
@@ -190,17 +203,26 @@ def giou_term(student: Prediction, teacher: Prediction, pairs: Matches) -> Tenso
     return _of_pairs(1 - giou(boxes, targets.detach()), pairs)
 
 
-def logit_term(student: Prediction, teacher: Prediction, pairs: Matches) -> Tensor:
-    """Cross-entropy of all queries."""
+def logit_term(
+    student: Prediction, teacher: Prediction, pairs: Matches, spare: float = 1.0
+) -> Tensor:
+    """Cross-entropy of all queries, what is nothing to the teacher with weight `spare`."""
     logits = student.logits.float()
     matched = teacher.logits.detach().float().gather(1, pairs.columns)
     targets = torch.full_like(logits, NO_OBJECT).scatter(1, pairs.rows, matched)
-    return (divergence(logits, targets).sum(1) / _objects(pairs)).mean()
+    weights = torch.full_like(logits, spare)
+    weights = weights.scatter_add(1, pairs.rows, (1 - spare) * pairs.weight)
+    return ((weights * divergence(logits, targets)).sum(1) / _objects(pairs)).mean()
 
 
-def presence_term(student: Prediction, teacher: Prediction) -> Tensor:
+def presence_mse(student: Prediction, teacher: Prediction) -> Tensor:
     """Squared difference of the logits."""
     return F.mse_loss(student.presence.float(), teacher.presence.detach().float())
+
+
+def presence_bce(student: Prediction, teacher: Prediction) -> Tensor:
+    """Cross-entropy against the teacher's probability."""
+    return divergence(student.presence.float(), teacher.presence.detach().float()).mean()
 
 
 def semantic_term(student: Prediction, teacher: Prediction) -> Tensor:
@@ -219,6 +241,17 @@ def encoder_term(student: Prediction, teacher: Prediction) -> Tensor:
     assert student.encoder is not None
     assert teacher.encoder is not None
     return feature_error(student.encoder, teacher.encoder)
+
+
+def text_term(student: Prediction, teacher: Prediction) -> Tensor:
+    """Squared difference of a text's tokens; each text counts alike, however long it is."""
+    assert student.text is not None
+    assert teacher.text is not None
+    assert teacher.attention is not None
+    squares = (student.text.float() - teacher.text.detach().float()).square().mean(2)
+    weights = teacher.attention.float()
+    weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
+    return (weights * squares).sum(1).mean()
 
 
 def feature_error(
@@ -249,11 +282,13 @@ PAIR_TERMS: dict[str, PairTerm] = {
     "logit": logit_term,
 }
 MAP_TERMS: dict[str, Callable[[Prediction, Prediction], Tensor]] = {
-    "presence": presence_term,
+    "presence": presence_mse,
     "semantic": semantic_term,
     "fpn": fpn_term,
     "encoder": encoder_term,
+    "text": text_term,
 }
+PRESENCE = {"mse": presence_mse, "bce": presence_bce}
 
 
 def _disagreement(
@@ -294,6 +329,8 @@ def _comparable(student: Prediction, teacher: Prediction) -> set[str]:
         names.add("fpn")
     if student.encoder is not None and teacher.encoder is not None:
         names.add("encoder")
+    if student.text is not None and teacher.text is not None:
+        names.add("text")
     return names
 
 
@@ -304,6 +341,8 @@ def _check(student: Prediction, teacher: Prediction) -> None:
     levels = len(student.fpn), len(teacher.fpn)
     if all(levels) and levels[0] < levels[1]:
         raise ValueError(f"the student's FPN has {levels[0]} levels, the teacher's {levels[1]}")
+    if student.text is not None and teacher.text is not None:
+        _check_text(student, teacher)
     maps = [*zip(reversed(student.fpn), reversed(teacher.fpn), strict=False)]
     if student.encoder is not None and teacher.encoder is not None:
         maps.append((student.encoder, teacher.encoder))
@@ -313,3 +352,12 @@ def _check(student: Prediction, teacher: Prediction) -> None:
                 f"the student's features are [{left.shape[0]}, {left.shape[1]}, h, w], "
                 f"the teacher's [{right.shape[0]}, {right.shape[1]}, h, w]"
             )
+
+
+def _check_text(student: Prediction, teacher: Prediction) -> None:
+    own, theirs = student.attention, teacher.attention
+    if own is None or theirs is None or not torch.equal(own, theirs):
+        raise ValueError(
+            "sam3.losses.text: the student's tokenizer splits a text into other tokens than the "
+            "teacher's does, expected the same one, or weight 0"
+        )

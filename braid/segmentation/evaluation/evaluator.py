@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from braid.common.progress import progress
 from braid.common.rng import seed_global_stream
 from braid.segmentation.config import EvaluationConfig
 from braid.segmentation.data.prompted import (
@@ -35,6 +36,7 @@ from braid.segmentation.metrics.agreement import (
     predicted_detections,
     true_detections,
 )
+from braid.segmentation.metrics.cgf1 import concept_counts
 from braid.segmentation.sam3.predictor import Predictor
 from braid.segmentation.sam3.tokens import load_tokenizer
 from braid.segmentation.student.student import build_student, load_student
@@ -83,6 +85,7 @@ class Evaluation:
 
     by_truth: Table  # [P] each, of `compare`
     by_teacher: Table
+    concepts: Table  # [P] each, of `concept_counts`
     scored: Scored  # [N] each
     sensitivity: Tensor  # [images that have prompts of different ground truth]
 
@@ -92,6 +95,7 @@ class Evaluation:
         return Evaluation(
             joined([part.by_truth for part in parts]),
             joined([part.by_teacher for part in parts]),
+            joined([part.concepts for part in parts]),
             joined_scores([part.scored for part in parts]),
             torch.cat([part.sensitivity for part in parts]),
         )
@@ -134,7 +138,8 @@ class Evaluator:
         if count < 2:  # the random teacher predicts for another image
             raise ValueError(f"held-out images with prompts: {count}, expected 2 or more")
         parts: dict[str, list[Evaluation]] = {}
-        for batch in image_batches(pairs, self.config.images):
+        batches = image_batches(pairs, self.config.images)
+        for batch in progress(batches, "evaluate", "batch"):
             truth, by_model = self.detections(batch)
             owner, teacher = images_of(batch)[1], by_model[TEACHER]
             others = other_images(owner, generator).to(self.device)
@@ -143,6 +148,7 @@ class Evaluator:
                 part = Evaluation(
                     compare(detections, truth),
                     compare(detections, teacher),
+                    concept_counts(detections, truth),
                     score_masks(detections, truth),
                     prompt_sensitivity(detections, truth, owner.to(self.device)).cpu(),
                 )

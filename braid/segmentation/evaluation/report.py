@@ -1,5 +1,7 @@
 """Tables of all models, the headline metrics, and the status of the student.
 
+`cgf1`, `pmf1` and `il_mcc` are SA-Co's, at their score of 1/2; all others take the params'.
+`symmetric_iou` lowers the IoU by extra masks as much as by missed ones.
 Metrics against the teacher's detections are `matched_iou`, `extra_iou`, `score_gap` and all that
 begin with `agreement`, of which `agreement_presence` is a balanced accuracy; the others are against
 ground truth. Withheld prompts are those whose ground truth no student was given in training; all
@@ -27,29 +29,31 @@ from braid.segmentation.evaluation.evaluator import (
     Evaluation,
 )
 from braid.segmentation.metrics.agreement import (
+    BLIND,
     Metrics,
     mask_metrics,
     presence_metrics,
     ratio,
     rows_of,
 )
+from braid.segmentation.metrics.cgf1 import concept_metrics
 from braid.segmentation.sam3.predictor import Predictor
 from braid.segmentation.sam3.sam3 import count_parameters
 
 Row = dict[str, Any]
 
 SENSITIVE = 0.5  # of the teacher's prompt sensitivity that a student must have
-BLIND = 0.55  # balanced accuracy of a presence that predicts nothing; a constant has 0.5
-NEAR = 0.8  # of the teacher's IoU with ground truth that a student must have
+NEAR = 0.8  # of the teacher's cgF1 that a student must have
 BY_SPLIT = (
     "iou",
+    "cgf1",
     "presence_balanced_accuracy",
     "matched_iou",
     "agreement_iou",
     "agreement_presence",
     "score_gap",
 )  # metrics that are given for labeled and withheld prompts too
-NULL_REASON = "nothing to average over: no such prompt, no such object, or nothing detected"
+NULL_REASON = "nothing to average over, as no such prompt, no such object, or nothing detected"
 
 
 def model_metrics(
@@ -58,11 +62,12 @@ def model_metrics(
 ) -> dict[str, Metrics]:
     """All metrics of every model, but those of ground truth and of the teacher by themselves."""
     models = {name: _of_all(name, evaluation, bins) for name, evaluation in evaluations.items()}
-    own, teacher = models[STUDENT]["iou"], models[TEACHER]["iou"]
+    own, teacher = models[STUDENT]["iou"], models[TEACHER]
     for metrics in models.values():
         if "iou" in metrics:
             iou = metrics["iou"]
-            metrics["iou_ratio"] = ratio(iou, teacher)
+            metrics["cgf1_ratio"] = ratio(metrics["cgf1"], teacher["cgf1"])
+            metrics["iou_ratio"] = ratio(iou, teacher["iou"])
             metrics["iou_drop"] = None if own is None or iou is None else own - iou
     return models
 
@@ -88,10 +93,12 @@ def _of_prompts(model: str, evaluation: Evaluation, rows: Tensor) -> Metrics:
         metrics |= {
             "iou": masks["matched_iou"],
             "detected_iou": masks["extra_iou"],
+            "symmetric_iou": masks["agreement_iou"],
             "boundary_iou": masks["boundary_iou"],
             "box_iou": masks["box_iou"],
             "semantic_iou": masks["semantic_iou"],
             **presence_metrics(table),
+            **concept_metrics(rows_of(evaluation.concepts, rows)),
         }
     if model != TEACHER:
         table = rows_of(evaluation.by_teacher, rows)
@@ -162,22 +169,26 @@ def _split_row(model: str, split: str, metrics: Metrics, prompts: int) -> Row:
 
 
 def _null_reason(metrics: Metrics) -> str | None:
-    """Why some metrics are None, where any is; those that a model has not are left out."""
-    return NULL_REASON if None in metrics.values() else None
+    """Which metrics are None and why, where any is; those that a model has not are left out."""
+    empty = [name for name, value in metrics.items() if value is None]
+    return f"{', '.join(empty)}: {NULL_REASON}" if empty else None
 
 
-def headline(models: Mapping[str, Metrics], predictors: Mapping[str, Predictor]) -> Row:
-    """What the student is worth in a few numbers, and its status."""
-
-    def of(metric: str, *names: str) -> Metrics:
-        return {name: models[name][metric] for name in names}
-
+def headline(models: Mapping[str, Metrics]) -> Row:
+    """What the student is worth in eleven numbers, and its status."""
+    own, teacher = models[STUDENT], models[TEACHER]
     return {
-        "iou": of("iou", STUDENT, TEACHER, TRUTH_ONLY),
-        "agreement": of("agreement_iou", STUDENT, TRUTH_ONLY),
-        "presence": of("presence_balanced_accuracy", STUDENT, TEACHER),
-        "sensitivity": of("prompt_sensitivity", STUDENT),
-        "parameters": count_parameters(predictors[STUDENT].model),
+        "cgf1_ratio": own["cgf1_ratio"],
+        "miou_student": own["iou"],
+        "miou_teacher": teacher["iou"],
+        "miou_ratio": own["iou_ratio"],
+        "agreement": own["agreement_iou"],
+        "presence_balanced_accuracy": own["presence_balanced_accuracy"],
+        "presence_balanced_accuracy_teacher": teacher["presence_balanced_accuracy"],
+        "score_gap": own["score_gap_signed"],
+        "ece": own["ece"],
+        "prompt_sensitivity": own["prompt_sensitivity"],
+        "boundary_iou": own["boundary_iou"],
         "status": status(models),
     }
 
@@ -190,7 +201,7 @@ def status(models: Mapping[str, Metrics]) -> str:
     - `prompt_blind`: masks of other prompts differ less than half as much as the teacher's do
     - `always_present`: its presence is hardly better than always the same
     - `no_distillation`: the control, which never had the teacher, agrees with it as much
-    - `far_from_teacher`: its IoU with ground truth is less than 0.8 of the teacher's
+    - `far_from_teacher`: its cgF1 is less than 0.8 of the teacher's
     """
     own, teacher = models[STUDENT], models[TEACHER]
 
@@ -213,4 +224,4 @@ def status(models: Mapping[str, Metrics]) -> str:
         return "always_present"
     if no_more("agreement_iou", models[TRUTH_ONLY]["agreement_iou"]):
         return "no_distillation"
-    return "far_from_teacher" if below(NEAR, "iou") else "ok"
+    return "far_from_teacher" if below(NEAR, "cgf1") else "ok"

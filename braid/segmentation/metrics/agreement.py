@@ -34,6 +34,7 @@ Table = Mapping[str, Tensor]  # a column by name, [B] each
 Metrics = dict[str, float | None]
 
 SAME = 0.5  # IoU from which on two masks are of one object
+BLIND = 0.55  # balanced accuracy of a presence that predicts nothing; a constant has 0.5
 
 
 @dataclass(frozen=True)

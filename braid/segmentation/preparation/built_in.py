@@ -17,6 +17,7 @@ from scipy import ndimage
 from skimage.filters import sobel
 from skimage.segmentation import felzenszwalb, find_boundaries, watershed
 
+from braid.common.progress import progress
 from braid.segmentation.config import ShapesConfig
 from braid.segmentation.data.run_lengths import encode, pixel_box
 
@@ -342,7 +343,7 @@ def write_built_in(folder: Path, config: ShapesConfig, *, size: int, seed: int) 
     folder.mkdir(parents=True, exist_ok=True)
     photos, count = config.photos, config.scenes + config.photos
     crops = np.random.default_rng([seed, 0]).permutation(len(TILES))
-    for place in range(count):
+    for place in progress(range(count), "shapes and photos", "image"):
         before, after = place * photos // count, (place + 1) * photos // count
         if after > before:
             image = crop_photo(crops[before], size=size)

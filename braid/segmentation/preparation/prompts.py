@@ -30,11 +30,14 @@ from braid.segmentation.data.sa1b import Record
 # ---- When a name matches a noun phrase, and when that is uncertain -----------------------------
 # A phrase is a noun, with a color before it or not; the noun "thing" stands for any. Colors are
 # taken to exclude each other, and so are nouns. A name without a color leaves open which it has:
-# whether a "coin" is a "red thing" is unknown, that it is no "red star" is certain.
+# whether a "coin" is a "red thing" is unknown, that it is no "red star" is certain. Articles and
+# plurals change nothing. Where one noun ends with the other, it may be a kind of it, as a "fire
+# truck" is of "truck", or not, as a "hot dog" is no "dog": that is unknown.
 
 _COLORS = "black blue brown cyan green grey magenta orange pink purple red white yellow"
 COLORS = {"gray": "grey"} | {color: color for color in _COLORS.split(" ")}
 THING = "thing"
+ARTICLES = ("a", "an", "the", "some")
 
 
 def plain(text: str) -> str:
@@ -53,12 +56,19 @@ def matches(phrase: str, name: str | None) -> bool | None:
     if name is None:
         return None
     (color, noun), (true_color, true_noun) = _parsed(phrase), _parsed(name)
-    if THING not in (noun, true_noun) and noun != true_noun:
+    related = _related(noun, true_noun)
+    if THING not in (noun, true_noun) and not related:
         return False
     if color and true_color and color != true_color:
         return False
-    vague = (color and not true_color) or (true_noun == THING != noun)
+    kind = THING not in (noun, true_noun) and noun != true_noun
+    vague = (color and not true_color) or (true_noun == THING != noun) or kind
     return None if vague else True
+
+
+def _related(noun: str, other: str) -> bool:
+    """Whether the words of one are the last words of the other."""
+    return f" {noun}".endswith(f" {other}") or f" {other}".endswith(f" {noun}")
 
 
 def mentioned(phrases: Iterable[str], text: str) -> list[str]:
@@ -92,8 +102,23 @@ def _words(text: str) -> tuple[str, ...]:
 @cache
 def _parsed(phrase: str) -> tuple[str | None, str]:
     """Color and noun."""
-    first, _, rest = plain(phrase).partition(" ")
-    return (COLORS[first], rest) if first in COLORS and rest else (None, plain(phrase))
+    bare = _bare(plain(phrase))
+    first, _, rest = bare.partition(" ")
+    return (COLORS[first], rest) if first in COLORS and rest else (None, bare)
+
+
+def _bare(phrase: str) -> str:
+    """Without an article, its last word in the singular: by the usual endings, as "dishes"."""
+    words = phrase.split(" ")
+    words = words[1:] if words[0] in ARTICLES and words[1:] else words
+    last = words[-1]
+    if re.search(r"(s|x|z|ch|sh)es$", last):
+        last = last[:-2]
+    elif re.search(r"[^aeiou]ies$", last):
+        last = f"{last[:-3]}y"
+    elif re.search(r"[^sui]s$", last):
+        last = last[:-1]
+    return " ".join([*words[:-1], last])
 
 
 # ---- Sampling ----------------------------------------------------------------------------------

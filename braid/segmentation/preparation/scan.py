@@ -8,24 +8,27 @@ annotations are checked in full.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from PIL import Image
 
+from braid.common.config import BUILT_IN, external_path
+from braid.common.progress import progress
 from braid.segmentation.data.sa1b import (
     MANIFEST,
     STEM,
     Entry,
     Fault,
-    Images,
     Manifest,
     Record,
     read_record,
 )
 
 _END_OF_IMAGE = b"\xff\xd9"  # 255 is followed by 0 in a JPEG's data, so that it stands nowhere else
+_NO_MASK: Mapping[str, Any] = {}
 _TAIL = 1024  # bytes at the end of a file; some writers pad it
 
 _Read = TypeVar("_Read")
@@ -37,6 +40,49 @@ class Scan(NamedTuple):
     root: Path
     images: tuple[Entry, ...]
     faults: tuple[Fault, ...]
+    sketches: Sketches
+
+
+class Sketches:
+    """What the JSONs of the images say, but for the masks: all of it fits into memory.
+
+    Each file is read and checked once; at full size that takes minutes, and the masks gigabytes.
+    """
+
+    def __init__(self, images: Sequence[Entry], records: Sequence[Record]) -> None:
+        self._splits, self._records = [entry.split for entry in images], records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def record(self, index: int) -> Record:
+        """What is known of an image; its annotations have no pixels."""
+        return self._records[index]
+
+    def indices(self, split: str) -> list[int]:
+        """The images of ``train`` or ``val``, ascending."""
+        return [index for index, own in enumerate(self._splits) if own == split]
+
+
+def _sketched(record: Record) -> Record:
+    """A record without its masks."""
+    return replace(
+        record, annotations=tuple(replace(part, rle=_NO_MASK) for part in record.annotations)
+    )
+
+
+def source_folder(source: str) -> Path:
+    """The folder that `sam3.data.source` names.
+
+    Raises:
+        ValueError: there is none, or it lies in the repository.
+    """
+    if not Path(source).is_dir():
+        raise ValueError(
+            f"sam3.data.source: {source}: no such folder, expected one with SA-1B pairs, or "
+            f"{BUILT_IN}"
+        )
+    return external_path(source, "sam3.data.source")
 
 
 def scan(folder: Path, *, val: int, faults: Literal["skip", "fatal"]) -> Scan:
@@ -56,20 +102,24 @@ def scan(folder: Path, *, val: int, faults: Literal["skip", "fatal"]) -> Scan:
         raise ValueError(f"sam3.data.source: {folder}: no such folder")
     all_faults: list[Fault] = []
     records: dict[int, Record] = {}
-    for stem in _stems(folder):
+    for stem in progress(_stems(folder), "scan", "image"):
         record = _checked_pair(folder, stem, all_faults)
         if record is not None and record.id in records:
             reason = f"has the same id as {records[record.id].file}"
             all_faults.append(Fault(file=record.file, reason=reason))
         elif record is not None:
-            records[record.id] = record
+            records[record.id] = _sketched(record)
+            if record.empty:
+                reason = f"{record.empty} annotations with empty masks, which are left out"
+                all_faults.append(Fault(file=Path(record.file).stem + ".json", reason=reason))
     _require(folder, len(records), all_faults, val, faults)
     train = len(records) - val
     images = tuple(
         _entry(records[identity], "train" if place < train else "val")
         for place, identity in enumerate(sorted(records))
     )
-    return Scan(folder, images, tuple(all_faults))
+    sketches = Sketches(images, [records[entry.id] for entry in images])
+    return Scan(folder, images, tuple(all_faults), sketches)
 
 
 def write_manifest(folder: Path, scan: Scan, *, image_size: int) -> None:
@@ -165,11 +215,11 @@ def _entry(record: Record, split: Literal["train", "val"]) -> Entry:
     )
 
 
-def image_rows(images: Images) -> list[dict[str, Any]]:
+def image_rows(images: Sketches) -> list[dict[str, Any]]:
     """How many images there are, all and in each split, and what their annotations tell."""
     splits = {split: images.indices(split) for split in ("train", "val")}
     return [
-        _counts(split, [images.record(int(index)) for index in indices])
+        _counts(split, [images.record(index) for index in indices])
         for split, indices in {"all": range(len(images)), **splits}.items()
     ]
 

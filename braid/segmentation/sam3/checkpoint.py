@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from braid.common.config import external_path
+from braid.common.config import BUILT_IN, external_path
 from braid.common.torchvision import mend_torchvision
 
 SOURCE = "source.json"
@@ -36,7 +36,8 @@ def load_teacher(
     image_size: int | None = None,  # of the data; None: not checked
     drop_text: bool = False,  # the model then takes text features alone
 ) -> Any:
-    """The frozen `Sam3Model` of a folder, in evaluation mode; without text tower if it has none.
+    """The frozen `Sam3Model` of a folder in float32 and evaluation mode; without text tower if it
+    has none.
 
     Raises:
         ValueError: there is no such model, it is damaged or has changed, or it takes other images.
@@ -51,7 +52,12 @@ def load_teacher(
 
     load: Any = Sam3Model.from_pretrained  # whose types leave out the loading info
     try:
-        model, loaded = load(place, local_files_only=True, output_loading_info=True)
+        model, loaded = load(
+            place,
+            dtype=torch.float32,  # whatever the checkpoint or its config.json has
+            local_files_only=True,
+            output_loading_info=True,
+        )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{place}: its weights cannot be read: {_line(error)}") from None
     missing = {name for name in loaded["missing_keys"] if not name.startswith(TEXT)}
@@ -92,7 +98,10 @@ def write_source(folder: Path, source: str, image_size: int) -> Path:
     """
     if Path(source).is_dir():
         external_path(source, "sam3.teacher.source")
-    place = _fetched(source, offline=False)
+    try:
+        place = _fetched(source, offline=False)
+    except ValueError as error:
+        raise ValueError(f"sam3.teacher.source: {error}, or {BUILT_IN}") from None
     summary = check(place, image_size)
     local = place.resolve() if Path(source).is_dir() else source
     content = {"source": str(local), "weights": weights_hash(place), "config": summary}
@@ -169,7 +178,7 @@ def _fetched(source: str, *, offline: bool) -> Path:
     if Path(source).is_dir():
         return Path(source)
     if Path(source).is_absolute() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
-        raise ValueError(f"{source}: no such folder, nor the id of a model of the hub")
+        raise ValueError(f"{source}: no such folder, expected one, the id of a model of the hub")
     from huggingface_hub import snapshot_download
 
     try:

@@ -20,7 +20,17 @@ from torch import Tensor, nn
 
 from braid.segmentation.sam3.geometry import xyxy
 
-BY_PROMPT = ("masks", "boxes", "logits", "presence", "semantic", "encoder")  # a row a prompt
+# what has a row a prompt
+BY_PROMPT = (
+    "masks",
+    "boxes",
+    "logits",
+    "presence",
+    "semantic",
+    "encoder",
+    "text",
+    "attention",
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,8 @@ class Prediction:
     semantic: Tensor  # [B, 1, h, w] logits
     fpn: tuple[Tensor, ...] = ()  # [I, C, h, w] of the I images, finest first
     encoder: Tensor | None = None  # [B, C, h, w] tokens of the DETR encoder on their grid
+    text: Tensor | None = None  # [B, L, C] tokens of the text as the DETR encoder takes them
+    attention: Tensor | None = None  # [B, L] 0 for padding of the text
     earlier: tuple[Layer, ...] = ()  # of the decoder, first layer first
 
     @property
@@ -143,6 +155,8 @@ def _forward(
         presence=output.presence_logits,
         semantic=output.semantic_seg,
         encoder=encoder,
+        text=text if features else None,
+        attention=inputs.attention if features else None,
         earlier=_earlier(**outputs) if earlier else (),
     )
 

@@ -16,9 +16,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -45,6 +46,8 @@ class _OfTeacher(Config):
     heads: dict[str, Any]  # of `heads_of`
     vocabulary: Count  # tokens of the student's tokenizer
     context: Count  # tokens of a prompt, at most
+    image_size: Count  # pixels a side
+    kinds: Annotated[tuple[str, ...], Field(strict=False)]  # of the prompts it learned from
 
 
 class StudentRecipe(ArchitectureConfig, _OfTeacher):
@@ -72,6 +75,7 @@ def new_student(
     config: ArchitectureConfig,
     teacher: Any,
     tokenizer: Any,
+    kinds: Iterable[str],  # of the prompts to learn from
     backbone_weights: Path | None = None,
 ) -> Any:
     """A student of this teacher, as `build_student` makes it."""
@@ -80,6 +84,8 @@ def new_student(
         heads=heads_of(teacher),
         vocabulary=len(tokenizer),
         context=text_length(teacher),
+        image_size=teacher.config.vision_config.image_size,
+        kinds=tuple(kinds),
         **architecture,
     )
     return build_student(recipe, backbone_weights)
@@ -107,6 +113,7 @@ def build_student(recipe: StudentRecipe, backbone_weights: Path | None = None) -
     model.vision_encoder = StudentVision(recipe.backbone, recipe.backbone_options, width)
     model.text_encoder = _text_encoder(recipe)
     model.recipe = recipe
+    model.save_pretrained = _no_pretrained
     _initialize(model)
     if backbone_weights is not None:
         load_backbone(model.vision_encoder.backbone, backbone_weights)
@@ -128,6 +135,13 @@ def load_student(folder: Path) -> Any:
         ValueError: a file is missing or broken; the message names the folder.
     """
     return load_model(folder, _rebuild, "student")[1].float()
+
+
+def _no_pretrained(*_: Any, **__: Any) -> None:
+    raise TypeError(
+        "a student is no Sam3Model on disk: its weights would be left out when it is loaded as "
+        "one; expected save_student, or Segmenter.save_pretrained"
+    )
 
 
 def _rebuild(**recipe: Any) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from braid.segmentation.data.prompted import Pair, PromptedImages, image_batches, prompt_batch
 from braid.segmentation.metrics.agreement import (
+    BLIND,
     Detections,
     Table,
     compare,
@@ -30,7 +31,6 @@ ALL = "all"  # kinds of prompts
 DETECTED = 0.3  # the score of a detection: no param, or other ways to evaluate would fit anew
 EVERYWHERE = (0.5, 0.5, 1.0, 1.0)  # cxcywh
 COLUMNS = ("model", "kind", "prompts", "iou")  # at least
-CHANCE = 0.5  # the balanced accuracy of a presence that is always the same
 
 
 def teacher_rows(
@@ -94,7 +94,7 @@ def headline(rows: Iterable[Row]) -> Row:
 
     - `unknown`: no held-out prompt has known ground truth
     - `finds_nothing`: its masks are no better than the whole image
-    - `presence_at_chance`: it tells what is there from what is not as well as a coin does
+    - `presence_at_chance`: it tells what is there from what is not hardly better than a coin does
     """
     of_all = {row["model"]: row for row in rows if row["kind"] == ALL}
     teacher, trivial = of_all.get(TEACHER, {}), of_all.get(WHOLE_IMAGE, {})
@@ -103,11 +103,15 @@ def headline(rows: Iterable[Row]) -> Row:
         status = "unknown"
     elif iou <= trivial["iou"]:
         status = "finds_nothing"
-    elif presence is not None and presence <= CHANCE:
+    elif presence is not None and presence <= BLIND:
         status = "presence_at_chance"
     else:
         status = "ok"
-    return {"iou": {TEACHER: iou}, "presence": {TEACHER: presence}, "status": status}
+    return {
+        "miou_teacher": iou,
+        "presence_balanced_accuracy_teacher": presence,
+        "status": status,
+    }
 
 
 def filled(

@@ -1,8 +1,9 @@
 """Batches of prompts: which images an update takes, and which prompts of theirs.
 
-A batch is a few images, each with a few of its prompts. Every image comes once an epoch, in an
-order of that epoch's own. As an epoch need not be a multiple of what an update takes, it is filled
-up with its own first images, so that the last, partial update is stepped as well.
+A batch is a few images, each with a few of its prompts; an update takes one or more batches, of all
+processes together. Every image comes once an epoch, in an order of that epoch's own. As an epoch
+need not be a multiple of what an update takes, it is filled up with its own first images, so that
+the last, partial update is stepped as well.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from braid.common.rng import generator
 from braid.segmentation.data.prompted import Pair, Prompt, PromptedImages, prompt_batch
 from braid.segmentation.sam3.sam3 import PromptInputs
 from braid.segmentation.sam3.tokens import encode
-from braid.training.distributed import ALONE, Process
 
 
 class Epochs:
@@ -29,26 +29,23 @@ class Epochs:
         self,
         images: Sequence[int],
         *,
-        batch: int,
-        accumulate: int,
+        update: int,  # images, of all batches and processes together
         seed: int,
         phase: str,  # whose orders these are
-        process: Process = ALONE,
     ) -> None:
         if not images:
             raise ValueError("no image has a prompt to learn from, expected one or more")
-        self.images, self.batch, self.accumulate = list(images), batch, accumulate
-        self.seed, self.phase, self.process = seed, phase, process
-        self.steps = math.ceil(len(images) / (batch * accumulate * process.world_size))  # an epoch
+        self.images, self.update = list(images), update
+        self.seed, self.phase = seed, phase
+        self.steps = math.ceil(len(images) / update)  # an epoch
 
-    def __call__(self, step: int, micro: int) -> list[int]:
-        """Images of one micro-step of this process."""
+    def __call__(self, step: int) -> list[int]:
+        """Images of an update, in the order in which batches and processes take them."""
         epoch, within = divmod(step, self.steps)
         order = torch.randperm(
             len(self.images), generator=generator(self.seed, self.phase, epoch)
         ).tolist()
-        batches = (within * self.accumulate + micro) * self.process.world_size + self.process.rank
-        places = range(batches * self.batch, (batches + 1) * self.batch)
+        places = range(within * self.update, (within + 1) * self.update)
         return [self.images[order[place % len(order)]] for place in places]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from braid.clips.preparation.words import read_words
+from braid.clips.preparation.moving_digits import read_words
 from braid.common.rng import generator
 from braid.drifting.evaluation.clips import (
     ClipEvaluator,

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from braid.clips.preparation.words import read_words
+from braid.clips.preparation.moving_digits import read_words
 from braid.drifting.evaluation.clips import Completed, Method, Sample
 from braid.drifting.evaluation.pictures import (
     animation,

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from braid.clips.decoding.decoder import decoder
 from braid.clips.decoding.transform import NAME, encode
-from braid.clips.preparation.moving_digits import Handwriting, draw_scenes, render
-from braid.clips.preparation.words import read_words
+from braid.clips.preparation.moving_digits import Handwriting, draw_scenes, read_words, render
 from braid.drifting.evaluation.reader import (
     HEADS,
     SHOWN,

@@ -17,7 +17,7 @@ from braid.training.trainer import Run, TrainResult
 from tests.drifting import configs
 from tests.drifting.toy_refinement import toy_clips, toy_refiner
 
-ENCODER = configs.features(encoder_weight=1.0)
+ENCODER = {"features": configs.features(encoder_weight=1.0), "encoder": "models/latent_mae"}
 
 
 class InMemory:
@@ -42,11 +42,24 @@ def split(name: str = "train") -> ClipSplit:
     return ClipSplit.of(data, data.labels, name)
 
 
-def objective(folder: Path, replaced: float = 0.0, start: Path | None = None, **settings):
+def enlarge(clips: torch.Tensor) -> torch.Tensor:
+    """Channels and their sum as colors, 4 x 4 pixels a cell, 4 frames a frame but the first."""
+    colors = torch.stack([clips[:, 0], clips[:, 1], clips.sum(1)], -1)  # [n, T, H, W, 3]
+    frames = torch.cat([colors[:, :1], colors[:, 1:].repeat_interleave(4, 1)], 1)
+    return frames.repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
+def no_decoder(clips: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("nothing is moved, so nothing need be decoded")
+
+
+def objective(folder: Path | None, replaced: float = 0.0, start: Path | None = None, **settings):
     corruption = Corruption(5, configs.corruption(levels=1, student_replace_prob=replaced))
-    parts = configs.refiner_training(**settings), configs.batches(), configs.loss()
+    parts = configs.refiner_training(**settings), configs.class_batches(), configs.loss()
     run = Run(seed=0, device=torch.device("cpu"), log_every=7)
-    return clip_objective(*parts, toy_refiner(), corruption, split(), folder, start, run)
+    return clip_objective(
+        *parts, toy_refiner(), corruption, split(), folder, start, no_decoder, run
+    )
 
 
 def test_a_split_counts_its_own_clips() -> None:
@@ -58,7 +71,7 @@ def test_a_split_counts_its_own_clips() -> None:
 
 def test_drifting_has_the_branches_of_its_params(tmp_path: Path) -> None:
     save_latent_mae(tmp_path, LatentMae(2, 8, (1,)))
-    drift = objective(tmp_path, features=ENCODER)
+    drift = objective(tmp_path, **ENCODER)
     assert isinstance(drift, DriftObjective)
     assert {name: weight for name, (weight, _) in drift.branches.items()} == {
         "encoder": 1.0,
@@ -67,17 +80,18 @@ def test_drifting_has_the_branches_of_its_params(tmp_path: Path) -> None:
     assert drift.log_every == 7
     assert set(drift(0, torch.Generator().manual_seed(0))) == {"encoder", "vanilla"}
     assert drift.clips_per_step == 2 * 4
+    assert objective(None, generated=3).clips_per_step == 2 * 3
 
 
 def test_an_encoder_is_read_only_where_its_features_count(tmp_path: Path) -> None:
-    assert isinstance(objective(tmp_path, objective="paired"), PairedObjective)
-    drift = objective(tmp_path)
+    assert isinstance(objective(None, objective="paired"), PairedObjective)
+    drift = objective(None)
     assert set(drift.branches) == {"vanilla"}
-    assert drift.card(16)["encoder"] == objective(tmp_path, objective="paired").card(16)["encoder"]
+    assert drift.card(16)["encoder"] == objective(None, objective="paired").card(16)["encoder"]
     assert drift.card(16)["encoder"] == "none"
     assert drift.card(16)["effective batch"] == "16, 8 at once"
     with pytest.raises(ValueError, match="of a latent MAE"):
-        objective(tmp_path, features=ENCODER)
+        objective(tmp_path, **ENCODER)
 
 
 def test_a_training_goes_on_from_another_refiner_s_weights(tmp_path: Path) -> None:
@@ -86,8 +100,8 @@ def test_a_training_goes_on_from_another_refiner_s_weights(tmp_path: Path) -> No
         other.out.bias += 3
     save_refiner(tmp_path / "other", other)
     for kind in ("paired", "drift"):
-        assert objective(tmp_path, objective=kind).refiner.out.bias.abs().max() == 0
-        started = objective(tmp_path, start=tmp_path / "other", objective=kind).refiner
+        assert objective(None, objective=kind).refiner.out.bias.abs().max() == 0
+        started = objective(None, start=tmp_path / "other", objective=kind).refiner
         for name, weights in other.state_dict().items():
             assert torch.equal(weights, started.state_dict()[name]), name
 
@@ -95,9 +109,9 @@ def test_a_training_goes_on_from_another_refiner_s_weights(tmp_path: Path) -> No
 def test_a_start_of_other_shapes_or_none_is_named_in_one_line(tmp_path: Path) -> None:
     save_refiner(tmp_path / "wide", Refiner(2, 2, 2, configs.refiner(dim=36)))
     with pytest.raises(ValueError, match=r"wide: a refiner of .*'dim': 36.*expected .*'dim': 24"):
-        objective(tmp_path, start=tmp_path / "wide")
+        objective(None, start=tmp_path / "wide")
     with pytest.raises(ValueError, match="of a refiner"):
-        objective(tmp_path, start=tmp_path / "missing")
+        objective(None, start=tmp_path / "missing")
 
 
 def test_drifting_has_features_and_regression_has_none() -> None:
@@ -109,9 +123,56 @@ def test_drifting_has_features_and_regression_has_none() -> None:
         configs.features(vanilla_weight=0.0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vanilla": ("tokens", "tokens")}, "vanilla is .*, expected each of them once"),
+        ({"families": ("clip", "clip")}, "families is .*, expected each of them once"),
+        ({"families": ("edges",)}, "families"),
+        ({"vanilla": ("edges",)}, "vanilla"),
+    ],
+)
+def test_features_are_known_and_named_once(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        configs.features(**changes)
+
+
+def test_an_encoder_and_the_weight_of_its_features_agree() -> None:
+    with pytest.raises(ValueError, match=r"encoder is none, expected models/latent_mae.* 1\.0"):
+        configs.refiner_training(features=configs.features(encoder_weight=1.0))
+    with pytest.raises(ValueError, match="encoder is models/latent_mae, expected none"):
+        configs.refiner_training(encoder="models/latent_mae")
+    with pytest.raises(ValueError, match="encoder is models/latent_mae, expected none"):
+        configs.refiner_training(encoder="models/latent_mae", objective="paired")
+
+
+def test_a_fresh_refiner_s_pictures_are_fitted_and_a_started_one_keeps_its_own(
+    tmp_path: Path,
+) -> None:
+    def objective_of(start: Path | None):
+        corruption = Corruption(5, configs.corruption(levels=1))
+        refiner = Refiner(2, 2, 2, configs.refiner(detail=2))
+        parts = (
+            configs.refiner_training(objective="paired"),
+            configs.class_batches(),
+            configs.loss(),
+        )
+        run = Run(seed=0, device=torch.device("cpu"))
+        return clip_objective(*parts, refiner, corruption, split(), None, start, enlarge, run)
+
+    fresh = objective_of(None).refiner
+    picture = fresh.moved.picture
+    assert picture.first.abs().sum() > 0
+    assert torch.allclose(picture.back @ picture.later, torch.eye(2), atol=1e-5)
+    with torch.no_grad():
+        picture.back += 1
+    save_refiner(tmp_path, fresh)
+    assert torch.equal(objective_of(tmp_path).refiner.moved.picture.back, picture.back)
+
+
 def test_anchors_are_read_where_the_corruption_replaces_keyframes(tmp_path: Path) -> None:
-    assert objective(tmp_path, objective="paired").anchors is None
-    anchors = objective(tmp_path, replaced=0.5, objective="paired").anchors
+    assert objective(None, objective="paired").anchors is None
+    anchors = objective(None, replaced=0.5, objective="paired").anchors
     assert anchors(torch.tensor([0])).unique().tolist() == [9.0]
 
 

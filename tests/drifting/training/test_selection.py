@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from braid.drifting.evaluation.clips import drift_status
 from braid.drifting.training.clips import ClipSplit
 from braid.drifting.training.selection import BestOnValidation
 from braid.training.ema import Ema
@@ -55,7 +57,7 @@ def test_the_best_weights_are_kept_and_averages_are_what_is_evaluated() -> None:
     status, reason = best.status()  # an untrained refiner interpolates
     assert status == "no_better_than_interpolation"
     assert "mse_missing" in reason
-    assert "at step 2 is not below interpolation's" in reason
+    assert "at step 2 is not below 1.0 of interpolation's" in reason
     best.best["mse_missing"] -= 0.1
     assert best.status()[0] == "passed"
 
@@ -74,6 +76,17 @@ def test_figures_of_the_best_stand_beside_interpolation_s() -> None:
         assert refined["classes"] == 2
         assert refined["parameters"] == sum(p.numel() for p in objective.refiner.parameters())
         assert set(refined) > {"method", "step", "frechet", "mse_missing"} == set(interpolated)
+
+
+@pytest.mark.parametrize(("ratio", "status"), [(0.65, "ok"), (0.8, "no_better")])
+def test_a_frechet_distance_is_better_where_the_evaluation_says_so(ratio, status) -> None:
+    best = make(objective="drift")
+    best(2, toy_objective("drift"), None)
+    best.best = best.last = {"step": 2, "frechet": ratio * best.interpolated["frechet"]}
+    plain = {"recall": 1.0, "frechet": 1.0, "frechet_pca": 2.0, "mse_missing": 1.0}
+    evaluated = drift_status(plain | {"frechet": ratio, "frechet_pca": 1.0}, plain)
+    assert evaluated.startswith(status)
+    assert best.status()[0].replace("passed", "ok").startswith(status)
 
 
 def test_a_short_training_is_evaluated_at_its_end() -> None:

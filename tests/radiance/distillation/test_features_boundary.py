@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from braid.radiance.distillation.features import face_distance, mask_weight
+from braid.radiance.distillation.features import face_distance, mask_weight, weight_fraction
 from braid.radiance.scenes.cells import CellGrid
 from tests.radiance.mask_law import uniform_mask_mean
 
@@ -41,3 +41,23 @@ def test_a_narrow_transition_tends_to_the_hard_mask():
     distance = torch.linspace(0, 1, 1000)
     hard, soft = (mask_weight(distance, 0.45, width) for width in (0.0, 1e-4))
     torch.testing.assert_close(hard, soft)
+
+
+def test_the_weight_fraction_is_that_of_the_ray_s_main_cell():
+    ray = torch.tensor([0, 0, 0, 1, 1, 3])
+    cell = torch.tensor([5, 5, 2, 7, -1, 0])
+    weights = torch.tensor([0.3, 0.3, 0.4, 0.1, 0.3, 0.0])
+    fraction = weight_fraction(weights, ray, cell, rays=4)
+    torch.testing.assert_close(fraction, torch.tensor([0.6, 0.6, 0.0, 0.0, 0.75, 0.0]))
+
+
+def test_the_weight_fraction_is_that_of_a_loop_over_rays():
+    draw = torch.Generator().manual_seed(0)
+    ray = torch.randint(40, (600,), generator=draw).sort().values
+    cell, weights = torch.randint(6, (600,), generator=draw), torch.rand(600, generator=draw)
+    fraction = weight_fraction(weights, ray, cell, rays=40)
+    for index in range(40):
+        own = ray == index
+        held = torch.bincount(cell[own], weights=weights[own], minlength=6)
+        expected = torch.where(cell[own] == held.argmax(), held.max() / held.sum(), 0.0)
+        torch.testing.assert_close(fraction[own], expected)

@@ -4,136 +4,128 @@ from scipy.stats import chisquare
 
 from braid.radiance.distillation.features import (
     FeatureLoss,
-    Projector,
-    draw_points,
-    face_distance,
+    Points,
     feature_weight,
     mask_weight,
     reconstruction_gate,
 )
+from braid.radiance.features.heads import apply_heads
 from braid.radiance.features.vae import FeatureVae
 from braid.radiance.scenes.cells import CellGrid
-from tests.radiance.mask_law import uniform_mask_mean
-from tests.radiance.settings import distill_config
+from braid.radiance.student.marching import draw_points
+from tests.radiance.settings import distill_config, vae_sizes
 from tests.radiance.tiny_objectives import stored_features
 
 GRID = CellGrid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (4, 4, 4))
-STUDENT_GRID = CellGrid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (2, 2, 2))
+NETWORKS = 6
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def table(cells):
-    values = torch.randn(len(cells), 4, generator=generator(1))
-    return stored_features(GRID, cells, values)
-
-
-def make_loss(cells=None, vae=None, **settings):
-    torch.manual_seed(0)
-    stored = table(torch.arange(64) if cells is None else cells)
-    return FeatureLoss(stored, 8, STUDENT_GRID, distill_config(**settings), vae)
+def make_loss(vae=None, compared=None, **settings):
+    values = torch.randn(64, 4, generator=generator(1))
+    stored = stored_features(GRID, torch.arange(64), values)
+    if compared:
+        compared = stored.features.schema.select(compared)
+    loss = FeatureLoss(stored, (NETWORKS, 8), distill_config(**settings), vae, compared)
+    torch.nn.init.normal_(loss.heads, generator=generator(4))
+    return loss
 
 
 def batch(count=500):
-    student = torch.randn(count, 8, generator=generator(2))
-    return student, torch.rand(count, 3, generator=generator(3))
+    return Points(
+        torch.randn(count, 8, generator=generator(2)),
+        torch.randint(NETWORKS, (count,), generator=generator(3)),
+        torch.randint(64, (count,), generator=generator(5)),
+        torch.rand(count, generator=generator(6)),
+    )
 
 
 def test_terms_follow_the_formulas():
     loss = make_loss(l2=2.0, cosine=0.5, threshold=0.2, soft_transition=0.3)
-    student, points = batch()
-    terms, mask = loss(student, points, 0.25)
-    target = table(torch.arange(64)).standardized[GRID.index(points)]
-    gap = loss.projector(student) - target
+    points = batch()
+    terms = loss(points, 0.25)
+    predicted = apply_heads(loss.heads, points.features, points.network)
+    target = loss.target[points.row]
+    gap = predicted - target
     square = (gap[:, :3].square().mean(1) + gap[:, 3].square()) / 2
-    weight = mask_weight(face_distance(points, STUDENT_GRID), 0.2, 0.3)
-    torch.testing.assert_close(mask, weight)
+    weight = mask_weight(points.certainty, 0.2, 0.3)
+    torch.testing.assert_close(loss.mask(points), weight)
     torch.testing.assert_close(terms["feature_l2"], 2.0 * 0.25 * (weight * square).mean())
     root = torch.tensor([1 / 6, 1 / 6, 1 / 6, 1 / 2]).sqrt()
-    similar = torch.cosine_similarity(loss.projector(student) * root, target * root)
+    similar = torch.cosine_similarity(predicted * root, target * root)
     torch.testing.assert_close(
         terms["feature_cosine"], 0.5 * 0.25 * (weight * (1 - similar)).mean()
     )
 
 
-def test_a_perfect_student_pays_nothing():
-    loss = make_loss()
-    _, points = batch()
-    student = loss.standardized[loss.rows(points)]
-    loss.projector = torch.nn.Identity()
-    assert all(float(term) < 1e-6 for term in loss(student, points, 1.0).terms.values())
-
-
-def test_points_without_a_teacher_row_weigh_nothing():
-    loss = make_loss(cells=torch.tensor([0, 5, 63]), threshold=0.0, soft_transition=0.0)
-    student, points = batch()
-    terms, mask = loss(student, points, 1.0)
-    occupied = torch.isin(GRID.index(points), torch.tensor([0, 5, 63]))
-    assert torch.equal(mask, occupied.float())
-    only = loss(student[occupied], points[occupied], 1.0).terms
-    fraction = float(occupied.float().mean())
-    expected = fraction * only["feature_l2"].item()
-    assert terms["feature_l2"].item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_logged_mask_mean_obeys_the_law_of_uniform_points():
-    loss = make_loss(threshold=0.3, soft_transition=0.1)
-    student, points = batch(100_000)
-    mask = loss(student, points, 1.0).mask
-    assert mask.mean().item() == pytest.approx(uniform_mask_mean(0.3, 0.1), abs=5e-3)
+def test_heads_fitted_to_linear_features_pay_next_to_nothing():
+    loss = make_loss(cosine=1.0)
+    points = batch(3000)
+    mix = torch.randn(4, 8, generator=generator(7))
+    points = points._replace(features=loss.target[points.row] @ mix)
+    before = sum(loss(points, 1.0).values()).item()
+    loss.fit(points)
+    assert sum(loss(points, 1.0).values()).item() < 1e-3 * before
+    own = points.network == 2
+    torch.testing.assert_close(loss.means[2], loss.target[points.row[own]].mean(0))
 
 
 def test_the_decoder_is_frozen_but_gradients_pass_through_it():
-    vae = FeatureVae(4, hidden=(8,), latent=2)
+    vae = FeatureVae(4, vae_sizes(2, 8))
     loss = make_loss(vae=vae)
-    student, points = batch()
-    student.requires_grad_()
+    points = batch()
+    points.features.requires_grad_()
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    terms = loss(student, points, 1.0).terms
+    terms = loss(points, 1.0)
     assert set(terms) == {"feature_l2", "feature_cosine", "feature_latent"}
     terms["feature_l2"].backward()
-    assert student.grad.abs().sum() > 0
-    assert all(parameter.grad.abs().sum() > 0 for parameter in loss.projector.parameters())
+    assert points.features.grad.abs().sum() > 0
+    assert loss.heads.grad.abs().sum() > 0
     assert all(p.grad is None and not p.requires_grad for p in vae.parameters())
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
 
 
+def test_a_vae_variant_may_compare_fewer_groups_than_its_vae_has():
+    vae = FeatureVae(4, vae_sizes(4))
+    whole, part = make_loss(vae=vae), make_loss(vae=vae, compared=["opacity"])
+    points = batch()
+    assert torch.equal(part.predict(points), whole.predict(points)[:, 3:])
+    assert torch.equal(part.target, whole.target[:, 3:])
+    assert torch.equal(part.latents, whole.latents)
+
+
 def test_cells_that_the_vae_loses_are_gated():
-    vae = FeatureVae(4, hidden=(), latent=4)
+    vae = FeatureVae(4, vae_sizes(4))
     with torch.no_grad():
         vae.encoder.linear.weight.copy_(torch.cat([torch.eye(4), torch.zeros(4, 4)]))
         vae.encoder.linear.bias.zero_()
         vae.decoder.linear.weight.copy_(torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0])))
         vae.decoder.linear.bias.zero_()
     loss = make_loss(vae=vae, gate_tau=0.1)
-    lost = loss.standardized[:, 3].square() / 2  # one of two groups
+    lost = loss.target[:, 3].square() / 2  # one of two groups
     torch.testing.assert_close(loss.gate, 1 / (1 + lost / 0.1))
-    torch.testing.assert_close(loss.latents, loss.standardized)
-    student, points = batch()
-    terms, mask = loss(student, points, 1.0)
-    row = loss.rows(points)
-    gap = (loss.projector(student) - loss.latents[row]).square().mean(1)
-    torch.testing.assert_close(terms["feature_latent"], (mask * loss.gate[row] * gap).mean())
+    torch.testing.assert_close(loss.latents, loss.target)
+    points = batch()
+    gap = apply_heads(loss.heads, points.features, points.network) - loss.latents[points.row]
+    gated = loss.mask(points) * loss.gate[points.row]
+    torch.testing.assert_close(
+        loss(points, 1.0)["feature_latent"], (gated * gap.square().mean(1)).mean()
+    )
     assert reconstruction_gate(torch.tensor([0.0, 0.1]), 0.1).tolist() == [1.0, 0.5]
 
 
 def test_no_points_cost_nothing_but_keep_the_graph():
     loss = make_loss()
-    terms = loss(torch.empty(0, 8), torch.empty(0, 3), 1.0).terms
+    terms = loss(Points(*(column[:0] for column in batch())), 1.0)
     sum(terms.values()).backward()
     assert all(term.item() == 0 for term in terms.values())
 
 
 def test_the_table_is_no_part_of_the_state():
-    assert all(name.startswith("projector.") for name in make_loss().state_dict())
-
-
-def test_projector_depth_counts_linear_layers():
-    for depth in (1, 2, 4):
-        projector = Projector(8, 4, hidden=16, depth=depth)
-        assert sum(isinstance(layer, torch.nn.Linear) for layer in projector.modules()) == depth
+    assert list(make_loss().state_dict()) == ["heads"]
 
 
 def test_points_are_drawn_by_weight_on_solid_rays_only():

@@ -14,9 +14,11 @@ from PIL import Image
 
 from braid.radiance.evaluation import figures
 from braid.radiance.evaluation.figures import (
+    MOVIE_SIDE,
     RESIDUAL_LIMIT,
     Tradeoff,
     image_table,
+    movie,
     pictured_frames,
     publication_figure,
     tradeoff_chart,
@@ -113,7 +115,7 @@ def test_the_publication_figure_has_the_teacher_and_a_student_of_either_stage(
     drawn: list[Figure], tmp_path: Path
 ) -> None:
     stored = {"truth": images(0), "teacher": images(1)}
-    first, last = (stored | {"end of training": images(seed)} for seed in (2, 3))
+    first, last = (stored | {"after": images(seed)} for seed in (2, 3))
     publication_figure(tmp_path / "x.png", {"response": ([0, 7], first), "sh": ([0, 7], last)})
     panels = panel_axes(drawn[0])
     titles = [ax.get_title() for ax in panels[:4]]
@@ -148,3 +150,22 @@ def test_the_tradeoff_chart_tells_stages_apart_and_draws_the_lines(
     written = {text.get_text() for text in quality.texts}
     assert written == {"27.81", "28.05", "27.66", "teacher 29.30", "white 8.25"}
     assert quality.yaxis_inverted()
+
+
+def test_the_movie_shows_teacher_student_and_residual_side_by_side(tmp_path: Path) -> None:
+    teacher = torch.ones(3, 8, 10, 3)
+    student = teacher.clone()
+    student[1, :, :5] = 0.0
+    for name in ("a.gif", "b.gif"):
+        movie(tmp_path / name, teacher, student)
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+    with Image.open(tmp_path / "a.gif") as film:
+        assert film.n_frames == 3
+        factor = MOVIE_SIDE // 8
+        assert film.size == (3 * 10 * factor, 8 * factor)
+        film.seek(1)
+        frame = np.asarray(film.convert("RGB")).astype(int)[factor * 4, factor // 2 :: factor]
+    assert frame[:10].min() > 250  # the teacher
+    assert frame[10:15].max() < 5
+    assert frame[15:20].min() > 250
+    assert (frame[20:25].sum(1) > frame[25:30].sum(1) + 300).all()  # the residual

@@ -12,6 +12,7 @@ from braid.radiance.evaluation.figures import (
     Model,
     mask_figures,
     mask_state,
+    published,
     read_table,
     summary_rows,
 )
@@ -52,6 +53,8 @@ def test_model_rows_have_quality_cost_and_size_and_no_more_of_the_cost_than_that
 def test_the_metrics_that_the_interface_names_are_columns() -> None:
     named = "psnr ssim lpips psnr_foreground psnr_vs_teacher status parameters steps"
     cost = "fps peak_memory_mib power_w train_seconds"
+    more = "psnr_val feature_explained_variance feature_explained_variance_by_network"
+    named += f" {more}"
     assert {"scene", "variant", *named.split(), *cost.split()} == set(COLUMNS)
 
 
@@ -80,3 +83,16 @@ def test_cells_are_read_as_they_are_written(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("psnr,steps,note\n31.36247,12345678,\n")
     rows = read_table(tmp_path / "a.csv")
     assert rows == [{"psnr": "31.36247", "steps": "12345678", "note": ""}]
+
+
+def student(variant: str, **figures: str) -> Model:
+    return Model([{"variant": variant, **figures}], {}, 0.0)
+
+
+def test_the_publication_figure_has_stage_1b_gaussian_all_and_the_best_of_the_validation() -> None:
+    figures = {"response": ("30", "31"), "sh": ("32", "30"), "gaussian_all": ("31", "32")}
+    students = [student(name, psnr_val=val, psnr=test) for name, (val, test) in figures.items()]
+    assert published(students) == ["response", "gaussian_all", "sh"]
+    unvalidated = [student(name, psnr=test) for name, (_, test) in figures.items()]
+    assert published(unvalidated) == ["response", "gaussian_all"]
+    assert published([student("sh", psnr="30")]) == ["sh"]

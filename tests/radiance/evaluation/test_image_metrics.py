@@ -16,6 +16,7 @@ from braid.radiance.evaluation.image_metrics import (
     ssim,
     status,
     trivial_predictions,
+    validation_psnr,
 )
 from braid.radiance.scenes.blender import Views
 from tests.radiance.pictures import noise, views
@@ -150,8 +151,8 @@ def test_evaluation_names_every_figure_and_knows_a_blank_image() -> None:
         "lpips",
         "lpips_reason",
         "psnr_foreground",
-        "psnr_vs_teacher",
         "status",
+        "psnr_vs_teacher",
     ]
     assert list(evaluation.baselines) == ["white", "mean_color", "mean_image", "silhouette"]
     assert figures["psnr"] == evaluation.baselines["white"]
@@ -168,8 +169,10 @@ def test_the_headline_is_short_and_the_table_has_the_rest() -> None:
     truth, train = views(2, seed=0), views(3, seed=1)
     evaluation = evaluate(0.9 * truth.on_white(), truth, train, truth.on_white(), None)
     headline = evaluation.headline()
-    names = {"psnr", "ssim", "lpips", "psnr_vs_teacher", "psnr_silhouette", "status"}
-    assert set(headline) == names
+    names = {"psnr", "ssim", "lpips", "psnr_foreground", "psnr_silhouette", "status"}
+    assert set(headline) == {*names, "psnr_vs_teacher"}
+    of_the_teacher = evaluate(truth.on_white(), truth, train, None, None)
+    assert set(of_the_teacher.headline()) == names  # it is not compared with itself
     model, *trivial = evaluation.rows("lego", "sh", parameters=12)
     assert (model["scene"], model["variant"], model["parameters"]) == ("lego", "sh", 12)
     assert evaluation.figures.items() <= model.items()
@@ -180,6 +183,13 @@ def test_the_headline_is_short_and_the_table_has_the_rest() -> None:
         "psnr": evaluation.baselines["white"],
     }
     assert trivial[-1]["psnr"] == headline["psnr_silhouette"]
+
+
+def test_colors_are_scored_as_a_screen_shows_them() -> None:
+    truth, train = views(2, seed=0), views(3, seed=1)
+    glaring = truth.on_white() + 3.0 * (truth.on_white() == 1)
+    assert evaluate(glaring, truth, train, glaring, None).figures["psnr"] == pytest.approx(100)
+    assert validation_psnr(glaring, truth) == pytest.approx(100)
 
 
 def test_a_scene_without_foreground_has_no_foreground_figure() -> None:

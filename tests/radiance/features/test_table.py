@@ -12,6 +12,7 @@ from braid.radiance.features.table import (
     save_features,
 )
 from braid.radiance.scenes.cells import CellGrid
+from tests.radiance.settings import aggregation_config
 
 GROUPS = {"sh_dc": ("r", "g", "b"), "sh_rest": ("a", "c"), "opacity": ("tau",)}
 
@@ -19,10 +20,11 @@ GROUPS = {"sh_dc": ("r", "g", "b"), "sh_rest": ("a", "c"), "opacity": ("tau",)}
 def stored(weighting="mass"):
     grid = CellGrid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (4, 4, 4))
     values = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
-    schema = FeatureSchema(grid, weighting, "hard", GROUPS)
+    schema = FeatureSchema(grid, aggregation_config(weighting=weighting), GROUPS)
     cells = torch.tensor([1, 4, 20, 21, 63])
     features = CellFeatures(schema, cells, values, torch.ones(5), torch.rand(5))
-    return StoredFeatures(features, fit_standardization(values), torch.arange(5) < 4)
+    fitted = fit_standardization(values, schema.columns)
+    return StoredFeatures(features, fitted, torch.arange(5) < 4)
 
 
 def test_a_file_gives_back_what_was_saved_and_the_same_bytes(tmp_path):
@@ -40,12 +42,23 @@ def test_a_file_gives_back_what_was_saved_and_the_same_bytes(tmp_path):
 def test_selected_groups_keep_their_columns_and_scales():
     chosen = stored().select(["opacity", "sh_dc"])
     assert list(chosen.features.schema.groups) == ["sh_dc", "opacity"]
-    assert chosen.features.schema.columns == {"sh_dc": slice(0, 3), "opacity": slice(3, 4)}
+    assert chosen.features.schema.columns == {"sh": slice(0, 3), "opacity": slice(3, 4)}
     assert torch.equal(chosen.standardized, stored().standardized[:, [0, 1, 2, 5]])
 
 
 def test_sh_stands_for_both_of_its_groups():
     assert list(stored().select(["sh"]).features.schema.groups) == ["sh_dc", "sh_rest"]
+
+
+def test_harmonics_are_one_group_and_end_at_a_degree():
+    names = tuple(f"sh_{k}_{color}" for k in range(1, 16) for color in "rgb")
+    groups = {"sh_dc": ("r", "g", "b"), "sh_rest": names, "opacity": ("tau",)}
+    schema = FeatureSchema(stored().features.schema.grid, aggregation_config(), groups)
+    assert schema.columns == {"sh": slice(0, 48), "opacity": slice(48, 49)}
+    part = schema.select(["sh", "opacity"], harmonics=1)
+    assert part.columns == {"sh": slice(0, 12), "opacity": slice(12, 13)}
+    assert schema.index(part).tolist() == [*range(12), 48]
+    assert list(schema.select(["sh"], harmonics=0).groups) == ["sh_dc"]
 
 
 def test_an_unknown_group_is_refused_with_the_known_ones():

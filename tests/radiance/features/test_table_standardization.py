@@ -11,29 +11,45 @@ def rows(count=400, channels=5):
     return torch.randn(count, channels, generator=generator) * spread + spread * 2
 
 
+EACH = {str(channel): slice(channel, channel + 1) for channel in range(5)}
+EACH_OF_TWO = dict(list(EACH.items())[:2])
+GROUPS = {"a": slice(0, 3), "b": slice(3, 5)}
+
+
 @pytest.mark.parametrize("robust", [False, True])
-def test_the_transform_is_affine(robust):
+@pytest.mark.parametrize("columns", [EACH, GROUPS])
+def test_the_transform_is_affine(robust, columns):
     values = rows()
-    fitted = fit_standardization(values, robust=robust)
-    back = fitted.transform(values) * fitted.scale + fitted.mean
+    fitted = fit_standardization(values, columns, robust=robust)
+    back = fitted.invert(fitted.transform(values))
     assert ((back - values).abs() / fitted.scale).max() < 1e-6
 
 
 def test_training_rows_have_mean_zero_and_deviation_one():
-    z = fit_standardization(rows()).transform(rows())
+    z = fit_standardization(rows(), EACH).transform(rows())
     torch.testing.assert_close(z.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
     torch.testing.assert_close(z.std(0, correction=0), torch.ones(5), atol=1e-5, rtol=0)
 
 
-def test_values_are_clipped():
+def test_channels_of_a_group_keep_their_sizes_relative_to_each_other():
+    values = rows()
+    z = fit_standardization(values, GROUPS).transform(values)
+    for channels in GROUPS.values():
+        assert z[:, channels].var(0, correction=0).mean() == pytest.approx(1, rel=1e-5)
+    ratio = values[:, 1].std() / values[:, 2].std()
+    assert z[:, 1].std() / z[:, 2].std() == pytest.approx(ratio.item(), rel=1e-5)
+
+
+def test_values_are_clipped_in_deviations_of_their_own_channel():
     values = torch.cat([rows(), torch.full((1, 5), 1e9)])
-    fitted = fit_standardization(rows(), clip=4.0)
-    assert fitted.transform(values).max() == 4.0
+    fitted = fit_standardization(rows(), GROUPS, clip=4.0)
+    deviation = rows().std(0, correction=0) / fitted.scale
+    torch.testing.assert_close(fitted.transform(values).amax(0), 4 * deviation)
 
 
-def test_a_constant_channel_passes_through_centered():
+def test_a_constant_group_passes_through_centered():
     values = torch.cat([rows(channels=1), torch.full((400, 1), 7.0)], dim=1)
-    fitted = fit_standardization(values)
+    fitted = fit_standardization(values, EACH_OF_TWO)
     assert fitted.scale[1] == 1.0
     assert fitted.transform(values)[:, 1].abs().max() == 0
     assert fitted.transform(torch.tensor([[0.0, 7.5]]))[0, 1] == pytest.approx(0.5)
@@ -42,17 +58,17 @@ def test_a_constant_channel_passes_through_centered():
 def test_robust_scales_ignore_outliers_and_fall_back_where_most_rows_are_equal():
     values = rows(channels=2)
     values[:20, 1] = 1e6
-    fitted = fit_standardization(values, robust=True)
+    fitted = fit_standardization(values, EACH_OF_TWO, robust=True)
     assert fitted.scale[1] < 2.0
     mostly_zero = torch.zeros(100, 1)
     mostly_zero[:10] = 3.0
-    scale = fit_standardization(mostly_zero, robust=True).scale
+    scale = fit_standardization(mostly_zero, {"0": slice(0, 1)}, robust=True).scale
     torch.testing.assert_close(scale, mostly_zero.std(0, correction=0))
 
 
 def test_no_rows_are_refused():
     with pytest.raises(ValueError, match="at least one training cell"):
-        fit_standardization(torch.empty(0, 3))
+        fit_standardization(torch.empty(0, 3), GROUPS)
 
 
 def test_whole_blocks_validate_and_the_split_is_fixed():

@@ -3,15 +3,18 @@ import math
 import pytest
 import torch
 
+from braid.radiance.features.table import channel_balance
 from braid.radiance.features.vae import (
+    BestVae,
     FeatureVae,
     Posterior,
     VaeObjective,
-    channel_balance,
     load_vae,
     save_vae,
 )
-from tests.radiance.settings import vae_config
+from braid.radiance.scenes.cells import CellGrid
+from tests.radiance.settings import vae_config, vae_sizes
+from tests.radiance.tiny_objectives import stored_features
 
 COLUMNS = {"a": slice(0, 4), "b": slice(4, 5)}
 
@@ -44,14 +47,14 @@ def test_balance_is_the_mean_over_groups_of_group_means():
 
 
 def test_log_variance_stays_within_its_limits():
-    vae = FeatureVae(5, hidden=(), latent=2)
+    vae = FeatureVae(5, vae_sizes(2))
     posterior = vae.encode(1e4 * torch.randn(20, 5, generator=generator()))
     assert posterior.log_variance.min() == -10
     assert posterior.log_variance.max() == 4
 
 
 def test_a_latent_pays_only_above_its_free_bits_and_beta_warms_up():
-    vae = FeatureVae(5, hidden=(), latent=3)
+    vae = FeatureVae(5, vae_sizes(3))
     for parameter in vae.parameters():
         torch.nn.init.zeros_(parameter)  # the posterior is the prior: no KL
     values = torch.randn(64, 5, generator=generator())
@@ -65,7 +68,7 @@ def test_a_latent_pays_only_above_its_free_bits_and_beta_warms_up():
 
 
 def test_the_same_generator_gives_the_same_terms():
-    vae = FeatureVae(5, hidden=(8,), latent=2)
+    vae = FeatureVae(5, vae_sizes(2, 8))
     values = torch.randn(64, 5, generator=generator())
     objective = VaeObjective(vae, values, COLUMNS, vae_config(batch=16))
     first, second = objective(2000, generator(3)), objective(2000, generator(3))
@@ -73,7 +76,7 @@ def test_the_same_generator_gives_the_same_terms():
 
 
 def test_data_are_no_part_of_the_state():
-    vae = FeatureVae(5, hidden=(8,), latent=2)
+    vae = FeatureVae(5, vae_sizes(2, 8))
     objective = VaeObjective(vae, torch.randn(64, 5), COLUMNS, vae_config())
     assert all(name.startswith("vae.") for name in objective.state_dict())
 
@@ -93,7 +96,7 @@ def test_a_linear_vae_reaches_probabilistic_pca():
     values = torch.linalg.qr(values)[0] * math.sqrt(512) * spectrum.sqrt() @ axes.T
     noise = 0.4
     objective = VaeObjective(
-        FeatureVae(6, hidden=(), latent=4),
+        FeatureVae(6, vae_sizes(4)),
         values,
         {"all": slice(0, 6)},
         vae_config(batch=512, beta=2 * noise / 6, steps=1, beta_warmup=1.0, free_bits=0.0),
@@ -124,21 +127,45 @@ def test_a_linear_vae_reaches_probabilistic_pca():
     assert loss == pytest.approx(2 * noise / 6 * bound.item(), rel=0.02)
 
 
-def test_a_saved_vae_computes_the_same(tmp_path):
-    vae = FeatureVae(5, hidden=(8,), latent=2)
-    save_vae(tmp_path / "vae", vae, "abc")
-    again = load_vae(tmp_path / "vae", "abc")
-    values = torch.randn(9, 5, generator=generator())
+def features():
+    grid = CellGrid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (5, 5, 5))
+    return stored_features(grid, torch.arange(125), torch.randn(125, 4, generator=generator()))
+
+
+def test_a_saved_vae_computes_the_same_on_its_part_of_the_features(tmp_path):
+    stored, config = features(), vae_config(groups=("opacity", "sh"), harmonics=0)
+    part = stored.select(config.groups, config.harmonics)
+    vae = FeatureVae(part.features.schema.channels, vae_sizes(2, 8))
+    save_vae(tmp_path / "vae", vae, config, part.features.schema.hash)
+    again, read = load_vae(tmp_path / "vae", stored)
+    assert read.features.schema == part.features.schema
+    values = part.standardized
     assert torch.equal(again.encode(values).mean, vae.encode(values).mean)
     assert torch.equal(again.decode(values[:, :2]), vae.decode(values[:, :2]))
 
 
 def test_a_vae_of_other_features_or_a_missing_one_is_refused(tmp_path):
-    save_vae(tmp_path / "vae", FeatureVae(5, hidden=(8,), latent=2), "abc")
+    save_vae(tmp_path / "vae", FeatureVae(4, vae_sizes(2, 8)), vae_config(), "abc")
     with pytest.raises(ValueError, match="trained on feature schema abc"):
-        load_vae(tmp_path / "vae", "def")
+        load_vae(tmp_path / "vae", features())
     with pytest.raises(ValueError, match=r"nothing: expected config.json"):
-        load_vae(tmp_path / "nothing", "abc")
+        load_vae(tmp_path / "nothing", features())
     (tmp_path / "vae" / "model.safetensors").write_bytes(b"short")
     with pytest.raises(ValueError, match=r"vae: expected config.json and model.safetensors"):
-        load_vae(tmp_path / "vae", "abc")
+        load_vae(tmp_path / "vae", features())
+
+
+def test_the_weights_that_validate_best_are_kept_and_can_be_resumed():
+    vae = FeatureVae(4, vae_sizes(2, 8))
+    values = torch.randn(30, 4, generator=generator())
+    best = BestVae(vae, values, torch.full((4,), 0.25), every=10)
+    good = {name: value.clone() for name, value in vae.state_dict().items()}
+    first = best(1, vae)["error"]
+    torch.nn.init.normal_(vae.decoder.linear.weight, std=20.0)
+    assert best(5, vae) is None
+    assert best(10, vae)["error"] > first
+    again = BestVae(vae, values, torch.full((4,), 0.25), every=10)
+    again.load_state_dict(best.state_dict())
+    again.restore()
+    assert all(torch.equal(value, good[name]) for name, value in vae.state_dict().items())
+    assert (again.step, again.error) == (1, first)

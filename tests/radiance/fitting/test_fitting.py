@@ -162,3 +162,14 @@ def test_loss_is_l1_of_color_and_squared_error_of_alpha():
     rendered = Rendered(torch.full((2, 2, 3), 0.5), torch.full((2, 2), 0.8), torch.zeros(2, 2))
     target = torch.tensor([0.4, 0.4, 0.4, 1.0]).expand(2, 2, 4)
     assert float(fitting.photo_loss(rendered, target, 0.5)) == pytest.approx(0.1 + 0.5 * 0.04)
+
+
+def test_density_control_leaves_no_twins(scene: tuple[Cameras, torch.Tensor]) -> None:
+    """Children of a clone in one place have equal gradients and stay twins for ever."""
+    rounds = {"density_interval": 3, "density_start": 0.0, "density_grow": 0.5, "split_scale": 9.0}
+    grown = fit(*scene, tiny(steps=30, prune_opacity=0.0, **rounds), seeded_run(0)).gaussians
+    alone = fit(*scene, tiny(steps=30, density_interval=0), seeded_run(0)).gaussians
+    assert len(grown) > 2 * len(alone)
+    distance = torch.cdist(grown.means, grown.means).fill_diagonal_(math.inf).amin(dim=1)
+    size = grown.log_scales.exp().amax(dim=1)
+    assert (distance < 0.01 * size).float().mean() < 0.02

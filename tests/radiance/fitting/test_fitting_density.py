@@ -35,12 +35,15 @@ def test_faint_gaussians_are_pruned_and_nothing_else_changes():
     assert torch.equal(changed.means, gaussians.means[source])
 
 
-def test_the_fraction_under_most_pressure_is_cloned_in_place():
+def test_the_fraction_under_most_pressure_is_cloned_and_moved_apart():
     gaussians = row_of(10)
     changed, source, fresh = control(gaussians, torch.arange(10).float())
     assert source.tolist() == [*range(8), 9, 8, 9, 8]
     assert fresh.tolist() == [False] * 8 + [True] * 4
-    assert torch.equal(changed.means, gaussians.means[source])
+    assert torch.equal(changed.means[~fresh], gaussians.means[source[~fresh]])
+    first, second = changed.means[fresh].view(2, 2, 3)
+    torch.testing.assert_close((first - second).norm(dim=1), torch.full((2,), 0.5 * 0.1))
+    torch.testing.assert_close((first + second) / 2, gaussians.means[[9, 8]])
     assert torch.equal(changed.log_scales, gaussians.log_scales[source])
     torch.testing.assert_close((1 - changed.opacities[fresh]) ** 2, torch.full((4,), 0.5))
 

@@ -88,6 +88,56 @@ def test_other_scalar_types_and_later_elements_are_read(tmp_path):
     assert load_ply(tmp_path / "a.ply").means[:, 0].tolist() == [1.5, -2.5]
 
 
+def same(first: Gaussians, second: Gaussians) -> bool:
+    return all(torch.equal(getattr(first, name), value) for name, value in vars(second).items())
+
+
+def test_headers_of_windows_and_bytes_of_other_machines_and_text_are_read(tmp_path):
+    save_ply(tmp_path / "a.ply", random_gaussians(5))
+    head, end, body = (tmp_path / "a.ply").read_bytes().partition(b"end_header\n")
+    table = np.frombuffer(body, "<f4").reshape(5, -1)
+    text = "\n".join(" ".join(map(repr, map(float, row))) for row in table) + "\n"
+    little = b"binary_little_endian"
+    files = {
+        "crlf": (head + end).replace(b"\n", b"\r\n") + body,
+        "big": head.replace(little, b"binary_big_endian") + end + table.astype(">f4").tobytes(),
+        "text": head.replace(little, b"ascii") + end + text.encode(),
+        "crlf_text": (head.replace(little, b"ascii") + end + text.encode()).replace(b"\n", b"\r\n"),
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}.ply").write_bytes(content)
+        assert same(load_ply(tmp_path / f"{name}.ply"), load_ply(tmp_path / "a.ply")), name
+    short = files["text"].rsplit(b"\n", 2)[0]
+    (tmp_path / "short.ply").write_bytes(short)
+    with pytest.raises(ValueError, match=r"short\.ply: truncated PLY, expected 5 lines of 62"):
+        load_ply(tmp_path / "short.ply")
+
+
+def test_the_filter_of_mip_splatting_belongs_into_scales_and_opacities(tmp_path):
+    gaussians = random_gaussians(6)
+    save_ply(tmp_path / "a.ply", gaussians)
+    head, end, body = (tmp_path / "a.ply").read_bytes().partition(b"end_header\n")
+    size = np.linspace(0.05, 0.5, 6, dtype="<f4")[:, None]
+    table = np.concatenate([np.frombuffer(body, "<f4").reshape(6, -1), size], axis=1)
+    content = head + b"property float filter_3D\n" + end + table.astype("<f4").tobytes()
+    (tmp_path / "b.ply").write_bytes(content)
+    read = load_ply(tmp_path / "b.ply")
+    squared = (2 * gaussians.log_scales).exp()
+    widened = squared + torch.from_numpy(size.copy()) ** 2
+    torch.testing.assert_close(read.log_scales, widened.sqrt().log(), rtol=1e-4, atol=1e-5)
+    kept = (squared.prod(1) / widened.prod(1)).sqrt()
+    torch.testing.assert_close(read.opacities, gaussians.opacities * kept, rtol=1e-4, atol=1e-6)
+
+
+def test_opaque_and_absent_splats_may_have_infinite_logits(tmp_path):
+    gaussians = random_gaussians(4)
+    gaussians.opacity_logits[1], gaussians.opacity_logits[3] = torch.inf, -torch.inf
+    save_ply(tmp_path / "a.ply", gaussians)
+    read = load_ply(tmp_path / "a.ply").opacities
+    assert (read[1], read[3] < 1e-12) == (1, True)
+    torch.testing.assert_close(read[0], gaussians.opacities[0])
+
+
 def broken(content: bytes, how: str) -> bytes:
     if how == "truncated":
         return content[:-5]
@@ -95,8 +145,8 @@ def broken(content: bytes, how: str) -> bytes:
         return b"\x89PNG" + content
     if how == "no end":
         return content.replace(b"end_header", b"end_footer")
-    if how == "ascii":
-        return content.replace(b"binary_little_endian", b"ascii")
+    if how == "format":
+        return content.replace(b"binary_little_endian", b"binary_middle_endian")
     if how == "empty":
         return content.replace(b"element vertex 4", b"element vertex 0")
     if how == "count":
@@ -116,7 +166,7 @@ def broken(content: bytes, how: str) -> bytes:
         ("truncated", "truncated PLY, 4 vertices need 992 bytes after the header, found 987"),
         ("not a ply", "not a PLY file"),
         ("no end", "not a PLY file"),
-        ("ascii", "binary_little_endian"),
+        ("format", "PLY of format binary_middle_endian, expected one of"),
         ("empty", "PLY has no vertex"),
         ("count", "element vertex <count>"),
         ("list", "scalar PLY vertex property, got 'property list uchar int nx'"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 
 from braid.radiance.scenes.blender import Views, downsample, load_scene, load_views, save_views
 from braid.radiance.scenes.cameras import Cameras
-from tests.radiance.blender_scene import edit, pose, write_image, write_scene
+from tests.radiance.blender_scene import ANGLE, edit, pose, write_image, write_scene
 
 
 def test_straight_alpha_on_disk_becomes_premultiplied_float(tmp_path: Path) -> None:
@@ -146,7 +148,7 @@ NAN = [[1, 0, 0, math.nan], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        breaks("camera_angle_x must lie", lambda c: c.pop("camera_angle_x"), "no angle"),
+        breaks("expected camera_angle_x", lambda c: c.pop("camera_angle_x"), "no angle"),
         breaks("camera_angle_x must lie", lambda c: c.update(camera_angle_x=0), "angle of zero"),
         breaks("camera_angle_x must lie", lambda c: c.update(camera_angle_x=4.0), "angle over pi"),
         breaks("camera_angle_x must lie", lambda c: c.update(camera_angle_x=math.nan), "angle NaN"),
@@ -178,7 +180,7 @@ NAN = [[1, 0, 0, math.nan], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
                 lambda c, n=n: c["frames"][0].update(file_path=n),
                 n,
             )
-            for n in ("../train/r_0", "/etc/r_0", "train/../../r_0", "..\\r_0", "C:/r_0")
+            for n in ("../train/r_0", "/etc/r_0", "train/../../r_0", "..\\r_0", "C:/r_0", "C:\\r_0")
         ),
         breaks(
             "train/r_9.png: no such image",
@@ -234,3 +236,123 @@ def test_a_truncated_image_is_named(tmp_path: Path, keep: int) -> None:
     image.write_bytes(image.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"r_1\.png: not a readable PNG"):
         load_views(tmp_path, "train")
+
+
+FOCAL = 0.5 * 6 / math.tan(0.5 * ANGLE)  # of the scene written by hand
+
+
+def each_frame(**lists: list[float]) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        for name, values in lists.items():
+            for frame, value in zip(content["frames"], values, strict=True):
+                frame[name] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        breaks("frame 0: cx = 1.5: expected the principal", lambda c: c.update(cx=1.5), "cx"),
+        breaks("frame 0: cy = 9: expected the principal", lambda c: c.update(cy=9), "cy"),
+        breaks("frame 0: fl_y says a focal", lambda c: c.update(fl_y=0.7 * FOCAL), "fl_y"),
+        breaks("frame 0: k1 = -0.3: expected undistorted", lambda c: c.update(k1=-0.3), "k1"),
+        breaks("frame 0: p2 = 0.01", lambda c: c.update(p2=0.01), "p2"),
+        breaks("frame 1: k3 = 0.1", each_frame(k3=[0, 0.1]), "k3 of a frame"),
+        breaks(
+            "camera_model EQUIRECTANGULAR",
+            lambda c: c.update(camera_model="EQUIRECTANGULAR"),
+            "model",
+        ),
+        breaks("frame 0: w = 800, the image has 6", lambda c: c.update(w=800), "size"),
+        breaks(
+            "frame 1: fl_x says a focal length of 11.00",
+            each_frame(fl_x=[10, 11]),
+            "fl_x of a frame",
+        ),
+        breaks(
+            "frame 1: camera_angle_x says",
+            each_frame(camera_angle_x=[0.7, 0.8]),
+            "angle of a frame",
+        ),
+        breaks("fl_x must be a positive number, got '12'", lambda c: c.update(fl_x="12"), "text"),
+    ],
+)
+def test_intrinsics_that_cannot_be_honored_are_refused_by_name(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit(write_scene(tmp_path), change)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        load_views(tmp_path, "train")
+    assert "transforms_train.json" in str(error.value)
+
+
+def test_intrinsics_that_agree_are_read(tmp_path: Path) -> None:
+    path = write_scene(tmp_path)
+    agreeing = {"fl_x": FOCAL, "fl_y": FOCAL, "cx": 3.0, "cy": 2.0, "w": 6, "h": 4, "aabb_scale": 1}
+    edit(path, lambda c: c.update(agreeing, k1=0, k2=0, p1=0, p2=0, camera_model="OPENCV"))
+    assert load_views(tmp_path, "train").cameras.focal == pytest.approx(FOCAL)
+    edit(path, lambda c: c.pop("camera_angle_x"))
+    assert load_views(tmp_path, "train").cameras.focal == pytest.approx(FOCAL)
+    edit(path, each_frame(fl_x=[9.0, 9.0], fl_y=[9.0, 9.0]))  # a frame's own come first
+    assert load_views(tmp_path, "train").cameras.focal == 9.0
+
+
+def test_paths_of_windows_are_read(tmp_path: Path) -> None:
+    expected = load_views(write_scene(tmp_path).parent, "train").rgba
+
+    def backslashes(content: dict[str, Any]) -> None:
+        for frame in content["frames"]:
+            frame["file_path"] = frame["file_path"].replace("/", "\\")
+
+    edit(tmp_path / "transforms_train.json", backslashes)
+    assert torch.equal(load_views(tmp_path, "train").rgba, expected)
+
+
+def nerfstudio(folder: Path, frames: int, **more: Any) -> Path:
+    """One file for all splits, RGB images with a mask each."""
+    rng = np.random.default_rng(0)
+    entries = []
+    for index in range(frames):
+        image, mask = f"images/f_{index:02}.jpg", f"masks/f_{index:02}.png"
+        write_image(folder / image, rng.integers(0, 256, (4, 6, 3)), "RGB")
+        write_image(folder / mask, np.full((4, 6), 255 * (index % 2)), "L")
+        entries.append(
+            {"file_path": image, "mask_path": mask, "transform_matrix": pose((index, 0, 4))}
+        )
+    path = folder / "transforms.json"
+    path.write_text(
+        json.dumps({"fl_x": 8.0, "fl_y": 8.0, "cx": 3, "cy": 2, "frames": entries, **more})
+    )
+    return path
+
+
+def test_one_file_of_all_frames_is_split_and_takes_alpha_from_masks(tmp_path: Path) -> None:
+    nerfstudio(tmp_path, 10)
+    scene = load_scene(tmp_path)
+    assert {split: len(views) for split, views in scene.items()} == {"train": 8, "test": 2}
+    assert scene["test"].cameras.camera_to_world[:, 0, 3].tolist() == [0, 8]
+    assert scene["train"].cameras.focal == 8.0
+    assert scene["train"].alpha[:2].amax(dim=(1, 2)).tolist() == [1, 0]
+    assert float(scene["train"].rgba[1].abs().max()) == 0  # premultiplied with an empty mask
+    names = [f"images/f_{index:02}.jpg" for index in range(10)]
+    nerfstudio(
+        tmp_path, 10, train_filenames=names[:6], val_filenames=names[6:7], test_filenames=names[7:]
+    )
+    parts = {split: len(views) for split, views in load_scene(tmp_path).items()}
+    assert parts == {"train": 6, "val": 1, "test": 3}
+
+
+def test_a_mask_of_another_size_or_an_image_without_one_is_refused(tmp_path: Path) -> None:
+    path = nerfstudio(tmp_path, 3)
+    write_image(tmp_path / "masks/f_01.png", np.zeros((2, 2)), "L")
+    with pytest.raises(ValueError, match=r"masks/f_01\.png: mask is 2x2, its image 6x4"):
+        load_scene(tmp_path)
+    edit(path, lambda c: c["frames"][1].pop("mask_path"))
+    with pytest.raises(
+        ValueError, match=r"f_01\.jpg: no alpha channel: .* mask_path, got mode RGB"
+    ):
+        load_scene(tmp_path)
+    nerfstudio(tmp_path, 1)
+    with pytest.raises(ValueError, match=r"transforms\.json: 1 frames leave none for train"):
+        load_scene(tmp_path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from braid.radiance.scenes.cameras import Cameras, gaze, look_at, random_poses
+from braid.radiance.scenes.cameras import Cameras, gaze, look_at, random_poses, turntable
+from tests.radiance.tiny_teacher import views
 
 CENTER = torch.tensor([0.3, -0.2, 0.5])
 UP = torch.tensor([0.0, 0.0, 1.0])
@@ -47,3 +48,19 @@ def test_the_same_seed_gives_the_same_poses() -> None:
     first = random_poses(dome(), 5, torch.Generator().manual_seed(3))
     again = random_poses(dome(), 5, torch.Generator().manual_seed(3))
     assert torch.equal(first.camera_to_world, again.camera_to_world)
+
+
+def test_a_turntable_goes_once_around_at_one_height_and_distance() -> None:
+    cameras = views(9)
+    around = turntable(cameras, 12)
+    offset = around.camera_to_world[:, :3, 3] - gaze(cameras)
+    up = torch.nn.functional.normalize(cameras.camera_to_world[:, :3, 1].mean(0), dim=0)
+    distance = (cameras.camera_to_world[:, :3, 3] - gaze(cameras)).norm(dim=1).median()
+    torch.testing.assert_close(offset.norm(dim=1), distance.expand(12))
+    height = offset @ up
+    torch.testing.assert_close(height, height[:1].expand(12), atol=1e-5, rtol=0)
+    flat = offset - height[:, None] * up
+    step = torch.nn.functional.cosine_similarity(flat, flat.roll(1, 0))
+    torch.testing.assert_close(step, torch.full((12,), 3**0.5 / 2), atol=1e-5, rtol=0)
+    back = torch.nn.functional.normalize(offset, dim=1)
+    torch.testing.assert_close(around.camera_to_world[:, :3, 2], back, atol=1e-5, rtol=0)

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from braid.radiance.gaussians.field import render_all
+from braid.radiance.scenes.blender import Views
 from braid.radiance.scenes.cameras import Cameras
 from braid.radiance.scenes.renders import (
     Renders,
     load_images,
     load_renders,
+    mixed,
     save_images,
     save_renders,
 )
-from tests.radiance.tiny_teacher import seeded, views
+from tests.radiance.tiny_teacher import ball, rendered, seeded, views
 
 CPU = torch.device("cpu")
 
@@ -139,3 +142,25 @@ def test_images_without_frames_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", truth=np.zeros(3))
     with pytest.raises(ValueError, match=r"a\.npz: expected stored images .*frames"):
         load_images(tmp_path / "a.npz")
+
+
+def photos(count: int) -> Views:
+    cameras = views(count)
+    return Views(cameras, torch.full((count, 16, 16, 4), 0.25))
+
+
+def test_photos_replace_the_teacher_s_train_views_and_random_ones_fill_up() -> None:
+    train, random = rendered(3), render_all(ball(), views(7)[[3, 4, 5, 6]])
+    everything = mixed(train, random, photos(3), 0.0)
+    assert len(everything.cameras) == 7
+    assert np.array_equal(everything.rgba[:3], train.rgba)
+    for fraction, count in ((1.0, 3), (0.75, 4), (0.5, 6)):
+        seen = mixed(train, random, photos(3), fraction)
+        assert len(seen.cameras) == count
+        assert (seen.rgba[:3] == 0.25).all()
+        assert np.array_equal(seen.depth[:3], train.depth)  # a photo has none
+        assert np.array_equal(seen.rgba[3:], random.rgba[: count - 3])
+        poses = torch.cat([train.cameras.camera_to_world, random.cameras.camera_to_world])
+        assert torch.equal(seen.cameras.camera_to_world, poses[:count])
+    with pytest.raises(ValueError, match=r"expected 0 or at least 0\.43 with 3 train views"):
+        mixed(train, random, photos(3), 0.35)

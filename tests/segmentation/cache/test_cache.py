@@ -11,7 +11,6 @@ import torch
 from braid.segmentation.cache.cache import (
     Shard,
     cache_key,
-    kept_by,
     logit_table,
     open_cache,
     open_predictions,
@@ -20,7 +19,7 @@ from braid.segmentation.cache.cache import (
     write_cache,
     write_shard,
 )
-from braid.segmentation.cache.online import Kept, OnlineTeacher
+from braid.segmentation.cache.online import OnlineTeacher, kept_of
 from braid.segmentation.config import CacheConfig
 from braid.segmentation.data.prompted import Prompt, PromptedImages, images_of
 from braid.segmentation.sam3.checkpoint import remove_text_tower
@@ -33,7 +32,7 @@ from tests.segmentation.tiny_losses import some_loss
 from tests.segmentation.tiny_models import CONTEXT, IMAGE_SIZE, MASK_SIZE, QUERIES, tiny_teacher
 
 CPU = torch.device("cpu")
-KEPT = Kept(masks=QUERIES, mask_size=MASK_SIZE, levels=3)
+CONFIG = CacheConfig(mode="full", mask_size=MASK_SIZE, masks=QUERIES, levels=3, shard=2, images=2)
 CIRCLE, STAR = (
     Prompt("category", text, None, None, True) for text in ("red circle", "a blue star")
 )
@@ -59,25 +58,24 @@ class RandomImages:
         return SimpleNamespace(file=f"sa_{index + 1}.jpg")
 
 
-def some_teacher(prompts=PROMPTS, seed=0, precision="float32", **kept):
+def some_teacher(prompts=PROMPTS, seed=0, precision="float32", **changes):
     model = tiny_teacher(seed)
     prompted = PromptedImages(RandomImages(), prompts)
     words = word_tokenizer(["a", "blue", "circle", "red", "star", "visual"], length=CONTEXT)
     predictor = Predictor.of(model, prompted.texts(), words, CPU, precision)
-    return OnlineTeacher(prompted, predictor, replace(KEPT, **kept))
+    return OnlineTeacher(prompted, predictor, CONFIG.model_copy(update=changes))
 
 
-def config(mode="full", shard=2, batch=2):
-    return CacheConfig(
-        mode=mode, mask_size=MASK_SIZE, masks=QUERIES, levels=3, shard=shard, images=batch
-    )
+def keeping(**changes):
+    """What a cache of six masks of 8 pixels keeps."""
+    return CONFIG.model_copy(update={"masks": 6, "mask_size": 8, **changes})
 
 
-def written(folder, teacher, *, name="cache", **changes):
+def written(folder, teacher, *, name="cache"):
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
     place = folder / name
-    write_cache(place, teacher, config(**changes), scratch)
+    write_cache(place, teacher, scratch)
     shutil.rmtree(scratch)
     return place
 
@@ -151,7 +149,7 @@ def test_losses_agree_for_faint_and_for_saturated_masks_and_a_student_that_is_ri
 
 
 def test_a_cache_of_outputs_has_no_features_and_takes_less(tmp_path):
-    place = written(tmp_path, some_teacher(levels=0), mode="outputs")
+    place = written(tmp_path, some_teacher(mode="outputs"))
     given = open_cache(place).predictions(PAIRS)
     assert given.fpn == ()
     assert given.encoder is None
@@ -162,7 +160,7 @@ def test_a_cache_of_outputs_has_no_features_and_takes_less(tmp_path):
 
 def test_the_queries_with_the_highest_scores_are_kept_in_their_order():
     prediction = random_prediction(3, 6, 8, seed=5, features=(4, 8, 2))
-    kept = Kept(masks=2, mask_size=8, levels=1).of(prediction)
+    kept = kept_of(prediction, keeping(masks=2, levels=1))
     for row in range(3):
         best = sorted(range(6), key=lambda query: -prediction.scores[row, query].item())[:2]
         for name in ("masks", "boxes", "logits"):
@@ -171,12 +169,12 @@ def test_the_queries_with_the_highest_scores_are_kept_in_their_order():
             )
     assert [level.shape for level in kept.fpn] == [prediction.fpn[-1].shape]
     assert torch.equal(kept.fpn[0], prediction.fpn[-1].half())
-    assert Kept(masks=6, mask_size=8, levels=0).of(prediction).fpn == ()
+    assert kept_of(prediction, keeping(mode="outputs")).fpn == ()
 
 
 def test_smaller_masks_are_mean_probabilities():
     prediction = random_prediction(2, 3, 8, seed=6)
-    kept = Kept(masks=3, mask_size=4, levels=0).of(prediction)
+    kept = kept_of(prediction, keeping(masks=3, mask_size=4, mode="outputs"))
     for name in ("masks", "semantic"):
         p = getattr(prediction, name).sigmoid()
         mean = p.unflatten(-1, (4, 2)).unflatten(-3, (4, 2)).mean((-1, -3))
@@ -194,7 +192,7 @@ def test_smaller_masks_are_mean_probabilities():
 def test_more_than_the_teacher_has_is_refused(change, message):
     prediction = random_prediction(2, 6, 8, features=(4, 8, 2))
     with pytest.raises(ValueError, match=message):
-        replace(Kept(masks=6, mask_size=8, levels=3), **change).of(prediction)
+        kept_of(prediction, keeping(**change))
 
 
 def content(folder):
@@ -202,7 +200,7 @@ def content(folder):
 
 
 def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
-    teacher = some_teacher()
+    teacher = some_teacher(images=1)
     expected = content(written(tmp_path, teacher, name="at_once"))
     assert list(expected) == [
         "0000.safetensors", "0001.safetensors", "index.json", "text.safetensors",
@@ -216,30 +214,28 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_bytes(tmp_path
         done.append(pairs)
         return scored(pairs)
 
-    options = config(batch=1), scratch
     monkeypatch.setattr(teacher, "scored", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_cache(tmp_path / "first", teacher, *options)
+        write_cache(tmp_path / "first", teacher, scratch)
     assert [path.name for path in scratch.iterdir()] == ["0000.safetensors"]
     (scratch / "0001.partial").write_bytes(b"half a shard")
 
     again = []
     monkeypatch.setattr(teacher, "scored", lambda pairs: (again.append(pairs), scored(pairs))[1])
-    write_cache(tmp_path / "second", teacher, *options)
+    write_cache(tmp_path / "second", teacher, scratch)
     assert again == [[(3, 0)], [(4, 0)]]
     monkeypatch.setattr(teacher, "scored", scored)
-    at_once = written(tmp_path, teacher, batch=1, name="anew")
-    assert content(tmp_path / "second") == content(at_once)
-    assert content(at_once)["0001.safetensors"] != expected["0001.safetensors"]  # another key
+    assert content(tmp_path / "second") == expected
+    other = content(written(tmp_path, some_teacher(), name="other"))
+    assert other["0001.safetensors"] != expected["0001.safetensors"]  # another key
 
 
 def test_shards_of_another_teacher_are_not_gone_on_with(tmp_path):
     scratch = tmp_path / "kept"
     scratch.mkdir()
-    options = config(), scratch
-    write_cache(tmp_path / "first", some_teacher(), *options)
+    write_cache(tmp_path / "first", some_teacher(), scratch)
     other = some_teacher(seed=1)
-    write_cache(tmp_path / "second", other, *options)
+    write_cache(tmp_path / "second", other, scratch)
     assert content(tmp_path / "second") == content(written(tmp_path, other))
 
 
@@ -289,8 +285,8 @@ def test_predictions_are_opened_for_their_teacher_and_prompts_alone(tmp_path, te
 
 
 def test_online_the_teacher_predicts_and_the_folder_has_texts_and_statistics(tmp_path):
-    teacher = some_teacher(masks=3, mask_size=8, levels=2)
-    place = written(tmp_path, teacher, mode="online")
+    teacher = some_teacher(masks=3, mask_size=8, levels=2, mode="online")
+    place = written(tmp_path, teacher)
     assert [path.name for path in sorted(place.iterdir())] == [
         "0000.safetensors", "index.json", "text.safetensors",
     ]  # fmt: skip
@@ -311,11 +307,11 @@ def test_online_the_teacher_predicts_and_the_folder_has_texts_and_statistics(tmp
 
 
 def test_the_teacher_predicts_in_the_precision_of_the_cache(tmp_path):
-    teacher = some_teacher([[CIRCLE, STAR], *[[]] * 5])
+    teacher = some_teacher([[CIRCLE, STAR], *[[]] * 5], mode="online")
     pairs = [(0, 1), (0, 0)]
     exact = teacher.predictions(pairs)
     teacher.predictor.precision = "bfloat16"
-    place = written(tmp_path, teacher, mode="online")
+    place = written(tmp_path, teacher)
     online = open_predictions(place, teacher.prompted, teacher.predictor.model, CPU).predictions(
         pairs
     )
@@ -438,4 +434,4 @@ def test_a_damaged_cache_is_named_in_one_line(damage, message, tmp_path, teacher
 
 @pytest.mark.parametrize(("mode", "levels"), [("full", 3), ("online", 3), ("outputs", 0)])
 def test_outputs_alone_keep_no_features(mode, levels):
-    assert kept_by(config(mode)) == replace(KEPT, levels=levels)
+    assert CONFIG.model_copy(update={"mode": mode}).kept_levels == levels

@@ -241,3 +241,13 @@ def test_no_list_of_prompts_is_refused_in_a_line(tmp_path, content):
     with pytest.raises(ValueError, match=r"prompts\.json: ") as caught:
         read_prompts(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_read_once_for_all_objects_of_its_prompts(folder, monkeypatch):
+    """Without RAM to keep records, as at full size."""
+    uncached = open_prompted(folder, cache_mib=0)
+    read = []
+    original = uncached.images.record
+    monkeypatch.setattr(uncached.images, "record", lambda n: (read.append(n), original(n))[1])
+    uncached.ground_truth([(0, 0), (0, 1), (1, 0), (0, 3)], 8)
+    assert read == [0, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,23 +18,31 @@ from braid.segmentation.distillation.distillation import (
     Distillation,
     GroundTruthSupervision,
     TeacherSupervision,
+    TermGradients,
     headline,
     supervised_pairs,
     supervisions_of,
     term_rows,
     train_phases,
 )
+from braid.segmentation.sam3.predictor import encode_texts
 from braid.segmentation.sam3.sam3 import Prediction, predict
 from braid.segmentation.training.batches import Epochs
 from braid.segmentation.training.ground_truth import GroundTruthLoss
+from braid.training.config import OptimizerConfig
+from braid.training.distributed import Process
 from braid.training.trainer import Row, Run
-from tests.segmentation.few_images import CPU, PAIRS, FewImages, sampler
+from tests.segmentation.few_images import CPU, PAIRS, WORDS, FewImages, sampler
 from tests.segmentation.tiny_losses import some_loss
 from tests.segmentation.tiny_models import tiny_teacher
 
 
-def epochs(images: Sequence[int] = range(3), **changes: Any) -> Epochs:
-    return Epochs(images, **{"batch": 1, "accumulate": 1, "seed": 0, "phase": "p", **changes})
+def epochs(update: int = 1) -> Epochs:
+    return Epochs(range(3), update=update, seed=0, phase="p")
+
+
+def config(images: int = 1, prompts: int = 1) -> DistillConfig:
+    return DistillConfig(images=images, prompts=prompts)
 
 
 class InstantTeacher:
@@ -41,6 +50,7 @@ class InstantTeacher:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.texts = encode_texts(WORDS, model, sampler().tokenizer, device=CPU)
 
     @torch.no_grad()
     def predictions(self, pairs: Sequence[Pair]) -> Prediction:
@@ -49,32 +59,38 @@ class InstantTeacher:
 
 
 def from_teacher(features: bool = True) -> TeacherSupervision:
-    return TeacherSupervision(InstantTeacher(tiny_teacher(0)), some_loss(16), features=features)
+    teacher, prompted = InstantTeacher(tiny_teacher(0)), FewImages()
+    return TeacherSupervision(teacher, prompted, some_loss(16), features=features)  # type: ignore[arg-type]
 
 
 def test_features_are_compared_only_where_a_phase_wants_them() -> None:
     for features in (True, False):
         objective = Distillation(
-            tiny_teacher(1), sampler(), from_teacher(features), epochs(), prompts=2
+            tiny_teacher(1), sampler(), from_teacher(features), epochs(), config(prompts=2)
         )
         terms = objective(0, generator(0, "step"))
         names = {"mask", "box", "giou", "logit", "presence", "semantic"}
-        assert set(terms) == names | ({"fpn", "encoder"} if features else set())
+        assert set(terms) == names | ({"fpn", "encoder", "text"} if features else set())
 
 
 def test_micro_steps_take_the_images_of_their_place() -> None:
-    order = epochs(range(3), accumulate=3)
-    objective = Distillation(tiny_teacher(1), sampler(), from_teacher(), order, prompts=1)
-    images: list[int] = []
-    objective.terms = lambda batch: images.append(batch.pairs[0][0]) or {}  # type: ignore[method-assign]
-    for step in (0, 1):
-        for _ in range(3):
-            objective(step, generator(0, step))
-    assert images == [order(step, micro)[0] for step in (0, 1) for micro in range(3)]
+    order = epochs(update=6)  # three micro-steps of two processes
+    taken: dict[int, list[int]] = {}
+    for rank in (0, 1):
+        objective = Distillation(
+            tiny_teacher(1), sampler(), from_teacher(), order, config(), Process(rank, 2)
+        )
+        images = taken.setdefault(rank, [])
+        objective.terms = lambda batch, to=images: to.append(batch.pairs[0][0]) or {}  # type: ignore[assignment]
+        for step in (0, 1):
+            for _ in range(3):
+                objective(step, generator(0, step))
+    joint = [image for micro in zip(taken[0], taken[1], strict=True) for image in micro]
+    assert joint == [*order(0), *order(1)]
 
 
 def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:
-    objective = Distillation(tiny_teacher(0), sampler(), from_teacher(), epochs(), prompts=2)
+    objective = Distillation(tiny_teacher(0), sampler(), from_teacher(), epochs(), config())
     values = objective.validate(PAIRS, 5, "float32")
     assert set(values) > {"loss", "mask", "fpn"}
     # The logit term pushes nothing either: every query of the teacher is taken as it is.
@@ -85,7 +101,7 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:
 def test_a_batch_is_overfitted(supervision: str) -> None:
     truth = GroundTruthSupervision(FewImages(), GroundTruthLoss())  # type: ignore[arg-type]
     taught = from_teacher() if supervision == "teacher" else truth
-    objective = Distillation(tiny_teacher(1), sampler(), taught, epochs(), prompts=2)
+    objective = Distillation(tiny_teacher(1), sampler(), taught, epochs(), config())
     batch = sampler().batch(PAIRS[:4])
     optimizer = torch.optim.Adam(objective.parameters(), lr=2e-3)
     losses = []
@@ -100,7 +116,7 @@ def test_a_batch_is_overfitted(supervision: str) -> None:
 
 def test_validation_leaves_the_mode_and_no_gradient() -> None:
     student = tiny_teacher(1).train()
-    objective = Distillation(student, sampler(), from_teacher(), epochs(), prompts=1)
+    objective = Distillation(student, sampler(), from_teacher(), epochs(), config())
     whole, parts = (objective.validate(PAIRS[:6], size, "float32") for size in (6, 3))
     assert student.training
     assert whole["semantic"] == pytest.approx(parts["semantic"], rel=1e-4)
@@ -108,7 +124,7 @@ def test_validation_leaves_the_mode_and_no_gradient() -> None:
 
 
 def test_validation_takes_the_precision_of_training() -> None:
-    objective = Distillation(tiny_teacher(1), sampler(), from_teacher(), epochs(), prompts=1)
+    objective = Distillation(tiny_teacher(1), sampler(), from_teacher(), epochs(), config())
     fine, coarse = (
         objective.validate(PAIRS[:4], 4, precision) for precision in ("float32", "bfloat16")
     )
@@ -116,13 +132,21 @@ def test_validation_takes_the_precision_of_training() -> None:
     assert fine["semantic"] == pytest.approx(coarse["semantic"], rel=0.1)
 
 
-PHASES = {
-    "features": PhaseConfig(epochs=2, lr=1e-3, warmup=0.0, features=True),
-    "outputs": PhaseConfig(epochs=1, lr=1e-3, warmup=0.0, features=False),
-}
-CONFIG = DistillConfig(
-    images=2, prompts=2, accumulate=1, weight_decay=0.0, clip_norm=1.0, ema_decay=0.5
+OPTIMIZER = OptimizerConfig(
+    name="adamw",
+    lr=1e-3,
+    lr_floor=0.0,
+    warmup=0.0,
+    weight_decay=0.0,
+    accumulate=1,
+    clip_norm=1.0,
+    ema_decay=0.5,
 )
+PHASES = {
+    "features": PhaseConfig(epochs=2, features=True, optimizer=OPTIMIZER),
+    "outputs": PhaseConfig(epochs=1, features=False, optimizer=OPTIMIZER),
+}
+CONFIG = config(images=2, prompts=2)
 
 
 def test_phases_follow_one_another_in_the_curve_the_log_and_the_tables() -> None:
@@ -151,9 +175,61 @@ def test_phases_follow_one_another_in_the_curve_the_log_and_the_tables() -> None
         ("features", 4),
         ("outputs", 2),
     }
+    for result in results:
+        assert all(
+            row["gradient_norm_clipped"] == min(1.0, row["gradient_norm"]) for row in result.history
+        )
+    probed = [row for result in results for row in result.gradients]
+    assert [row["step"] for row in probed] == [1, 2, 3, 4, 5, 6]
+    assert all(row["gradient_norm_presence"] > 0 for row in probed)
     figures = headline(results, student, batches)
     assert figures["loss"] == {side: rows["outputs", "loss"][side] for side in ("before", "after")}
     assert (figures["steps"], figures["train"], figures["prompts"]) == (6, 3, 12)
+
+
+def test_the_norms_of_terms_are_those_of_their_gradients_and_leave_the_weights_alone() -> None:
+    student = tiny_teacher(1)
+    objective = Distillation(student, sampler(), from_teacher(), epochs(), config())
+    before = [weight.detach().clone() for weight in student.parameters()]
+    probe = TermGradients(PAIRS[:2], steps=8, precision="float32")
+    norms = probe(1, objective)
+    assert norms is not None
+    assert probe(3, objective) is None
+    assert probe(4, objective) == norms  # the prompts are the same, and so are the weights
+    assert all(torch.equal(*pair) for pair in zip(before, student.parameters(), strict=True))
+    assert all(weight.grad is None for weight in student.parameters())
+    term = objective.terms(objective.sampler.batch(PAIRS[:2]))["presence"]
+    term.backward()
+    squares = [w.grad.square().sum() for w in student.parameters() if w.grad is not None]
+    expected = torch.stack(squares).sum().sqrt().item()
+    assert norms["gradient_norm_presence"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_precision_of_the_training_is_not_the_teachers() -> None:
+    """What a cache keeps in 16 bits cannot be joined under autocast to another precision."""
+    taught, batch = from_teacher(), sampler().batch(PAIRS[:3])
+    halves = {"encoder": torch.float16, "presence": torch.float32}
+    asked: list[Prediction] = []
+
+    class Cached:
+        texts = taught.teacher.texts
+
+        def predictions(self, pairs: Sequence[Pair]) -> Prediction:
+            given = taught.teacher.predictions(pairs)
+            assert given.encoder is not None
+            kept = [row.half() for row in given.encoder]
+            asked.append(replace(given, encoder=torch.stack(kept), fpn=()))
+            return asked[-1]
+
+    plain = TeacherSupervision(Cached(), FewImages(), some_loss(16), features=True)  # type: ignore[arg-type]
+    student = predict(tiny_teacher(1), batch.pixels, batch.inputs, features=True)
+    for precision in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", precision):
+            plain(student, batch.pairs)
+    expected = taught.teacher.predictions(batch.pairs)
+    for given in asked:
+        assert {name: getattr(given, name).dtype for name in halves} == halves
+        assert torch.equal(given.masks, expected.masks)
 
 
 def choice(supervision: Any, *, features: bool = True) -> StudentTrainingConfig:
@@ -162,7 +238,7 @@ def choice(supervision: Any, *, features: bool = True) -> StudentTrainingConfig:
 
 def test_features_that_the_cache_has_not_are_asked_for_by_their_key() -> None:
     def features_of(choice: StudentTrainingConfig, levels: int) -> dict[str, bool]:
-        cache: Any = SimpleNamespace(kept=SimpleNamespace(levels=levels))
+        cache: Any = SimpleNamespace(config=SimpleNamespace(kept_levels=levels))
         supervisions = supervisions_of(choice, PHASES, FewImages(), cache, some_loss())  # type: ignore[arg-type]
         return {name: supervision.features for name, supervision in supervisions.items()}
 

@@ -1,4 +1,4 @@
-"""The eight terms against float64 formulas, and what must leave them at rest."""
+"""The nine terms against float64 formulas, and what must leave them at rest."""
 
 from dataclasses import replace
 
@@ -25,8 +25,9 @@ from tests.segmentation.predictions import (
 from tests.segmentation.tiny_losses import LOSSES, some_loss
 from tests.segmentation.tiny_models import some_images, some_prompts, tiny_teacher
 
-NAMES = ["mask", "box", "giou", "logit", "presence", "semantic", "fpn", "encoder"]
+NAMES = ["mask", "box", "giou", "logit", "presence", "semantic", "fpn", "encoder", "text"]
 LOSS = some_loss(8)
+SEEDS = some_loss(8, presence_loss="mse")
 ONES = some_loss(8, **dict.fromkeys(NAMES, 1.0))
 
 
@@ -79,7 +80,10 @@ def slow(student, teacher):
             sums["giou"] += weight * (1 - giou(a, b).item())
             targets[s] = teacher.logits[n, t]
         sums["logit"] += kl(numpy(student.logits[n]), targets).sum() / objects / prompts
-        sums["presence"] += (student.presence[n] - teacher.presence[n]).item() ** 2 / prompts
+        presence = numpy(student.presence[n]), numpy(teacher.presence[n])
+        sums["presence"] += kl(*presence).item() / prompts
+        squares = (numpy(student.text[n]) - numpy(teacher.text[n])) ** 2
+        sums["text"] += squares[numpy(teacher.attention[n]) > 0].mean() / prompts
         sums["semantic"] += overlap(maps[n], numpy(teacher.semantic[n])) / prompts
     for x, y in zip(student.fpn, teacher.fpn, strict=True):
         sums["fpn"] += feature_error(x, y).item() / 3
@@ -110,7 +114,7 @@ def test_a_score_above_one_object_is_divided_by_their_number():
 def test_weights_act_linearly():
     student, teacher = student_and_teacher()
     plain, weighted = ONES(student, teacher), LOSS(student, teacher)
-    weights = dict(zip(NAMES, (5.0, 5.0, 2.0, 2.0, 1.0, 2.0, 1.0, 1.0), strict=True))
+    weights = dict(zip(NAMES, (5.0, 5.0, 2.0, 2.0, 1.0, 2.0, 1.0, 1.0, 10.0), strict=True))
     for name, weight in weights.items():
         assert torch.equal(weighted[name], weight * plain[name])
 
@@ -134,7 +138,7 @@ def test_what_has_no_weight_is_not_computed():
 @pytest.mark.parametrize("bare", ["student", "teacher"])
 def test_features_are_compared_where_both_have_them(bare):
     both = dict(zip(("student", "teacher"), student_and_teacher(), strict=True))
-    both[bare] = replace(both[bare], fpn=(), encoder=None)
+    both[bare] = replace(both[bare], fpn=(), encoder=None, text=None)
     assert list(LOSS(**both)) == NAMES[:6]
     both[bare] = replace(both[bare], fpn=both["teacher"].fpn or both["student"].fpn)
     assert list(LOSS(**both)) == NAMES[:7]
@@ -213,10 +217,13 @@ def test_half_precision_comes_in_and_autocast_is_off():
     with torch.autocast("cpu", torch.bfloat16):
         terms = LOSS(student, teacher)
     assert all(torch.equal(terms[name], expected[name]) for name in NAMES)
-    lower = learning(mapped(student, torch.Tensor.half))
-    halves = mapped(teacher, torch.Tensor.half)
+
+    def at(precision):
+        return lambda tensor: tensor.to(precision) if tensor.is_floating_point() else tensor
+
+    lower, halves = learning(mapped(student, at(torch.half))), mapped(teacher, at(torch.half))
     terms = LOSS(lower, halves)
-    exact = LOSS(mapped(lower, torch.Tensor.float), mapped(halves, torch.Tensor.float))
+    exact = LOSS(mapped(lower, at(torch.float)), mapped(halves, at(torch.float)))
     assert all(terms[name].dtype == torch.float32 for name in NAMES)
     assert all(torch.equal(terms[name], exact[name]) for name in NAMES)
     sum(terms.values()).backward()
@@ -232,6 +239,52 @@ def test_a_query_without_a_partner_learns_that_there_is_nothing():
         assert student.masks.grad[0, query].abs().max() == 0
         assert student.boxes.grad[0, query].abs().max() == 0
         assert student.logits.grad[0, query] > 0.01
+
+
+def test_what_is_nothing_to_the_teacher_counts_by_its_weight_in_the_logits():
+    student, teacher = student_and_teacher(prompts=1, queries=(6, 3))
+    pairs = LOSS.matcher(student, teacher)
+    whole, none, third = (
+        some_loss(8, spare=spare)(student, teacher)["logit"].item() for spare in (1.0, 0.0, 0.3)
+    )
+    matched = kl(
+        numpy(student.logits[0, pairs.rows[0]]), numpy(teacher.logits[0, pairs.columns[0]])
+    )
+    weights = numpy(pairs.weight[0])
+    assert none == pytest.approx(
+        2.0 * (weights * matched).sum() / max(1.0, weights.sum()), rel=1e-5
+    )
+    assert third == pytest.approx(none + 0.3 * (whole - none), rel=1e-5)
+
+
+def test_the_seeds_presence_is_the_squared_difference_of_logits():
+    student, teacher = student_and_teacher()
+    squares = (numpy(student.presence) - numpy(teacher.presence)) ** 2
+    assert SEEDS(student, teacher)["presence"].item() == pytest.approx(squares.mean(), rel=1e-5)
+
+
+def test_presence_by_cross_entropy_has_a_bounded_gradient_and_by_squares_has_not():
+    """At SAM3's limits the squares push twenty times what a chance of 1 can."""
+    student, teacher = student_and_teacher()
+    far = replace(teacher, presence=torch.full((2, 1), 10.0))
+    slopes = {}
+    for name, loss in {"bce": LOSS, "mse": SEEDS}.items():
+        presence = torch.full((2, 1), -10.0, requires_grad=True)
+        loss(replace(student, presence=presence), far)["presence"].backward()
+        slopes[name] = presence.grad.abs().sum().item()
+    assert slopes["bce"] == pytest.approx(1, abs=1e-3)
+    assert slopes["mse"] == pytest.approx(40)
+
+
+def test_padding_of_a_text_teaches_nothing_and_its_length_does_not_weigh():
+    student, teacher = student_and_teacher()
+    padding = teacher.attention[..., None] == 0
+    moved = torch.where(padding, 9.0, student.text)
+    assert torch.equal(
+        LOSS(replace(student, text=moved), teacher)["text"], LOSS(student, teacher)["text"]
+    )
+    away = replace(student, text=teacher.text + 2)
+    assert ONES(away, teacher)["text"].item() == pytest.approx(4)
 
 
 def test_what_is_not_there_moves_no_masks_and_boxes():
@@ -250,6 +303,7 @@ def test_queries_that_agree_on_nothing_dilute_nothing():
     student = mapped(
         teacher, lambda tensor: tensor + 0.1 * torch.ones_like(tensor).cumsum(-1).cos()
     )
+    student = replace(student, attention=teacher.attention)
     nothing = random_prediction(1, 4, 16, seed=9)
     nothing = replace(nothing, logits=torch.full((1, 4), -12.0))
     more = [
@@ -310,6 +364,10 @@ def test_a_broken_student_shows_in_the_terms_that_it_spoils():
         (
             lambda teacher: replace(teacher, encoder=teacher.encoder[:, :4]),
             r"features are \[2, 6, h, w\], the teacher's \[2, 4, h, w\]",
+        ),
+        (
+            lambda teacher: replace(teacher, attention=torch.ones_like(teacher.attention)),
+            "^sam3.losses.text: the student's tokenizer splits a text into other tokens",
         ),
     ],
 )

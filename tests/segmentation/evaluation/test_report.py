@@ -66,13 +66,18 @@ def test_ground_truth_and_chance_stand_beside_the_models():
     assert metrics[RANDOM_TEACHER]["agreement_iou"] < 1
     rows = {(row["model"], row["split"]): row for row in split_rows(evaluations(), labeled)}
     assert rows["student", "withheld"]["agreement_iou"] is None  # there are none
-    assert rows["student", "withheld"]["null_reason"] == NULL_REASON
+    reason = rows["student", "withheld"]["null_reason"]
+    assert reason == f"{', '.join(BY_SPLIT)}: {NULL_REASON}"
+    known = [row for row in rows.values() if row["split"] == "labeled"]
+    for row in known:  # a reason names its own columns, not those of another model
+        named = (row["null_reason"] or ": ").split(": ")[0].split(", ")
+        assert all(row[name] is None for name in named if name)
 
 
-GOOD = {"agreement_iou": 0.8, "prompt_sensitivity": 0.6, "iou": 0.7}
+GOOD = {"agreement_iou": 0.8, "prompt_sensitivity": 0.6, "iou": 0.7, "cgf1": 0.4}
 GOOD |= {"presence_f1": 0.9, "presence_balanced_accuracy": 0.8}
 MODELS = {
-    TEACHER: {"iou": 0.75, "prompt_sensitivity": 0.7},
+    TEACHER: {"iou": 0.75, "prompt_sensitivity": 0.7, "cgf1": 0.45},
     "student": {**GOOD, "matched_iou": 0.8},
     "truth_only": {**GOOD, "agreement_iou": 0.6},
     "untrained": {**GOOD, "agreement_iou": 0.1},
@@ -90,9 +95,10 @@ MODELS = {
         ({"prompt_sensitivity": 0.34}, "prompt_blind"),
         ({"presence_balanced_accuracy": 0.52}, "always_present"),
         ({"agreement_iou": 0.6}, "no_distillation"),
-        ({"iou": 0.59}, "far_from_teacher"),
+        ({"cgf1": 0.35}, "far_from_teacher"),
+        ({"iou": 0.2}, "ok"),  # the IoU alone would not see false positives either
         (
-            {"prompt_sensitivity": None, "presence_balanced_accuracy": None, "iou": None},
+            {"prompt_sensitivity": None, "presence_balanced_accuracy": None, "cgf1": None},
             "ok",
         ),  # unknown ground truth
         ({"agreement_iou": 0.05, "prompt_sensitivity": 0.0}, "collapsed"),
@@ -117,12 +123,13 @@ def test_the_table_has_a_row_for_each_model_and_the_headline_a_few_of_its_number
     assert student["megabytes"] == pytest.approx(2e-6 * student["parameters"])
     assert student["prompts"] == len(PAIRS)
     metrics |= dict.fromkeys(("truth_only", "untrained", "int8"), metrics["student"])
-    figures = headline(metrics, models())
-    assert figures["iou"] == {
-        name: metrics[name]["iou"] for name in ("student", TEACHER, "truth_only")
-    }
-    assert figures["agreement"]["student"] == student["agreement_iou"]
-    assert figures["presence"][TEACHER] == teacher["presence_balanced_accuracy"]
-    assert figures["sensitivity"] == {"student": student["prompt_sensitivity"]}
-    assert figures["parameters"] == student["parameters"]
+    figures = headline(metrics)
+    assert len(figures) == 12
+    assert figures["miou_ratio"] == student["iou_ratio"]
+    assert (figures["miou_student"], figures["miou_teacher"]) == (student["iou"], teacher["iou"])
+    assert figures["agreement"] == student["agreement_iou"]
+    assert figures["score_gap"] == student["score_gap_signed"]
+    presence = "presence_balanced_accuracy"
+    assert figures[presence] == student[presence]
+    assert figures[f"{presence}_teacher"] == teacher[presence]
     assert figures["status"] == "collapsed"

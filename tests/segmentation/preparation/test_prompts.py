@@ -153,11 +153,36 @@ def test_an_empty_image_is_a_negative_of_everything():
         ("orange", "orange", True),
         ("gray cat", "grey cat", True),
         ("traffic light", "red traffic light", True),
-        ("light", "red traffic light", False),
+        ("light", "red traffic light", None),
+        ("traffic", "red traffic light", False),
+        ("a dog", "dog", True),
+        ("dogs", "the dog", True),
+        ("dog", "dogs", True),
+        ("buses", "a bus", True),
+        ("glass", "glass", True),
+        ("the red boxes", "red box", True),
+        ("a blue box", "red boxes", False),
+        ("truck", "fire truck", None),
+        ("fire truck", "truck", None),
+        ("hand", "the left hand", None),
+        ("right hand", "the left hand", False),
+        ("cat", "a dog", False),
+        ("the", "the", True),
     ],
 )
 def test_a_name_matches_a_phrase_or_not_or_may(phrase, name, expected):
     assert matches(phrase, name) is expected
+
+
+def test_what_may_be_there_is_no_certain_negative():
+    for name in ("a dog", "dogs", "hot dog"):
+        targets = targets_of("dog", image(name))
+        assert targets == (None if name == "hot dog" else (0,)), name
+    others = [image("truck"), image("dog")]
+    prompts = [p for seed in range(10) for p in sampled(image("fire truck"), others, seed=seed)]
+    negative = {prompt.text for prompt in prompts if prompt.targets == ()}
+    assert "dog" in negative
+    assert "truck" not in negative
 
 
 def test_parts_and_mentions():

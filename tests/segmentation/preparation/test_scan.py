@@ -3,8 +3,17 @@
 import pytest
 from PIL import Image
 
-from braid.segmentation.data.sa1b import open_images, read_manifest
-from braid.segmentation.preparation.scan import image_rows, jpeg_size, scan, write_manifest
+from braid.segmentation.config import PromptsConfig
+from braid.segmentation.data.sa1b import open_images, read_manifest, read_record
+from braid.segmentation.preparation import scan as module
+from braid.segmentation.preparation.prompts import sample_prompts
+from braid.segmentation.preparation.scan import (
+    image_rows,
+    jpeg_size,
+    scan,
+    source_folder,
+    write_manifest,
+)
 from tests.segmentation.sa1b_files import change_json, write_pairs
 
 
@@ -117,6 +126,22 @@ def test_a_mask_of_another_size_spoils_its_image(tmp_path):
     assert list(faults_of(tmp_path)) == ["sa_3.json"]
 
 
+def test_an_empty_mask_is_a_fault_that_costs_no_image(tmp_path):
+    write_pairs(tmp_path, [1, 2, 3])
+    path = tmp_path / "sa_2.json"
+    change_json(path, lambda c: c["annotations"][1]["segmentation"].update(counts="P[2"))
+    pairs = scan(tmp_path, val=1, faults="skip")
+    assert [(entry.id, entry.annotations) for entry in pairs.images] == [(1, 2), (2, 1), (3, 2)]
+    (fault,) = pairs.faults
+    assert fault.file == "sa_2.json"
+    assert fault.reason.startswith("1 annotations with empty masks")
+
+
+def test_a_folder_that_is_not_there_may_have_been_built_in(tmp_path):
+    with pytest.raises(ValueError, match=r"^sam3\.data\.source: builtin: no such .*or built_in$"):
+        source_folder("builtin")
+
+
 def test_one_id_twice(tmp_path):
     write_pairs(tmp_path, [7, 8])
     for suffix in ("jpg", "json"):
@@ -166,8 +191,34 @@ def test_rows_count_images_and_annotations_by_split(tmp_path):
         tmp_path / "sa_1.json",
         lambda content: content["annotations"][0].update(noun_phrase="a cat"),
     )
-    write_manifest(tmp_path, scan(tmp_path, val=1, faults="fatal"), image_size=14)
+    sketches = scan(tmp_path, val=1, faults="fatal").sketches
     columns = ("split", "images", "exhaustive", "annotations", "named", "masks_per_image")
     expected = [("all", 3, 1, 6, 1, 2.0), ("train", 2, 0, 4, 1, 2.0), ("val", 1, 1, 2, 0, 2.0)]
-    rows = image_rows(open_images(tmp_path, cache_mib=0))
+    rows = image_rows(sketches)
     assert rows == [dict(zip(columns, row, strict=True)) for row in expected]
+
+
+def test_every_file_is_read_once_for_all_that_prompts_are_made_of(tmp_path, monkeypatch):
+    write_pairs(tmp_path, [1, 2, 3])
+    read = []
+    monkeypatch.setattr(
+        module, "read_record", lambda path: (read.append(path), read_record(path))[1]
+    )
+    sketches = scan(tmp_path, val=1, faults="fatal").sketches
+    config = PromptsConfig(
+        kinds=("generic", "box"), generic="all", per_image=3, negative_fraction=0.4, withheld=()
+    )
+    prompts = sample_prompts(sketches, config, seed=0)
+    whole = [read_record(path) for path in sorted(read)]
+    assert len(read) == 3
+    assert image_rows(sketches)[0]["annotations"] == 6
+    assert not any(note.rle for n in range(3) for note in sketches.record(n).annotations)
+
+    class Whole:
+        def __len__(self):
+            return len(whole)
+
+        def record(self, index):
+            return whole[index]
+
+    assert sample_prompts(Whole(), config, seed=0) == prompts

@@ -50,6 +50,26 @@ def test_a_saved_model_predicts_as_before_and_cannot_learn(original, folder):
     assert located(folder) == folder
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "as its config says"])
+def test_weights_are_float32_whatever_a_checkpoint_has(original, tmp_path, dtype):
+    place = tmp_path / "half"
+    if dtype == "as its config says":
+        original.save_pretrained(place)
+        edit(place / "config.json", dtype="bfloat16")
+    else:
+        tiny_teacher().to(getattr(torch, dtype)).save_pretrained(place)
+    model = load_teacher(place)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    tolerance = 0.3 if dtype == "bfloat16" else 0.05
+    torch.testing.assert_close(masks(model), masks(original), rtol=tolerance, atol=tolerance)
+
+
+def test_a_source_that_is_not_there_is_named_with_its_key_and_the_alternative(tmp_path):
+    message = r"^sam3\.teacher\.source: builtin: no such folder.*, or built_in$"
+    with pytest.raises(ValueError, match=message):
+        write_source(tmp_path, "builtin", IMAGE_SIZE)
+
+
 def test_equal_models_give_equal_bytes(folder, tmp_path):
     tiny_teacher().save_pretrained(tmp_path / "again")
     names = sorted(path.name for path in folder.iterdir())
@@ -199,7 +219,7 @@ def test_what_is_neither_folder_nor_hub_id_is_not_looked_for_in_the_network(
     source, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("called"))
-    with pytest.raises(ValueError, match="no such folder, nor the id of a model"):
+    with pytest.raises(ValueError, match="no such folder, expected one, the id of a model"):
         write_source(tmp_path / "models", source, IMAGE_SIZE)
 
 

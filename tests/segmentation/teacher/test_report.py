@@ -55,8 +55,8 @@ def test_the_whole_image_scores_the_fraction_of_the_true_objects(prompted, token
 
 def test_without_known_ground_truth_there_are_no_rows(prompted, tokenizer):
     assert metrics(prompted, tokenizer, []) == {}
-    expected = {"iou": {"teacher": None}, "presence": {"teacher": None}, "status": "unknown"}
-    assert headline([]) == expected
+    nothing = dict.fromkeys(("miou_teacher", "presence_balanced_accuracy_teacher"))
+    assert headline([]) == {**nothing, "status": "unknown"}
 
 
 def test_a_filled_box_covers_the_cells_whose_centres_it_has():
@@ -75,6 +75,7 @@ def test_a_filled_box_covers_the_cells_whose_centres_it_has():
         (0.7, 0.8, "ok"),
         (0.1, 0.8, "finds_nothing"),
         (0.7, 0.5, "presence_at_chance"),
+        (0.7, 0.54, "presence_at_chance"),  # where a student's is called always_present
         (0.7, None, "ok"),
         (None, 0.8, "unknown"),
     ],
@@ -84,7 +85,7 @@ def test_failures_have_names(iou, presence, status):
     trivial = {"model": WHOLE_IMAGE, "kind": "all", "iou": 0.1, "presence_balanced_accuracy": 0.5}
     other = {**trivial, "kind": "generic", "iou": 0.9}
     assert headline([teacher, trivial, other]) == {
-        "iou": {"teacher": iou},
-        "presence": {"teacher": presence},
+        "miou_teacher": iou,
+        "presence_balanced_accuracy_teacher": presence,
         "status": status,
     }

@@ -15,35 +15,34 @@ from braid.segmentation.data.prompted import Prompt
 from braid.segmentation.sam3.sam3 import predict
 from braid.segmentation.sam3.tokens import word_tokenizer
 from braid.segmentation.training.batches import Epochs, tokenized
-from braid.training.distributed import Process
 from tests.segmentation.few_images import BOX, PAIRS, FewImages, sampler
 from tests.segmentation.tiny_models import tiny_teacher
 
 
 def epochs(images: Sequence[int] = range(3), **changes: Any) -> Epochs:
-    return Epochs(images, **{"batch": 1, "accumulate": 1, "seed": 0, "phase": "p", **changes})
+    return Epochs(images, **{"update": 1, "seed": 0, "phase": "p", **changes})
 
 
 def taken(order: Epochs, epoch: int) -> list[int]:
     steps = range(epoch * order.steps, (epoch + 1) * order.steps)
-    return [image for step in steps for i in range(order.accumulate) for image in order(step, i)]
+    return [image for step in steps for image in order(step)]
 
 
-@pytest.mark.parametrize(("count", "batch", "accumulate"), [(10, 1, 8), (7, 3, 1), (5, 2, 4)])
+@pytest.mark.parametrize(("count", "update"), [(10, 8), (7, 3), (5, 8)])
 def test_an_epoch_has_every_image_and_steps_the_last_partial_update(
-    count: int, batch: int, accumulate: int
+    count: int, update: int
 ) -> None:
-    order = epochs(range(100, 100 + count), batch=batch, accumulate=accumulate)
-    assert order.steps == math.ceil(count / (batch * accumulate))
+    order = epochs(range(100, 100 + count), update=update)
+    assert order.steps == math.ceil(count / update)
     for epoch in (0, 1):
         images = Counter(taken(order, epoch))
         assert set(images) == set(range(100, 100 + count))
-        assert sum(images.values()) == order.steps * batch * accumulate
+        assert sum(images.values()) == order.steps * update
     assert taken(order, 0) != taken(order, 1)
 
 
 def test_the_seeds_schedule_has_its_count_of_steps() -> None:
-    order = epochs(range(32_558), accumulate=8)
+    order = epochs(range(32_558), update=8)
     assert 5 * order.steps == 20_350
     assert 10 * order.steps == 40_700
 
@@ -51,16 +50,6 @@ def test_the_seeds_schedule_has_its_count_of_steps() -> None:
 def test_phases_and_seeds_have_orders_of_their_own() -> None:
     orders = [epochs(range(20), **changes) for changes in ({}, {"phase": "q"}, {"seed": 1})]
     assert len({tuple(taken(order, 0)) for order in orders}) == 3
-
-
-def test_processes_share_an_epoch_out() -> None:
-    alone = epochs(range(12), batch=2, accumulate=2)
-    parts = [epochs(range(12), batch=1, accumulate=2, process=Process(r, 2)) for r in (0, 1)]
-    assert [part.steps for part in parts] == [alone.steps] * 2
-    for step in range(alone.steps):
-        for micro in range(2):
-            joint = [image for part in parts for image in part(step, micro)]
-            assert joint == alone(step, micro)
 
 
 def test_no_images_is_an_error() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from braid.clips.preparation.words import FAMILIES, WORDS, read_words
+from braid.clips.preparation.moving_digits import FAMILIES, WORDS, read_words
 
 
 def test_prompts_are_read_word_by_word() -> None:

@@ -1,0 +1,65 @@
+"""The command that segments pictures."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from braid.segmentation.release.predict import main
+from braid.segmentation.student.student import save_student
+from tests.segmentation.release.test_segmenter import PICTURE, some_segmenter
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    segmenter = some_segmenter()
+    save_student(tmp_path / "models/sam3_student/distilled", segmenter.model, segmenter.tokenizer)
+    PICTURE.save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_words_and_boxes_give_a_picture_and_a_file(place, capsys):
+    main(["a.png", "--words", "red star", "circle", "--box", "5", "5", "30", "30", "--score", "0"])
+    said = capsys.readouterr()
+    assert "red star: 3, circle: 3" in said.out
+    assert said.err == ""  # it did learn from boxes
+    content = json.loads((place / "predictions/a.json").read_text())
+    prompts = [part["prompt"] for part in content["prompts"]]
+    assert prompts == ["red star", "circle", [5.0, 5.0, 30.0, 30.0]]
+    picture = np.asarray(Image.open(place / "predictions/a.png"))
+    plain = np.asarray(PICTURE).repeat(7, 0).repeat(7, 1)
+    assert (picture[:280] != plain).any()
+
+
+def test_a_released_folder_and_another_place_are_taken(place, capsys):
+    some_segmenter().save_pretrained(place / "released")
+    main(["a.png", "--words", "star", "--model", "released", "--out", "there"])
+    assert capsys.readouterr().out.startswith("there/a.png: star: ")
+
+
+def test_a_student_without_boxes_says_so(place, capsys):
+    segmenter = some_segmenter()
+    recipe = segmenter.model.recipe.model_copy(update={"kinds": ("generic",)})
+    segmenter.model.recipe = recipe
+    segmenter.save_pretrained(place / "other")
+    main(["a.png", "--box", "5", "5", "30", "30", "--model", "other"])
+    assert "warning: this student learned from generic alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nowhere.png", "--words", "star"], "error: nowhere.png: cannot be read as a picture"),
+        (["a.png"], "error: no prompt"),
+        (["a.png", "--words", "zebra"], "error: 'zebra' has a word"),
+        (["a.png", "--words", "star", "--model", "none"], "error: none: expected config.json"),
+        (["a.png", "--box", "5", "5", "90", "9"], "error: box .* within 60 x 40"),
+        (["a.png", "--box", "5", "5", "9", "9", "--onnx"], "error: --onnx takes --words"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(place, arguments, line):
+    with pytest.raises(SystemExit, match=line) as stop:
+        main(arguments)
+    assert "\n" not in str(stop.value)
