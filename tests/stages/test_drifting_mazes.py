@@ -202,7 +202,14 @@ def test_replaced_keyframes_change_the_training(repo: Path) -> None:
         ("paired_keyframes", "keyframes"),
     ],
 )
-def test_every_param_of_the_evaluation_has_a_say(key: str, value: Any, repo: Path) -> None:
+def test_every_param_of_the_evaluation_has_a_say(
+    key: str, value: Any, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But `pictures`, which the pictures themselves show; these are left out for time."""
+    import stages.evaluate_drift_maze as stage
+
+    monkeypatch.setattr(stage, "draw_evaluation", lambda *_: None)
+
     def made() -> list[bytes]:
         names = ("drift_maze", "drift_maze_two_ways")
         return [(repo / f"metrics/tables/{name}.csv").read_bytes() for name in names]
