@@ -30,6 +30,8 @@ def main() -> None:
         student, before = (load_student(folder, which).to(device) for which in (None, "before"))
 
         frames = pictured_frames(config.figure_frames, len(test))
+        view = partial(student.render, test.cameras, chunk=config.chunk, stop=config.stop)
+        stage.runtime |= asdict(measure_frames(view, min(config.frames, len(test)), device))
         images = student.on_white(test.cameras, range(len(test)), config)
         weights = stage.optional_dep(config.lpips_weights)
         quality = evaluate(images, test, views["train"], teacher, weights)
@@ -43,8 +45,6 @@ def main() -> None:
             of_val = student.on_white(val.cameras, range(len(val)), config)
             agreement["psnr_val"] = validation_psnr(of_val, val)
         stage.write_table("metrics/tables", quality.rows(scene, variant, **size, **agreement))
-        view = partial(student.render, test.cameras, chunk=config.chunk, stop=config.stop)
-        stage.runtime |= asdict(measure_frames(view, min(config.frames, len(test)), device))
 
         truth = test.on_white()[frames]
         shown = {"before": before.on_white(test.cameras, frames, config), "after": images[frames]}

@@ -30,6 +30,8 @@ def main() -> None:
         gaussians = load_ply(stage.dep("models/teacher")).to(device)
         views = load_scene(stage.dep("data/scenes"))
         train, test = views["train"], views["test"]
+        view = partial(render, gaussians, test.cameras.to(device))
+        stage.runtime |= asdict(measure_frames(view, min(evaluation.frames, len(test)), device))
         out = stage.out("data/teacher")
 
         draws = torch.Generator().manual_seed(stage.params.seed)
@@ -51,8 +53,6 @@ def main() -> None:
         if "val" in views:
             size["psnr_val"] = validation_psnr(renders["val"].on_white(), views["val"])
         stage.write_table("metrics/tables", quality.rows(scene, "teacher", **size))
-        view = partial(render, gaussians, test.cameras)
-        stage.runtime |= asdict(measure_frames(view, min(evaluation.frames, len(test)), device))
 
 
 if __name__ == "__main__":
