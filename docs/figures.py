@@ -19,6 +19,10 @@ what it gives; `--check` names pages in which the two differ.
     columns: [[frechet, Frechet distance, .3f], [calls, calls, .0f]]
     -->
 
+    <!-- recipes drift_* maze_* -->
+    (what the heads of these recipes say)
+    <!-- /recipes -->
+
 A reference in braces is a file, of a CSV the row (`column=value`, several joined by `&`), the key
 (dots go into nested JSON) and a format, of which a leading `/60:` or `*100:` scales the value. A
 figure that is null is rendered as a dash.
@@ -40,6 +44,8 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = re.compile(r"\{([^{}]+)\}")
 VALUE = re.compile(r"(<!-- = (.+?) -->)(.*?)(<!-- /= -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- table\n(.+?)-->\n)(.*?)(<!-- /table -->)", re.DOTALL)
+RECIPES = re.compile(r"(<!-- recipes (.+?) -->\n)(.*?)(<!-- /recipes -->)", re.DOTALL)
+ENTRY = re.compile(r"^(command|hardware|cost|expected): *")
 SCALE = re.compile(r"^([/*])(\d+(?:\.\d+)?):")
 
 
@@ -55,6 +61,7 @@ def render(text: str, root: Path) -> str:
         ValueError: a reference names no file, row or key.
     """
     text = VALUE.sub(lambda m: f"{m[1]}{filled(m[2], root)}{m[4]}", text)
+    text = RECIPES.sub(lambda m: f"{m[1]}{_recipes(m[2].split(), root)}{m[4]}", text)
     return TABLE.sub(lambda m: f"{m[1]}{_table(yaml.safe_load(m[2]), root)}{m[4]}", text)
 
 
@@ -74,6 +81,31 @@ def _table(spec: Mapping[str, Any], root: Path) -> str:
         raise ValueError(f"row {uneven}: expected {len(header)} cells")
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _recipes(patterns: Sequence[str], root: Path) -> str:
+    """A Markdown table of the recipes that match a pattern, by name."""
+    paths = {path for pattern in patterns for path in (root / "recipes").glob(f"{pattern}.yaml")}
+    lines = ["| recipe | what | hardware, cost | expected |", "| --- | --- | --- | --- |"]
+    for path in sorted(paths):
+        head = recipe_head(path)
+        cost = f"{head['hardware']}; {head['cost']}"
+        lines.append(f"| `RECIPE={path.stem}` | {head['what']} | {cost} | {head['expected']} |")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def recipe_head(path: Path) -> dict[str, str]:
+    """What the comment at a recipe's head says: what, command, hardware, cost, expected."""
+    head, entry = {"what": ""}, "what"
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        words = line.lstrip("#").strip()
+        if found := ENTRY.match(words):
+            entry, words = found[1], words[found.end() :]
+            head[entry] = ""
+        head[entry] = f"{head[entry]} {words}".strip().replace("|", "\\|")
+    return head
 
 
 def _of_csv(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,9 +30,8 @@ def main() -> None:
         levels = tasks["refinement"].levels + 1
         refiner = MazeRefiner(training.mazes, corruption.frames, levels, config.refiner)
         proposals = Anchors(anchors, tasks["keyframes"], training, run.seed) if anchors else None
-        objective = maze_objective(
-            settings, config.loss, refiner, corruption, training, start, proposals, run
-        )
+        parts = settings, config.loss, refiner, corruption, training
+        objective = maze_objective(*parts, start, proposals, run)
         best = MazeValidation(MazeSplit(mazes, "val"), corruption, settings, run)
         result = train(
             objective,
@@ -48,12 +47,12 @@ def main() -> None:
         samples = objective.clips_per_step * config.optimizer.accumulate * run.process.world_size
         stage.runtime["trajectories_per_second"] = pace.per_second(samples)
         status, reason = best.status()
+        results = {"status": status, **best.best}
         stage.write_metrics({"status": status})
         stage.write_table("metrics/tables", best.rows(objective))
         stage.write_table("plots/drift_maze", result.history)
         stage.write_table("plots/drift_maze_validation", result.probes["validation"])
         data, model = {"train": len(training), "val": len(best.truth)}, objective.card(samples)
-        results = {"status": status, **best.best}
         write_card(stage, run.device, data=data, model=model, results=results, reason=reason)
 
 

@@ -8,8 +8,8 @@ from braid.radiance.features.vae import (
     BestVae,
     FeatureVae,
     VaeObjective,
+    against_pca,
     save_vae,
-    vae_decision,
     vae_report,
     vae_status,
 )
@@ -48,9 +48,10 @@ def main() -> None:
         report = vae_report(vae.freeze(), stored, kl)
         figures = {name: report["vae"][name] for name in ("recon_mse", "unexplained_fraction")}
         status = vae_status(figures["recon_mse"], report["vae"]["kl_stable"], config.gate)
-        stage.write_metrics({**figures, "status": status, "decision": vae_decision(report)})
+        stage.write_metrics({**figures, "status": status})
         last = result.probes["validation"][-1]["error"]
         report["vae"] |= {"best_step": best.step, "best_error": best.error, "last_error": last}
+        report["vae"]["against_pca"] = against_pca(report)
         stage.write_table("metrics/tables", [{"method": k, **row} for k, row in report.items()])
 
 

@@ -69,6 +69,18 @@ def test_a_table_of_a_csv(root: Path) -> None:
     assert "|  | dB |  |\n| --- | --- | --- |\n| why | 31.5 | one |\n" in rendered
 
 
+def test_recipes_are_listed_by_what_their_heads_say(root: Path) -> None:
+    (root / "recipes").mkdir()
+    head = "# A scene,\n# of bricks.\n#\n# command:   make exp\n# hardware:  a core\n"
+    text = f"{head}# cost:      3 s\n# expected:  30 dB,\n#            not run\n\nseed: 1\n"
+    (root / "recipes/ga_one.yaml").write_text(text)
+    (root / "recipes/other.yaml").write_text(text)
+    rendered = render("<!-- recipes ga_* -->\n<!-- /recipes -->", root)
+    row = "| `RECIPE=ga_one` | A scene, of bricks. | a core; 3 s | 30 dB, not run |\n"
+    assert rendered.splitlines()[3] + "\n" == row
+    assert len(rendered.splitlines()) == 5
+
+
 def test_uneven_rows_are_refused(root: Path) -> None:
     with pytest.raises(ValueError, match="expected 2 cells"):
         render("<!-- table\nheader: [a, b]\nrows:\n- [one]\n-->\n<!-- /table -->", root)

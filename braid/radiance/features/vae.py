@@ -332,7 +332,7 @@ def vae_status(recon_mse: float, stable: bool, gate: float) -> str:
     return "passed" if stable else "kl_unstable"
 
 
-def vae_decision(report: Mapping[str, Mapping[str, Any]]) -> str:
+def against_pca(report: Mapping[str, Mapping[str, Any]]) -> str:
     """Whether the VAE keeps more than PCA does, by either measure."""
     vae = report["vae"]
     better = {

@@ -13,9 +13,9 @@ from braid.radiance.features.table import (
 )
 from braid.radiance.features.vae import (
     FeatureVae,
+    against_pca,
     kl_stable,
     pca_reconstruction,
-    vae_decision,
     vae_report,
     vae_status,
 )
@@ -118,9 +118,9 @@ def test_each_pca_is_the_best_linear_model_by_its_own_measure():
 
 def test_a_vae_that_is_no_better_than_pca_is_said_to_be_so():
     same = {"recon_mse": 1.0, "unexplained_fraction": 0.1}
-    assert vae_decision({"vae": same, "pca": same, "pca_raw": same}) == "no better than PCA"
+    assert against_pca({"vae": same, "pca": same, "pca_raw": same}) == "no better than PCA"
     better = same | {"recon_mse": 0.9}
-    line = vae_decision({"vae": better, "pca": same, "pca_raw": same})
+    line = against_pca({"vae": better, "pca": same, "pca_raw": same})
     assert line == "better than PCA: raw"
 
 
