@@ -28,7 +28,7 @@ exp: env ## Run a file of recipes/: make exp RECIPE=lego_200 ARGS="-S drift.K=51
 	@python -m recipes $(RECIPE) $(ARGS)
 
 lpips: env ## Fetch AlexNet's trunk for LPIPS from the registry, pinned by hash
-	python -m launch.lpips_weights
+	python -m benchmarks.lpips_weights
 
 test: env lint ## Lint, type-check and run every test, JOBS (2) at a time
 	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile

@@ -2,7 +2,7 @@
 
     python -m benchmarks.drift_seeds 0 1 2
 
-needs clips, pseudo-classes and the latent MAE (`dvc repro`), which stay the same. In a temporary
+needs clips, quantizer and latent MAE (`dvc repro`), which stay the same. In a temporary
 copy of the repository it trains every refiner once per seed and evaluates them on held-out clips,
 writes all figures of metrics/drift.json to benchmarks/results/drift_seeds.csv, a row a seed, and
 prints their means with 95 % t-intervals.
@@ -28,7 +28,10 @@ from braid.stage.params import load_yaml
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/drift_seeds.csv"
-FOLDERS = ("stages", "braid", "data/clips", "data/pseudo_classes", "models/latent_mae")
+FOLDERS = (
+    *("stages", "braid", "data/clips", "data/pseudo_classes"),
+    *("models/quantizer", "models/latent_mae"),
+)
 FILES = ("dvc.yaml", "none", "built_in")
 
 

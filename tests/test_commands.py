@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -154,7 +155,9 @@ def latents(name: str) -> torch.Tensor:
     return load_file(f"{name}.safetensors")["latents"]
 
 
-def test_a_held_out_clip_a_storyboard_and_pictures_are_completed(folder: Path) -> None:
+def test_a_held_out_clip_a_storyboard_and_pictures_are_completed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_clips(folder)
     clips = open_clips(folder / "data/clips")
     held_out = clips.indices("test")[1:2]
@@ -178,6 +181,11 @@ def test_a_held_out_clip_a_storyboard_and_pictures_are_completed(folder: Path) -
     words = ("--storyboard", "mine.safetensors", "--prompt", prompt)
     run("complete", *words, "--at", "0", "2", "4", "--out", "a/words")
     assert torch.equal(latents("a/words"), completed)
+    capsys.readouterr()
+    for other in clips.prompts(clips.indices("test")[:3]):
+        words = ("--storyboard", "mine.safetensors", "--prompt", other)
+        run("complete", *words, "--at", "0", "2", "4", "--out", "a/other")
+    assert len(set(re.findall(r"class \d+", capsys.readouterr().out))) > 1  # words have a say
 
     for name, color in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
         Image.new("RGB", (50, 40), color).save(f"{name}.png")

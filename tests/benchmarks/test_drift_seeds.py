@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from benchmarks.drift_seeds import in_order, intervals, numbers
+from benchmarks.drift_seeds import FOLDERS, ROOT, in_order, intervals, numbers
+from braid.stage.params import load_yaml
 
 
 def test_a_refiner_comes_after_the_one_it_starts_from() -> None:
@@ -16,6 +17,13 @@ def test_a_refiner_comes_after_the_one_it_starts_from() -> None:
     assert order.index("a") < order.index("b") < order.index("c")
     with pytest.raises(ValueError, match="a, b start from one another"):
         in_order({"a": {"start": "models/drift/b"}, "b": {"start": "models/drift/a"}})
+
+
+def test_what_the_stages_read_is_in_the_copy() -> None:
+    stages = load_yaml(ROOT / "dvc.yaml")["stages"]
+    for stage in (stages["train_drift"]["do"], stages["evaluate_drift"]):
+        read = {dep for dep in stage["deps"] if dep.startswith(("data/", "models/"))}
+        assert {dep for dep in read if not dep.startswith("models/drift/")} <= set(FOLDERS)
 
 
 def test_numbers_have_dotted_names_and_words_are_left_out() -> None:

@@ -59,7 +59,7 @@ def write_repository(root: Path) -> None:
         "metrics/runtime/train/b.json": json.dumps({"seconds": 2.5}),
         "metrics/runtime/cards/evaluate.md": (
             "# evaluate\n\n**keep**: it is <better>\n\n## Header\n\n| | |\n|---|---|\n"
-            "| date | today |\n| path | a\\|b |\n"
+            "| date | today |\n| path | <i>a\\|b |\n"
         ),
     }
     for name, content in files.items():

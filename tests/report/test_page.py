@@ -82,7 +82,7 @@ def test_curves_of_a_folder_are_a_chart_a_column_with_a_line_a_file(repo: Path) 
 def test_text_of_files_is_no_markup(repo: Path) -> None:
     text = " ".join(parsed(repo).text)
     assert "Card evaluate: keep: it is <better>" in text
-    assert "a|b" in text
+    assert "<i>a|b" in text
 
 
 def test_figures_of_a_folder_are_one_table_and_null_is_a_dash(repo: Path) -> None:

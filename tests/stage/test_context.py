@@ -329,11 +329,11 @@ def test_a_finished_stage_says_its_figures_in_one_line(
             "status": "collapsed",
             "lpips": None,
         }
-        stage.write_metrics({"accuracy": 0.5, **figures})
+        stage.write_metrics({"K": 3, "accuracy": 0.5, **figures})
         (stage.out("data/out") / "first.png").write_bytes(b"a picture")
     line = capsys.readouterr().out
     assert re.fullmatch(
-        r"toy@bricks: \d+\.\d s; status collapsed, accuracy 0\.5, frechet\.real 7, "
+        r"toy@bricks: \d+\.\d s; status collapsed, K 3, accuracy 0\.5, frechet\.real 7, "
         r"frechet\.refined 0\.1235; pictures: data/out/bricks\n",
         line,
     )

@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from braid.common.plotting import BLUE, GREEN, INK, ORANGE, PALE, save, styled
+from braid.common.progress import progress
 from braid.common.rng import generator
 from braid.drifting.config import MazeEvaluationConfig
 from braid.drifting.interpolation.interpolation import interpolate
@@ -283,7 +284,8 @@ class MazeEvaluation:
                 self.clock[f"microseconds_{name}"] = round(method.microseconds, 1)
 
         counts = self.corruption.counts
-        for level, methods in self.completed.items():
+        levels = progress(self.completed.items(), "evaluate", "level")
+        for level, methods in levels:
             for name, method in {**methods, **self.selected(level)}.items():
                 add(name, counts[level], method)
         for name, networks in self.pipelines().items():

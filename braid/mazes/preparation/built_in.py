@@ -23,6 +23,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import shortest_path, yen
 from torch import Tensor
 
+from braid.common.progress import progress
 from braid.data.splits import SPLITS, split_of
 from braid.mazes.config import LayoutsConfig, MazesConfig
 from braid.mazes.data.maze_set import Trajectories
@@ -213,7 +214,8 @@ def built_in(config: MazesConfig, seed: int) -> Trajectories:
     named = [(split_of(maze.tobytes().hex(), *fractions), maze) for maze in layouts(settings, rng)]
     named.sort(key=lambda pair: SPLITS.index(pair[0]))
     occupied = torch.from_numpy(np.stack([maze for _, maze in named]))
-    chosen = [case for n, (_, maze) in enumerate(named) for case in cases(n, maze, settings, rng)]
+    numbered = progress(list(enumerate(named)), "ways", "maze")
+    chosen = [case for n, (_, maze) in numbered for case in cases(n, maze, settings, rng)]
     owners: list[tuple[int, int]] = []  # case and way of each trajectory
     drawn: list[tuple[Line, Line]] = []  # its line and its waver
     plans: list[Line] = []

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.lpips_weights import CONVOLUTIONS, read_arrays, trunk
 from braid.radiance.evaluation.image_metrics import Lpips
-from launch.lpips_weights import CONVOLUTIONS, read_arrays, trunk
 from tests.radiance.pictures import noise
 
 SHAPES = ((11, 11, 3, 64), (5, 5, 64, 192), (3, 3, 192, 384), (3, 3, 384, 256), (3, 3, 256, 256))
