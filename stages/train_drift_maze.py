@@ -1,7 +1,4 @@
-"""Train a network of trajectories through mazes: models/drift_maze/<refiner>, best on validation.
-
-Five to twenty seconds each for the built-in ones.
-"""
+"""Train a network of trajectories through mazes: models/drift_maze/<refiner>."""
 
 from braid.drifting.maze.network import MazeRefiner, save_maze_refiner
 from braid.drifting.maze.training import (
