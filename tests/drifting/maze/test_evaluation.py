@@ -193,7 +193,6 @@ def test_the_headline_has_ratios_of_collisions() -> None:
     figures = headline(*known())
     assert figures["collision_ratio_six"] == pytest.approx(0.05)
     assert figures["collision_ratio_three"] == pytest.approx(0.0625)
-    assert figures["collision_ratio_paired"] == pytest.approx(0.25)
     assert figures["success_three"] == pytest.approx(0.95)
     assert figures["collision_paired_two_ways"] == 0.9
     assert figures["both_ways"] == 0.7
