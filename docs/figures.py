@@ -23,6 +23,10 @@ what it gives; `--check` names pages in which the two differ.
     (what the heads of these recipes say)
     <!-- /recipes -->
 
+    <!-- file docs/results/diff.txt -->
+    (its lines, as a block)
+    <!-- /file -->
+
 A reference in braces is a file, of a CSV the row (`column=value`, several joined by `&`), the key
 (dots go into nested JSON) and a format, of which a leading `/60:` or `*100:` scales the value. A
 figure that is null is rendered as a dash.
@@ -45,6 +49,7 @@ REFERENCE = re.compile(r"\{([^{}]+)\}")
 VALUE = re.compile(r"(<!-- = (.+?) -->)(.*?)(<!-- /= -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- table\n(.+?)-->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 RECIPES = re.compile(r"(<!-- recipes (.+?) -->\n)(.*?)(<!-- /recipes -->)", re.DOTALL)
+FILE = re.compile(r"(<!-- file (\S+) -->\n)(.*?)(<!-- /file -->)", re.DOTALL)
 ENTRY = re.compile(r"^(command|hardware|cost|expected): *")
 SCALE = re.compile(r"^([/*])(\d+(?:\.\d+)?):")
 
@@ -62,6 +67,7 @@ def render(text: str, root: Path) -> str:
     """
     text = VALUE.sub(lambda m: f"{m[1]}{filled(m[2], root)}{m[4]}", text)
     text = RECIPES.sub(lambda m: f"{m[1]}{_recipes(m[2].split(), root)}{m[4]}", text)
+    text = FILE.sub(lambda m: f"{m[1]}```\n{(root / m[2]).read_text()}```\n{m[4]}", text)
     return TABLE.sub(lambda m: f"{m[1]}{_table(yaml.safe_load(m[2]), root)}{m[4]}", text)
 
 

@@ -81,6 +81,12 @@ def test_recipes_are_listed_by_what_their_heads_say(root: Path) -> None:
     assert len(rendered.splitlines()) == 5
 
 
+def test_a_file_is_shown_as_a_block(root: Path) -> None:
+    rendered = render("<!-- file b.csv -->\nold\n<!-- /file -->", root)
+    assert rendered.startswith("<!-- file b.csv -->\n```\nscene,variant,psnr\n")
+    assert rendered.endswith("y,two,\n```\n<!-- /file -->")
+
+
 def test_uneven_rows_are_refused(root: Path) -> None:
     with pytest.raises(ValueError, match="expected 2 cells"):
         render("<!-- table\nheader: [a, b]\nrows:\n- [one]\n-->\n<!-- /table -->", root)
