@@ -14,7 +14,7 @@ help: ## Explain every target
 
 env: $(STAMP) ## Make .venv from requirements.lock, if it is missing or stale
 
-$(STAMP): requirements.lock
+$(STAMP): # its name holds the checksum of requirements.lock
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
@@ -41,7 +41,7 @@ lint: env ## Ruff and mypy
 figures: env ## Render the figures of README.md and docs/ from committed metrics
 	python -m docs.figures
 
-bench: env ## Measure the ratios that the README quotes
+bench: env ## Measure speed ratios against in-repo references and libraries
 	OMP_NUM_THREADS=1 python -m benchmarks
 
 board: env ## Watch running trainings in TensorBoard

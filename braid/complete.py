@@ -62,6 +62,10 @@ def main() -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if not options.alpha >= 1:
+        raise ValueError(f"--alpha is {options.alpha}, expected 1 or more")
+    if len(set(options.at)) < len(options.at):
+        raise ValueError(f"--at is {options.at}, expected each frame once")
     params = load_params(Path("params.yaml"))
     device = set_up(params.hardware.device, params.hardware.threads, params.seed)
     clips = open_clips(options.clips)
@@ -71,7 +75,7 @@ def _run(options: argparse.Namespace) -> None:
     start = impute_given(latents, given, corruption, generator(params.seed, "storyboard"))
     classes = load_quantizer(options.quantizer).assign(text, start.latents)
     refiner = load_refiner(options.refiner).to(device)
-    level = level_of(len(set(options.at)), corruption.counts)
+    level = level_of(len(options.at), corruption.counts)
     (full,) = refine(refiner, start, classes, level, options.alpha, clamp=True)
 
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,10 @@ def main() -> None:
     add("--path", choices=PATHS, default=TURNTABLE, help="cameras: %(choices)s (%(default)s)")
     add("--frames", type=int, default=48, help="views, at most (%(default)s)")
     add("--width", type=int, help="pixels (as the scene's images)")
-    add("--snapshot", help="of a student: warm, its weights at the end of the warm-up")
+    add(
+        "--snapshot",
+        help="of a student: before, its weights at the start of the stage's last phase",
+    )
     add("--out", type=Path, required=True, help="a .gif, or a folder for PNGs")
     try:
         _run(parser.parse_args())

@@ -24,9 +24,9 @@ Name = Annotated[str, Field(pattern=r"^\w[\w-]*$")]
 
 
 class Config(BaseModel):
-    """A frozen model that refuses unknown keys and wrong types."""
+    """A frozen model that refuses unknown keys, wrong types and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def external_path(value: str, key: str) -> Path:

@@ -223,6 +223,14 @@ class DriftConfig(Config):
     evaluation: DriftEvaluationConfig
     storyboards: dict[Name, StoryboardConfig]
 
+    @model_validator(mode="after")
+    def _what_is_evaluated_is_trained(self) -> DriftConfig:
+        for field in ("refiner", "paired"):
+            if (name := getattr(self.evaluation, field)) not in self.refiners:
+                known = ", ".join(self.refiners)
+                raise ValueError(f"evaluation.{field} is {name}, expected a refiner: {known}")
+        return self
+
 
 class ImageMaeConfig(MaeConfig):
     """The masked autoencoder of images."""
@@ -376,3 +384,18 @@ class MazeDriftConfig(Config):
     refiners: dict[Name, MazeTrainingConfig]
     optimizer: OptimizerConfig
     evaluation: MazeEvaluationConfig
+
+    @model_validator(mode="after")
+    def _refiners_are_evaluated_at_their_task(self) -> MazeDriftConfig:
+        tasks = {"refiner": "refinement", "paired": "refinement"}
+        tasks |= {"keyframes": "keyframes", "paired_keyframes": "keyframes"}
+        for field, task in tasks.items():
+            name = getattr(self.evaluation, field)
+            settings = self.refiners.get(name)
+            if settings is None or settings.task != task:
+                able = [name for name, other in self.refiners.items() if other.task == task]
+                raise ValueError(
+                    f"evaluation.{field} is {name}, expected a refiner whose task is {task}: "
+                    f"{', '.join(able)}"
+                )
+        return self

@@ -185,7 +185,7 @@ class Sam3Config(Config):
     student: StudentConfig
     matching: MatchingConfig
     losses: LossesConfig
-    phases: dict[Name, PhaseConfig]
+    phases: Annotated[dict[Name, PhaseConfig], Field(min_length=1)]
     distill: DistillConfig
     students: dict[Name, StudentTrainingConfig]
     evaluation: EvaluationConfig

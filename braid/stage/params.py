@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import yaml
-from pydantic import ValidationError, create_model
+from pydantic import Field, ValidationError, create_model
 
-from braid.common.config import NAME_FORM, Config, Whole
+from braid.common.config import NAME_FORM, Config
 
 if TYPE_CHECKING:
     from braid.clips.config import ClipsConfig
@@ -270,9 +270,12 @@ def renamed(key: str) -> str | None:
     return None if old is None else RENAMED[old] + key[len(old) :]
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's generators take
+
+
 @cache
 def _whole() -> type[Config]:
-    fields: dict[str, Any] = {"seed": (Whole, ...)}
+    fields: dict[str, Any] = {"seed": (Seed, ...)}
     for section, place in MODELS.items():
         module, _, name = place.rpartition(".")
         fields[section] = (getattr(import_module(module), name), ...)

@@ -77,12 +77,31 @@ def test_scalars_follow_yaml_1_2(tmp_path: Path, text: str, value: object) -> No
         ("radiance.evaluation.chunk", 0),
         ("sam3.evaluation.images", 1),
         ("sam3.data.val", 1),
+        ("sam3.phases", {}),
+        ("seed", 2**32),
+        ("radiance.optimizer.lr", float("inf")),
+        ("radiance.variants.photos.length", float("nan")),
     ],
 )
 def test_an_impossible_param_is_named_in_one_line(tmp_path: Path, key: str, value: object) -> None:
     with pytest.raises(ValueError, match=key) as fault:
         load_params(write_changed(tmp_path, key, value))
     assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("drift.evaluation.refiner", "nope", "drift: .*evaluation.refiner is nope, expected a ref"),
+        ("maze_drift.evaluation.keyframes", "paired", "expected a refiner whose task is keyframes"),
+        ("maze_drift.evaluation.refiner", "keyframes", "expected .* whose task is refinement: pai"),
+    ],
+)
+def test_what_is_evaluated_is_a_refiner_of_that_kind(
+    tmp_path: Path, key: str, value: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_params(write_changed(tmp_path, key, value))
 
 
 @pytest.mark.parametrize("old", RENAMED)
