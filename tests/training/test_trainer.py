@@ -112,9 +112,22 @@ def test_the_gradient_is_clipped() -> None:
 
 def test_a_snapshot_holds_the_weights_after_its_step() -> None:
     toy = Toy()
-    _, warm = train_toy(toy)
+    _, warm = train_toy(toy, CONFIG.model_copy(update={"ema_decay": None}))
     assert torch.equal(warm.weights["weight"], toy.weights_at[10])  # before step 5, counted from 0
     assert not torch.equal(warm.weights["weight"], toy.field.weight)
+
+
+def test_a_snapshot_holds_the_averages_where_some_are_kept() -> None:
+    averages: dict[int, Tensor] = {}
+
+    def spy(done: int, objective: nn.Module, ema: Ema | None) -> None:
+        assert ema is not None
+        averages[done] = ema.average["field.weight"].clone()
+
+    toy = Toy()
+    _, warm = train_toy(toy, hooks={"spy": spy})
+    assert torch.equal(warm.weights["weight"], averages[5])
+    assert not torch.equal(averages[5], toy.weights_at[10])  # the training went on from its own
 
 
 def test_a_snapshot_is_no_view_of_the_weights() -> None:

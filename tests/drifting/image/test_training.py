@@ -147,8 +147,8 @@ def test_the_table_has_both_methods_at_each_level() -> None:
     assert probe.metrics(refined) == {
         "frechet": {"generated": refined[0]["frechet"]},
         "recall": refined[0]["recall"],
+        "status": probe.status(refined)[0],
     }
-    assert probe.metrics({1: refined[1]}) == {"frechet": {"generated": None}, "recall": None}
 
 
 def test_the_status_names_what_is_wrong() -> None:
