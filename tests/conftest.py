@@ -15,6 +15,14 @@ from tests.tiny import TINY, override
 ROOT = Path(__file__).parents[1]
 
 
+# Files that take minutes: first, so that no worker is left alone with one at the end.
+LONGEST = ("test_whole_dag.py", "test_half_precision.py", "test_bad_input.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 class TinyRepo:
     """A temporary clone with tiny params; runs its stages and DVC as a user would."""
 

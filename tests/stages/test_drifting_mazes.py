@@ -171,6 +171,8 @@ def test_every_param_of_training_has_a_say(item: str, key: str, value: Any, repo
         changes["maze_drift.keyframes.count"] = 3
     if key == "corruption.schedule":
         changes["maze_drift.keyframes.count"] = 3
+    if key == "refiners.paired.task":
+        changes["maze_drift.evaluation.paired"] = "paired_then_drift"
     override(repo, changes)
     run(repo, "train_drift_maze", item)
     assert weights.read_bytes() != before
