@@ -20,7 +20,7 @@ PAGES = ("CONTRIBUTING.md", ".pre-commit-config.yaml", ".github/workflows/ci.yml
 
 
 def targets() -> set[str]:
-    """What `make` can be told."""
+    """The targets of the Makefile."""
     lines = (ROOT / "Makefile").read_text().splitlines()
     return {match[1] for line in lines if (match := re.match(r"([a-z-]+):", line))}
 

@@ -1,4 +1,4 @@
-"""Rows come as asked for, and each is read once while there is room."""
+"""Rows come in the given order, and each is read once while there is room."""
 
 import numpy as np
 import pytest
