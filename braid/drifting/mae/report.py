@@ -46,11 +46,10 @@ class MaeReport:
         return min((error, name) for name, error in self.errors[mode].items() if name != MODEL)
 
     def metrics(self) -> dict[str, Any]:
-        """The headline: the model's errors, patch mode's best trivial one, and the head."""
-        errors = {mode: predictors[MODEL] for mode, predictors in self.errors.items()}
+        """The headline: patch mode's error and its best trivial one, and the head."""
         head = {} if self.head_accuracy is None else {"accuracy": {"head": self.head_accuracy}}
-        trivial = self.trivial("patch")[0]
-        return {"mse": {**errors, "trivial": trivial}, **head}
+        mse = {"patch": self.errors["patch"][MODEL], "trivial": self.trivial("patch")[0]}
+        return {"mse": mse, **head}
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each predictor, and one for naming the largest class."""

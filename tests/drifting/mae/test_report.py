@@ -115,7 +115,7 @@ def test_failures_have_names(change, status):
 def test_the_headline_and_the_table_hold_all_figures():
     report = figures(head_accuracy=0.2, head_chance=0.1, patch={"mean": 0.9})
     assert report.metrics() == {
-        "mse": {"patch": 0.5, "tube": 0.5, "frame": 0.5, "trivial": 0.9},
+        "mse": {"patch": 0.5, "trivial": 0.9},
         "accuracy": {"head": 0.2},
     }
     assert "accuracy" not in figures().metrics()
