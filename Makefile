@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro exp lpips test lint figures bench board report lock clean clean-scratch
+.PHONY: help env repro exp lpips test lint figures docs bench board report lock clean clean-scratch
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ lint: env ## Ruff and mypy
 
 figures: env ## Render the figures of README.md and docs/ from committed metrics
 	python -m docs.figures
+
+docs: env ## Build the documents with an API reference into site/
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --quiet
 
 bench: env ## Measure speed ratios against in-repo references and libraries
 	OMP_NUM_THREADS=1 python -m benchmarks
