@@ -6,7 +6,7 @@
 channels of: digits (2 x 2 patches), latents of 64 and of 256 pixels (2 x 2 of 4 channels), RGB
 images of 64 pixels (8 x 8). `image by image` assembles the Laplacian of one image, solves its
 system of unknown nodes densely, once for all channels, and goes on to the next. Both ways of
-`braid.drifting.interpolation.harmonic` are timed; it takes the first on these grids. Runs are
+`braid.drifting.interpolation.interpolation` are timed; it takes the first on these grids. Runs are
 interleaved and the fastest of each counts.
 
 Expected: a ratio of 25 to 35 at 4 x 4, where calls cost more than arithmetic; of 1.3 to 2.6 at
@@ -23,8 +23,13 @@ import torch
 from torch import Tensor
 
 from braid.drifting.config import HarmonicConfig
-from braid.drifting.interpolation import harmonic as module
-from braid.drifting.interpolation.harmonic import DENSE, Laplacian, harmonic, inverse_distance
+from braid.drifting.interpolation import interpolation as module
+from braid.drifting.interpolation.interpolation import (
+    DENSE,
+    Laplacian,
+    mean_by_distance,
+    solve_harmonic,
+)
 
 BATCH = 64
 GRIDS = {"digits": (4, 4), "latents of 64": (4, 16), "RGB of 64": (8, 192), "latents": (16, 16)}
@@ -40,12 +45,12 @@ def draw(side: int, channels: int) -> Problem:
     values = torch.randn(BATCH, channels, side, side, generator=source)
     ranks = torch.rand(BATCH, side * side, generator=source).argsort(1)
     known = (ranks < side * side // 4).view(BATCH, side, side)
-    return values, known, inverse_distance(values, known)
+    return values, known, mean_by_distance(values, known)
 
 
 def factorized(values: Tensor, known: Tensor, start: Tensor) -> Tensor:
     """The systems of all images, factorized at once."""
-    return harmonic(values, known, start, CONFIG)
+    return solve_harmonic(values, known, start, CONFIG)
 
 
 def iterated(values: Tensor, known: Tensor, start: Tensor) -> Tensor:

@@ -16,9 +16,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from braid.clips.decoding.decoder import decoder
+from braid.clips.codec.codec import decoder, still_latents
 from braid.clips.preparation.moving_digits import ROWS, WIDTH, embed_prompt
-from braid.clips.preparation.stills import still_latents
 from braid.clips.shards.dataset import Clips, open_clips
 from braid.common.rng import generator
 from braid.drifting.evaluation.pictures import draw_clip

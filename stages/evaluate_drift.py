@@ -3,7 +3,7 @@
 Writes tables of methods and of interpolators, strips and animations. 60 s for the built-in clips.
 """
 
-from braid.clips.decoding.decoder import decoder
+from braid.clips.codec.codec import decoder
 from braid.clips.preparation.moving_digits import read_words
 from braid.clips.shards.dataset import open_clips
 from braid.common.rng import generator

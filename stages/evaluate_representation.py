@@ -4,7 +4,7 @@ Writes metrics/representation/<space>.json, a table and figures. Twenty seconds 
 clips.
 """
 
-from braid.clips.decoding.decoder import decoder
+from braid.clips.codec.codec import decoder
 from braid.clips.shards.dataset import open_clips
 from braid.common.io import write_json
 from braid.common.rng import generator, seed_global_stream

@@ -6,7 +6,7 @@ what it looks like. Seconds.
 
 from safetensors.torch import save
 
-from braid.clips.decoding.decoder import decoder_of
+from braid.clips.codec.codec import decoder_of
 from braid.clips.shards.dataset import open_clips
 from braid.common.rng import generator
 from braid.drifting.evaluation.pictures import draw_clip

@@ -5,8 +5,7 @@ Writes data/clips: manifest.json, index.npz, and the shards if they are built in
 
 from pathlib import Path
 
-from braid.clips.decoding.decoder import WAN
-from braid.clips.decoding.transform import NAME
+from braid.clips.codec.codec import TRANSFORM, WAN
 from braid.clips.preparation.moving_digits import LAYOUT, write_digit_shards
 from braid.clips.preparation.scan import find_shards, scan_shards, write_manifest
 from braid.common.config import BUILT_IN
@@ -24,7 +23,7 @@ def main() -> None:
         fractions = (config.val_fraction, config.test_fraction)
         out.mkdir()
         if config.source == BUILT_IN:
-            codec, layout, seed = NAME, LAYOUT, stage.params.seed
+            codec, layout, seed = TRANSFORM, LAYOUT, stage.params.seed
             shards = write_digit_shards(out, config.digits, fractions=fractions, seed=seed)
         else:
             codec, layout = WAN, config.layout

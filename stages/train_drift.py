@@ -3,11 +3,10 @@
 Writes models/drift/<refiner>, the best on the validation split. Built-in clips: 130 s and 25 s.
 """
 
-from braid.clips.decoding.decoder import decoder_of
+from braid.clips.codec.codec import decoder_of
 from braid.clips.shards.dataset import open_clips
 from braid.common.io import read_json
-from braid.drifting.training.clips import ClipSplit, clip_objective, curves
-from braid.drifting.training.selection import BestOnValidation
+from braid.drifting.training.clips import BestOnValidation, ClipSplit, clip_objective, curves
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import Refiner, save_refiner
 from braid.pseudo_classes.quantizer import load_pseudo_classes

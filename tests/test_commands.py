@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from braid.clips.decoding.transform import NAME
+from braid.clips.codec.codec import TRANSFORM
 from braid.clips.preparation.moving_digits import LAYOUT, write_digit_shards
 from braid.clips.preparation.scan import scan_shards, write_manifest
 from braid.clips.shards.dataset import open_clips
@@ -138,7 +138,7 @@ def write_clips(folder: Path) -> None:
     out.mkdir(parents=True)
     shards = write_digit_shards(out, params.clips.digits, fractions=fractions, seed=0)
     scan = scan_shards(shards, LAYOUT, params.clips.verify)
-    write_manifest(out, scan, codec=NAME, layout=LAYOUT, fractions=fractions, checksums="none")
+    write_manifest(out, scan, codec=TRANSFORM, layout=LAYOUT, fractions=fractions, checksums="none")
     clips = open_clips(out)
     pooled = Pooling(params.clips.conditions).read(clips, len(clips))
     encoder = ConditionEncoder.fit(pooled, params.clips.conditions)

@@ -24,8 +24,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate, pad
 
+from braid.clips.codec.codec import SPACE_STRIDE, TIME_STRIDE, encode
 from braid.clips.config import DigitsConfig
-from braid.clips.decoding.transform import SPACE_STRIDE, TIME_STRIDE, encode
 from braid.clips.shards.dataset import Layout, write_shard, write_tensor
 from braid.common.progress import progress
 from braid.data.splits import SPLITS, split_of

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from braid.common.rng import normals, outputs
 from braid.drifting.config import KeypatchConfig
-from braid.drifting.interpolation.harmonic import harmonic, inverse_distance
+from braid.drifting.interpolation.interpolation import mean_by_distance, solve_harmonic
 from braid.drifting.video.corruption import Corrupted
 
 
@@ -186,7 +186,7 @@ class KeypatchCorruption:
         given = per_pixel(mask, self.patch)
         patches = patchify(torch.where(given, images, 0), self.patch)
         sources = mask | ~mask.flatten(1).any(1)[:, None, None]  # none given: keep the zeros
-        filled = inverse_distance(patches, sources)
+        filled = mean_by_distance(patches, sources)
         if self.config.interpolator == "harmonic":
-            filled = harmonic(patches, sources, filled, self.config)
+            filled = solve_harmonic(patches, sources, filled, self.config)
         return torch.where(given, images, unpatchify(filled, self.patch))

@@ -35,8 +35,8 @@ from braid.drifting.maze.network import (
     load_maze_refiner,
     points_of,
 )
+from braid.drifting.training.clips import KeepBest
 from braid.drifting.training.objectives import DriftObjective, PairedObjective, Refinement
-from braid.drifting.training.selection import KeepBest
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import vanilla
 from braid.drifting.video.refiner import refine

@@ -1,22 +1,25 @@
-"""The training of a refiner of clips: its data, its objective by the params, its curves."""
+"""The training of a refiner of clips: data, objective by the params, curves, best weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from braid.common.rng import generator
 from braid.drifting.config import (
     BatchesConfig,
     DriftBatchesConfig,
     DriftLossConfig,
     RefinerTrainingConfig,
 )
+from braid.drifting.interpolation.interpolation import FRECHET_RATIO
+from braid.drifting.interpolation.keyframes import nested_masks
 from braid.drifting.loss.drift import DriftLoss
 from braid.drifting.mae.latent_mae import load_latent_mae
 from braid.drifting.training.objectives import (
@@ -29,7 +32,9 @@ from braid.drifting.training.objectives import (
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import ClipFeatures, vanilla
 from braid.drifting.video.motion import Decode
-from braid.drifting.video.refiner import Refiner, start_from
+from braid.drifting.video.refiner import Refiner, refine, start_from
+from braid.metrics.distances import RandomConvolutions, frechet_distance
+from braid.training.ema import Ema
 from braid.training.trainer import Row, Run, TrainResult
 
 EXAMPLES = 64  # clips that a refiner's pictures are fitted to, at most
@@ -119,8 +124,8 @@ def curves(result: TrainResult) -> dict[str, list[Row]]:
     """The rows of a training, by the folder of plots that they belong to.
 
     `drift` has loss, terms and counts, `drift_validation` the hook's figures; `drift_kernel` and
-    `drift_field` have the statistics of the drift (statistics.py), `drift_norm` and `drift_cosine`
-    the balance of its groups (`balance`); these have no rows if nothing drifts.
+    `drift_field` have the statistics of the drift (drift.py), `drift_norm` and `drift_cosine` the
+    balance of its groups (`balance`); these have no rows if nothing drifts.
     """
     marks = {"kernel": "_kernel_", "field": "_field_"}
     marks |= {"norm": "_balance_norm_", "cosine": "_balance_cosine_"}
@@ -134,3 +139,141 @@ def curves(result: TrainResult) -> dict[str, list[Row]]:
             if figures:
                 tables[folder].append({"step": row["step"], **figures})
     return {**tables, "drift_validation": result.probes["validation"]}
+
+
+# ---- Which checkpoint of a refiner to keep: the best on the validation split --------------------
+# The drifting loss cannot tell: it is normalized and does not fall. Nor is the Frechet distance
+# monotone in time, so validation clips are scored every so often, with averaged weights, in a
+# feature space that the loss does not know. A training whose end is worse than its best by more
+# than scores waver is said to diverge: its best would not be there had it been validated less
+# often.
+
+Network = TypeVar("Network", bound=nn.Module)
+
+DIVERGENCE = 1.25  # last score over best; scores of neighboring validations differ by a tenth
+
+
+class KeepBest:
+    """A hook of the step loop that scores validation samples and keeps the best weights."""
+
+    def __init__(
+        self,
+        every: int,  # updates
+        score: str,  # which of the figures counts, less being better
+        interpolated: dict[str, float],  # the figures of plain interpolation
+        slack: float = 0.0,  # by which a score wavers beside `DIVERGENCE`, where it nears 0
+    ) -> None:
+        self.every, self.score, self.interpolated, self.slack = every, score, interpolated, slack
+        self.best: dict[str, float] = {}  # its step and figures
+        self.last: dict[str, float] = {}
+        self.weights: dict[str, Tensor] = {}
+
+    def scores(self, refiner: nn.Module) -> dict[str, float]:
+        """The figures of a refiner on the validation samples."""
+        raise NotImplementedError
+
+    def __call__(self, done: int, objective: nn.Module, ema: Ema | None) -> dict[str, float] | None:
+        """Figures of the validation samples, when they are due."""
+        if done % self.every or not isinstance(objective, Refinement):
+            return None
+        if ema is None:
+            return self.evaluate(done, objective)
+        with ema.applied(objective):
+            return self.evaluate(done, objective)
+
+    def evaluate(self, done: int, objective: Refinement) -> dict[str, float]:
+        """Score the weights as they are; keep them if they are the best so far."""
+        figures = self.scores(objective.refiner)
+        self.last = {"step": done, **figures}
+        if not self.best or figures[self.score] < self.best[self.score]:
+            self.best = self.last
+            state = objective.refiner.state_dict()
+            self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
+        return {f"val_{name}": value for name, value in figures.items()}
+
+    def restored(self, refiner: Network) -> Network:
+        """The refiner with its best weights."""
+        refiner.load_state_dict(self.weights)
+        return refiner
+
+    def rows(self, objective: Refinement) -> list[dict[str, Any]]:
+        """All figures of the best, of the last and of interpolation, a row each."""
+        size = sum(weights.numel() for weights in objective.refiner.parameters())
+        counts = {"parameters": size, "classes": len(objective.sampler.occupied)}
+        return [
+            {"method": "refined", **self.best, **counts},
+            {"method": "last", **self.last},
+            {"method": "interpolated", "step": None, **self.interpolated},
+        ]
+
+    def status(self) -> tuple[str, str]:
+        """`passed` or what is wrong, and a line with the figures behind it.
+
+        The best must beat plain interpolation, a Frechet distance as clearly as in the evaluation,
+        and the last must not be much worse than the best.
+        """
+        refined, plain = self.best[self.score], self.interpolated[self.score]
+        last = self.last[self.score]
+        if last > DIVERGENCE * refined + self.slack:
+            return "diverging", (
+                f"validation {self.score} {last:.4g} at the end, step {self.last['step']}, is more "
+                f"than {DIVERGENCE} times the best {refined:.4g}, of step {self.best['step']}"
+            )
+        ratio = FRECHET_RATIO if self.score == "frechet" else 1.0
+        passed = refined < ratio * plain
+        relation = "below" if passed else "not below"
+        return "passed" if passed else "no_better_than_interpolation", (
+            f"validation {self.score} {refined:.4g} at step {self.best['step']} is {relation} "
+            f"{ratio} of interpolation's {plain:.4g}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far, and the last."""
+        return {"best": self.best, "last": self.last, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.best, self.last, self.weights = state["best"], state["last"], state["weights"]
+
+
+class BestOnValidation(KeepBest):
+    """The same for clips.
+
+    Drifting is scored by the Frechet distance, paired training by the error of missing frames.
+    """
+
+    def __init__(
+        self,
+        split: ClipSplit,  # validation clips
+        corruption: Corruption,
+        config: RefinerTrainingConfig,
+        run: Run,
+    ) -> None:
+        truth = split.latents(torch.arange(len(split)))
+        self.truth, self.classes, self.level = truth, split.classes, corruption.levels
+        mask = nested_masks(len(truth), truth.shape[2], corruption.counts, None)[-1]
+        draw = generator(run.seed, "validation")  # of the corruption's noise
+        self.corrupted = corruption.impute(truth, mask, torch.arange(len(truth)), draw)
+        self.space = RandomConvolutions(truth.shape[1]).to(run.device)
+        self.real = self.space.points(truth)
+        score = "mse_missing" if config.objective == "paired" else "frechet"
+        every = min(config.validate_every, config.steps)
+        super().__init__(every, score, self.figures(self.corrupted.latents))
+
+    def scores(self, refiner: nn.Module) -> dict[str, float]:
+        """The figures of refined validation clips."""
+        return self.figures(refine(refiner, self.corrupted, self.classes, self.level, alpha=1.0))
+
+    def figures(self, clips: Tensor) -> dict[str, float]:
+        """Of refined or of interpolated clips [n, C, T, H, W]: `frechet` and `mse_missing`."""
+        error = (clips - self.truth).square().mean(dim=(1, 3, 4))
+        return {
+            "frechet": frechet_distance(self.real, self.space.points(clips)),
+            "mse_missing": float(error[~self.corrupted.mask].mean()),
+        }
+
+    def metrics(self) -> dict[str, Any]:
+        """The best score beside interpolation's, and the status."""
+        name = {"frechet": "frechet", "mse_missing": "mse"}[self.score]
+        scores = {"refined": self.best[self.score], "interpolated": self.interpolated[self.score]}
+        return {name: scores, "status": self.status()[0]}

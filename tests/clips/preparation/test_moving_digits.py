@@ -12,8 +12,8 @@ from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
+from braid.clips.codec.codec import decode, encode
 from braid.clips.config import DigitsConfig
-from braid.clips.decoding.transform import decode, encode
 from braid.clips.preparation.moving_digits import (
     BACKGROUNDS,
     INKS,

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from braid.clips.decoding.decoder import decoder
-from braid.clips.decoding.transform import NAME, encode
+from braid.clips.codec.codec import TRANSFORM, decoder, encode
 from braid.clips.preparation.moving_digits import Handwriting, draw_scenes, read_words, render
 from braid.drifting.evaluation.reader import (
     HEADS,
@@ -46,7 +45,7 @@ def viewed() -> tuple[Viewer, View, Words]:
     clips, prompts = filmed()
     words = read_words(prompts)
     assert words is not None
-    viewer = Viewer(decoder(NAME, clips), GIVEN)
+    viewer = Viewer(decoder(TRANSFORM, clips), GIVEN)
     return viewer, viewer(clips), words
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from braid.common.rng import generator
 from braid.drifting.image.corruption import KeypatchCorruption, patchify, per_pixel
-from braid.drifting.interpolation.harmonic import Laplacian
+from braid.drifting.interpolation.interpolation import Laplacian
 from tests.drifting.image.configs import keypatch_config
 
 SIZE, PATCH, COUNT = (6, 8), 2, 16

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from braid.clips.decoding import transform
-from braid.clips.decoding.decoder import decoder
+from braid.clips.codec import codec
+from braid.clips.codec.codec import decoder
 from braid.drifting.interpolation.interpolation import interpolate
 from braid.drifting.video.motion import REACH, MovedKeyframes, Picture, enlarged
 from braid.drifting.video.refiner import Refiner
 from tests.drifting import configs
 
 DETAIL, MOMENTS, CELLS = 4, 2, 4
-decode = decoder(transform.NAME, torch.zeros(1, 16, 2, 1, 1))
+decode = decoder(codec.TRANSFORM, torch.zeros(1, 16, 2, 1, 1))
 
 
 def latents(count: int = 6, frames: int = 4) -> Tensor:
@@ -44,11 +44,11 @@ def pooled(frames: Tensor) -> Tensor:
 
 def test_a_picture_is_the_last_moment_of_what_a_frame_decodes_to() -> None:
     clip, picture = latents(1), fitted()
-    linear = transform.decode(clip)[0].movedim(0, -1)  # `decode` clamps to [0, 1]
+    linear = codec.decode(clip)[0].movedim(0, -1)  # `decode` clamps to [0, 1]
     for frame, last in ((0, slice(0, 1)), (2, slice(7, 9))):
         picture.fit(0.05 * latents(), decode)
         shown = picture.show(clip[:, :, frame], torch.tensor([frame == 0]))
-        constant = transform.decode(torch.zeros_like(clip))[0].movedim(0, -1)
+        constant = codec.decode(torch.zeros_like(clip))[0].movedim(0, -1)
         expected = pooled((linear - constant)[last].mean(0, keepdim=True))
         torch.testing.assert_close(shown, expected, rtol=1e-3, atol=2e-3)
 
@@ -57,7 +57,7 @@ def test_pictures_of_all_moments_give_the_latents_back() -> None:
     picture = Picture(16, DETAIL, 2)
     picture.fit(0.05 * latents(), decode)
     clip = latents(1)
-    frames = transform.decode(clip)[0] - transform.decode(torch.zeros_like(clip))[0]
+    frames = codec.decode(clip)[0] - codec.decode(torch.zeros_like(clip))[0]
     pictures = pooled(frames[:, 5:9].movedim(0, -1)).unflatten(0, (2, 2)).mean(1)
     back = picture.latents(pictures[None])
     torch.testing.assert_close(back[0], clip[0, :, 2], rtol=1e-3, atol=1e-3)
@@ -150,7 +150,7 @@ def video(places: Tensor, size: float = 4.0) -> Tensor:
     across = (-((pixel - places[:, None]) / size).square()).exp()
     down = (-((pixel - 16) / size).square()).exp()
     spot = across[:, None] * down[:, None]
-    return transform.encode((0.1 + 0.8 * spot).expand(1, 3, -1, -1, -1))
+    return codec.encode((0.1 + 0.8 * spot).expand(1, 3, -1, -1, -1))
 
 
 def test_a_spot_between_keyframes_is_one_spot_where_it_should_be() -> None:

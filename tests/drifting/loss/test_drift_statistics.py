@@ -3,9 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from braid.drifting.loss.drift import Samples
+from braid.drifting.loss.drift import Samples, effective_number, kernel_rows
 from braid.drifting.loss.reference import compute_v
-from braid.drifting.loss.statistics import effective_number, kernel_rows
 from tests.drifting import configs
 from tests.drifting.drift_example import WEIGHT, drift_loss, example, normal
 

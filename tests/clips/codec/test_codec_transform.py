@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.fft import dctn
 
-from braid.clips.decoding.transform import CHANNELS, DETAIL_ROWS, MEAN, ROWS, STD, decode, encode
+from braid.clips.codec.codec import CHANNELS, DETAIL_ROWS, MEAN, ROWS, STD, decode, encode
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

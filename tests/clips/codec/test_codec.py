@@ -10,8 +10,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from braid.clips.decoding.decoder import WAN_MEAN, WAN_STD, decoder
-from braid.clips.decoding.transform import NAME, decode, encode
+from braid.clips.codec.codec import TRANSFORM, WAN_MEAN, WAN_STD, decode, decoder, encode
 from braid.common.torchvision import mend_torchvision
 
 
@@ -24,7 +23,7 @@ EXAMPLES = noise(5, 16, 3, 4, 6)
 
 def test_built_in_clips_are_decoded_by_their_transform() -> None:
     video = torch.rand(2, 3, 9, 16, 24)
-    decoded = decoder(NAME, examples=EXAMPLES)
+    decoded = decoder(TRANSFORM, examples=EXAMPLES)
     frames = decoded(encode(video))
     assert decoded.name == "space-time transform"
     assert frames.shape == (2, 9, 16, 24, 3)
@@ -153,4 +152,4 @@ def test_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_built_in_clips_need_no_vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    decoder(NAME, examples=EXAMPLES, wan_vae=tmp_path)
+    decoder(TRANSFORM, examples=EXAMPLES, wan_vae=tmp_path)

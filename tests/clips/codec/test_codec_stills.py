@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from braid.clips.decoding.transform import NAME, decode, encode
-from braid.clips.preparation.stills import still_latents
+from braid.clips.codec.codec import TRANSFORM, decode, encode, still_latents
 
 SHAPE = (16, 4, 2, 3)  # frames of 16 x 24 pixels
 
@@ -22,7 +21,7 @@ def write(path: Path, size: tuple[int, int], color: tuple[int, int, int]) -> Pat
 def test_a_picture_stands_still_for_the_video_frames_of_its_latent_frame(tmp_path: Path) -> None:
     red = write(tmp_path / "red.png", (24, 16), (255, 0, 0))
     blue = write(tmp_path / "blue.png", (48, 32), (0, 0, 255))
-    latents = still_latents([red, blue], [0, 2], NAME, SHAPE)
+    latents = still_latents([red, blue], [0, 2], TRANSFORM, SHAPE)
     assert latents.shape == (1, *SHAPE)
     still = {}
     for name, color in {"red": (1.0, 0.0, 0.0), "blue": (0.0, 0.0, 1.0)}.items():
@@ -41,8 +40,8 @@ def test_a_picture_is_cropped_around_its_center(tmp_path: Path) -> None:
     wide.paste((255, 0, 0), (24, 0, 48, 16))
     wide.save(tmp_path / "wide.png")
     center = write(tmp_path / "red.png", (24, 16), (255, 0, 0))
-    found = still_latents([tmp_path / "wide.png"], [1], NAME, SHAPE)
-    assert torch.allclose(found, still_latents([center], [1], NAME, SHAPE), atol=1e-5)
+    found = still_latents([tmp_path / "wide.png"], [1], TRANSFORM, SHAPE)
+    assert torch.allclose(found, still_latents([center], [1], TRANSFORM, SHAPE), atol=1e-5)
 
 
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
@@ -50,12 +49,12 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.png: not a readable picture"):
-        still_latents([broken], [0], NAME, SHAPE)
+        still_latents([broken], [0], TRANSFORM, SHAPE)
     with pytest.raises(
         ValueError, match=r"1 pictures at frames \[0, 2\], expected a frame of 0 to 3"
     ):
-        still_latents([red], [0, 2], NAME, SHAPE)
+        still_latents([red], [0, 2], TRANSFORM, SHAPE)
     with pytest.raises(ValueError, match="frame of 0 to 3 for each"):
-        still_latents([red], [4], NAME, SHAPE)
+        still_latents([red], [4], TRANSFORM, SHAPE)
     with pytest.raises(ValueError, match="latents of the codec wan cannot be made here"):
         still_latents([red], [0], "wan", SHAPE)

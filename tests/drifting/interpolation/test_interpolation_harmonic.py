@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from braid.common.rng import generator
-from braid.drifting.interpolation import harmonic as module
-from braid.drifting.interpolation.harmonic import Laplacian, harmonic, inverse_distance
+from braid.drifting.interpolation import interpolation as module
+from braid.drifting.interpolation.interpolation import Laplacian, mean_by_distance, solve_harmonic
 from tests.drifting import configs
 
 GRIDS = [(7,), (4, 5), (3, 4, 3)]
@@ -76,7 +76,7 @@ def matrix(graph, grid):
 def test_agrees_with_a_dense_solve(grid, lambda_reg):
     values, known, start = problem(grid)
     settings = usual(lambda_reg=lambda_reg)
-    actual = harmonic(values, known, start, settings)
+    actual = solve_harmonic(values, known, start, settings)
     for clip in range(3):
         expected = dense_solution(values[clip], known[clip], start[clip], settings)
         torch.testing.assert_close(actual[clip].double(), expected, atol=2e-4, rtol=0)
@@ -98,7 +98,7 @@ def test_the_operator_is_a_symmetric_positive_laplacian(grid):
 def test_constants_are_kept(grid, lambda_reg):
     _, known, _ = problem(grid)
     values = torch.full((3, 2, *grid), 1.7)
-    actual = harmonic(values, known, values, usual(lambda_reg=lambda_reg))
+    actual = solve_harmonic(values, known, values, usual(lambda_reg=lambda_reg))
     assert torch.equal(actual, values)
 
 
@@ -108,14 +108,14 @@ def test_corners_of_one_make_a_square_of_one():
     known[:, [0, 0, 3, 3], [0, 3, 0, 3]] = True
     start = torch.zeros(1, 1, 4, 4)
     settings = configs.harmonic(sigma_feature=1e6, sigma_space=1.0, lambda_reg=0.0)
-    actual = harmonic(torch.ones(1, 1, 4, 4), known, start, settings)
+    actual = solve_harmonic(torch.ones(1, 1, 4, 4), known, start, settings)
     torch.testing.assert_close(actual, torch.ones(1, 1, 4, 4), atol=1e-5, rtol=0)
 
 
 @every_grid
 def test_without_a_pull_no_value_leaves_the_range_of_the_known(grid):
     values, known, start = problem(grid)
-    actual = harmonic(values, known, 10 * start, usual(sigma_feature=10.0, lambda_reg=0.0))
+    actual = solve_harmonic(values, known, 10 * start, usual(sigma_feature=10.0, lambda_reg=0.0))
     inside = torch.where(known[:, None], values, torch.nan)
     low, high = (
         torch.stack([fold(c[c.isfinite()]) for c in inside.flatten(0, 1)]).view(3, 2, 1)
@@ -129,7 +129,7 @@ def test_a_chain_is_linear_interpolation():
     values, known = random(1, 3, 9), torch.zeros(1, 9, dtype=torch.bool)
     known[0, [0, 3, 8]] = True
     settings = configs.harmonic(sigma_feature=1e6, sigma_space=1.0, lambda_reg=0.0)
-    actual = harmonic(values, known, torch.zeros(1, 3, 9), settings)
+    actual = solve_harmonic(values, known, torch.zeros(1, 3, 9), settings)
     torch.testing.assert_close(actual[..., 1], values[..., [0, 3]] @ torch.tensor([2 / 3, 1 / 3]))
     torch.testing.assert_close(actual[..., 4], values[..., [3, 8]] @ torch.tensor([0.8, 0.2]))
 
@@ -138,7 +138,7 @@ def test_a_chain_is_linear_interpolation():
 def test_the_solution_is_where_the_energy_is_flat(grid):
     values, known, start = problem(grid)
     first = torch.where(known[:, None], values, start)
-    x = harmonic(values, known, start, USUAL).requires_grad_()
+    x = solve_harmonic(values, known, start, USUAL).requires_grad_()
     graph = Laplacian(first, USUAL)
     smooth = sum((w * (x[a] - x[b]).square()).sum() for a, b, w in graph.edges)
     pull = USUAL.lambda_reg * (x - first).square().sum()
@@ -150,7 +150,7 @@ def test_gradients_reach_the_known_values():
     values, known, start = (part.double() for part in problem((4, 3), batch=1, channels=1))
     solve = usual(sigma_feature=1e6)  # edges that hang on the values are no part of this
     assert torch.autograd.gradcheck(
-        lambda v: harmonic(v, known.bool(), start, solve),
+        lambda v: solve_harmonic(v, known.bool(), start, solve),
         values.requires_grad_(),
         atol=1e-3,
         nondet_tol=0,
@@ -159,7 +159,7 @@ def test_gradients_reach_the_known_values():
 
 def test_a_strong_pull_gives_the_start():
     values, known, start = problem((4, 5))
-    actual = harmonic(values, known, start, usual(lambda_reg=1e6))
+    actual = solve_harmonic(values, known, start, usual(lambda_reg=1e6))
     torch.testing.assert_close(actual, torch.where(known[:, None], values, start))
 
 
@@ -169,7 +169,7 @@ def test_an_edge_in_the_start_holds_values_apart():
     known = torch.zeros(1, 2, 8, dtype=torch.bool)
     known[..., [0, 7]] = True
     aware, blind = (
-        harmonic(values, known, values, usual(lambda_reg=0.0, sigma_feature=sigma_feature))
+        solve_harmonic(values, known, values, usual(lambda_reg=0.0, sigma_feature=sigma_feature))
         for sigma_feature in (0.7, 1e6)
     )
     torch.testing.assert_close(aware, values, atol=1e-3, rtol=0)
@@ -179,14 +179,17 @@ def test_an_edge_in_the_start_holds_values_apart():
 @pytest.mark.parametrize("key", configs.HARMONIC)
 def test_every_setting_counts(key):
     values, known, start = problem((4, 5))
-    before = harmonic(values, known, start, USUAL)
-    other = harmonic(values, known, start, usual(**{key: 3 * getattr(USUAL, key)}))
+    before = solve_harmonic(values, known, start, USUAL)
+    other = solve_harmonic(values, known, start, usual(**{key: 3 * getattr(USUAL, key)}))
     assert (before - other).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(
     "solve",
-    [lambda v, k, start: harmonic(v, k, start, USUAL), lambda v, k, _: inverse_distance(v, k)],
+    [
+        lambda v, k, start: solve_harmonic(v, k, start, USUAL),
+        lambda v, k, _: mean_by_distance(v, k),
+    ],
     ids=["harmonic", "inverse_distance"],
 )
 def test_nothing_of_unknown_values_is_read(solve):
@@ -200,22 +203,22 @@ def test_a_hard_system_in_the_batch_changes_no_other():
     values, known, start = problem((6, 6), batch=4, fraction=0.2)
     known[3] = False
     known[3, 0, 0] = True  # many more iterations than the rest
-    whole = harmonic(values, known, start, usual(lambda_reg=0.0))
+    whole = solve_harmonic(values, known, start, usual(lambda_reg=0.0))
     for clip in range(4):
         one = (part[clip : clip + 1] for part in (values, known, start))
-        alone = harmonic(*one, usual(lambda_reg=0.0))
+        alone = solve_harmonic(*one, usual(lambda_reg=0.0))
         assert torch.equal(alone[0], whole[clip])
 
 
 def test_the_iterations_are_bounded(monkeypatch):
     values, known, start = problem((6, 6))
-    monkeypatch.setattr(module, "ITERATIONS", 1)
-    assert harmonic(values, known, start, USUAL).isfinite().all()
+    monkeypatch.setattr(module, "STEPS_AT_MOST", 1)
+    assert solve_harmonic(values, known, start, USUAL).isfinite().all()
 
 
 def test_nodes_behind_edges_keep_the_start():
     values, known, start = problem((4, 5))
-    actual = harmonic(values, known, start, usual(sigma_feature=1e-3))
+    actual = solve_harmonic(values, known, start, usual(sigma_feature=1e-3))
     torch.testing.assert_close(
         actual, torch.where(known[:, None], values, start), atol=1e-3, rtol=0
     )
@@ -225,14 +228,14 @@ def test_nodes_behind_edges_keep_the_start():
 def test_edges_too_weak_for_float32_break_nothing(sigma_feature):
     values, known, start = problem((9, 8, 8), batch=2)
     settings = configs.harmonic(sigma_feature=sigma_feature, lambda_reg=0.0)
-    actual = harmonic(values, known, start, settings)
+    actual = solve_harmonic(values, known, start, settings)
     assert actual.abs().max() <= values.abs().max() + 0.01
 
 
 @every_grid
 def test_inverse_distance_node_by_node(grid):
     values, known, _ = problem(grid)
-    actual = inverse_distance(values, known).flatten(2)
+    actual = mean_by_distance(values, known).flatten(2)
     nodes = torch.tensor(list(itertools.product(*(range(n) for n in grid))))
     for clip in range(3):
         given = known[clip].flatten()

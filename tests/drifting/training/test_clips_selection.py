@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from braid.drifting.evaluation.clips import drift_status
-from braid.drifting.training.clips import ClipSplit
-from braid.drifting.training.selection import BestOnValidation
+from braid.drifting.training.clips import BestOnValidation, ClipSplit
 from braid.training.ema import Ema
 from braid.training.trainer import Run
 from tests.drifting import configs
