@@ -12,7 +12,7 @@ from braid.drifting.maze.evaluation import (
 )
 from braid.drifting.maze.network import load_maze_refiner
 from braid.drifting.maze.training import MazeSplit, corruptions
-from braid.mazes.data.maze_set import open_maze_set
+from braid.mazes.maze_set import open_maze_set
 from braid.stage.context import open_stage
 
 

@@ -4,9 +4,8 @@ Writes data/mazes: manifest.json and mazes.safetensors. Ten seconds for the buil
 """
 
 from braid.common.config import BUILT_IN
-from braid.mazes.data.maze_set import open_maze_set, properties, write_maze_set
-from braid.mazes.preparation.built_in import built_in
-from braid.mazes.preparation.pointmaze import read_pointmaze
+from braid.mazes.maze_set import open_maze_set, properties, write_maze_set
+from braid.mazes.sources import built_in, read_pointmaze
 from braid.stage.context import open_stage
 from braid.training.device import make_deterministic, set_threads
 

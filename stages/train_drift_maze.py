@@ -9,7 +9,7 @@ from braid.drifting.maze.training import (
     corruptions,
     maze_objective,
 )
-from braid.mazes.data.maze_set import open_maze_set
+from braid.mazes.maze_set import open_maze_set
 from braid.stage.card import Pace, write_card
 from braid.stage.context import open_stage
 from braid.training.trainer import train

@@ -18,7 +18,9 @@ The output layer starts at zero: an untrained network returns its input.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +217,11 @@ class _Block(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.time = Attention(dim, heads)
-        self.map = _MapAttention(dim, heads)
+        self.time, self.map = Attention(dim, heads), _MapAttention(dim, heads)
         self.mix = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU("tanh"), nn.Linear(4 * dim, dim))
         self.modulate = nn.Linear(dim, 9 * dim)
-        nn.init.zeros_(self.modulate.weight)
-        nn.init.zeros_(self.modulate.bias)
+        for zeroed in self.modulate.parameters():
+            nn.init.zeros_(zeroed)
 
     def forward(
         self,
@@ -230,13 +231,13 @@ class _Block(nn.Module):
         condition: Tensor,  # [B, D]
     ) -> Tensor:
         """The updated tokens."""
-        modulation = self.modulate(condition)[:, None].chunk(9, dim=-1)
-        shift, scale, gate = modulation[:3]
-        x = x + gate * self.time(normalized(x) * (1 + scale) + shift)
-        shift, scale, gate = modulation[3:6]
-        x = x + gate * self.map(normalized(x) * (1 + scale) + shift, context, which)
-        shift, scale, gate = modulation[6:]
-        return x + gate * self.mix(normalized(x) * (1 + scale) + shift)
+        over_map = partial(self.map, context=context, which=which)
+        layers: tuple[Callable[[Tensor], Tensor], ...] = self.time, over_map, self.mix
+        modulation = self.modulate(condition)[:, None].unflatten(-1, (3, 3, -1))
+        for k, layer in enumerate(layers):
+            shift, scale, gate = modulation[:, :, k].unbind(2)
+            x = x + gate * layer(normalized(x) * (1 + scale) + shift)
+        return x
 
 
 class _MapAttention(nn.Module):

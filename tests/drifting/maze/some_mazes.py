@@ -16,8 +16,8 @@ from braid.drifting.config import (
     PhaseOneConfig,
 )
 from braid.mazes.config import LayoutsConfig, MazesConfig
-from braid.mazes.data.maze_set import MazeSet, open_maze_set, write_maze_set
-from braid.mazes.preparation.built_in import built_in
+from braid.mazes.maze_set import MazeSet, open_maze_set, write_maze_set
+from braid.mazes.sources import built_in
 
 LAYOUTS: dict[str, Any] = {
     "mazes": 30,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from braid.mazes.data.maze_set import Trajectories
-from braid.mazes.preparation.pointmaze import read_pointmaze
+from braid.mazes.maze_set import Trajectories
+from braid.mazes.sources import read_pointmaze
 from braid.metrics.obstacles import collides, inside
 from tests.drifting.maze.some_mazes import mazes
 from tests.mazes.pointmaze_files import MAP, runs, write_d4rl, write_minari

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from braid.mazes.data.maze_set import open_maze_set, properties, write_maze_set
-from braid.mazes.preparation.built_in import built_in
+from braid.mazes.maze_set import open_maze_set, properties, write_maze_set
+from braid.mazes.sources import built_in
 from braid.metrics.obstacles import signed_distance
 from tests.drifting.maze.some_mazes import mazes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from braid.mazes.preparation.built_in import built_in, middle_line, run, waver
+from braid.mazes.sources import built_in, middle_line, run, waver
 from braid.metrics.obstacles import collides, distance_at, inside, length, signed_distance
 from tests.drifting.maze.some_mazes import mazes
 

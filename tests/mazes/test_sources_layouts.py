@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from braid.mazes.preparation.built_in import BlockGraph, Blocks, Occupied, cases, layout, layouts
+from braid.mazes.sources import BlockGraph, Blocks, Occupied, cases, layout, layouts
 from tests.drifting.maze.some_mazes import mazes
 
 SETTINGS = mazes().layouts

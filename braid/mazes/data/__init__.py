@@ -1,1 +1,0 @@
-"""Mazes and trajectories on disk."""

@@ -1,1 +1,0 @@
-"""Where mazes and trajectories come from."""
