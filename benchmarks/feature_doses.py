@@ -27,7 +27,7 @@ from braid.radiance.evaluation.agreement import feature_agreement
 from braid.radiance.evaluation.image_metrics import validation_psnr
 from braid.radiance.features.table import load_features
 from braid.radiance.scenes.blender import load_scene
-from braid.radiance.scenes.occupancy import load_space
+from braid.radiance.scenes.grids import load_space
 from braid.radiance.scenes.renders import load_renders
 from braid.radiance.student.student import Student, build_student
 from braid.stage.params import load_params

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from braid.radiance.config import StudentConfig
 from braid.radiance.student.grid_mlp import Architecture, encode
-from braid.radiance.student.kilonerf import KiloNeRF
+from braid.radiance.student.student import KiloNeRF
 
 POINTS, CHUNK, ROUNDS = 200_000, 4096, 9
 LOW, HIGH = [-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]

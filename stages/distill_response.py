@@ -6,7 +6,7 @@ minute for the built-in scene.
 
 from braid.common.rng import generator
 from braid.radiance.distillation.response import ResponseObjective
-from braid.radiance.scenes.occupancy import load_space
+from braid.radiance.scenes.grids import load_space
 from braid.radiance.scenes.renders import load_renders
 from braid.radiance.student.student import build_student, save_student
 from braid.stage.context import open_stage

@@ -16,7 +16,7 @@ from braid.radiance.gaussians.gaussians import load_ply
 from braid.radiance.gaussians.splat import render
 from braid.radiance.scenes.blender import load_scene
 from braid.radiance.scenes.cameras import random_poses, turntable
-from braid.radiance.scenes.occupancy import save_space
+from braid.radiance.scenes.grids import save_space
 from braid.radiance.scenes.renders import save_renders
 from braid.stage.context import open_stage
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from braid.common.config import Config, Count, Fraction, Name, NonNegative, Positive, Steps, Whole
 from braid.training.config import OptimizerConfig
@@ -12,6 +13,26 @@ from braid.training.config import OptimizerConfig
 FeatureGroup = Literal[
     "position", "sh", "sh_dc", "sh_rest", "opacity", "scale", "covariance", "count", "std"
 ]
+
+
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names, none of which stands twice."""
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise ValueError(f"expected each name once, got more of {repeated}")
+    return names
+
+
+def _groups_once(groups: tuple[FeatureGroup, ...]) -> tuple[FeatureGroup, ...]:
+    """The groups, none of which stands twice, by itself or within sh."""
+    whole = {"sh_dc", "sh_rest"} & {*groups} if "sh" in groups else set()
+    if whole:
+        raise ValueError(f"sh holds {sorted(whole)}: expected sh or its parts")
+    _once(groups)
+    return groups
+
+
+FeatureGroups = Annotated[tuple[FeatureGroup, ...], AfterValidator(_groups_once)]
 Weighting = Literal["opacity", "mass", "contribution"]
 Split = Literal["hard", "trilinear"]
 Mask = Literal["weight", "face"]
@@ -60,7 +81,7 @@ class TeacherConfig(Config):
 
 
 class OwnTeacherConfig(Config):
-    """What is asked of a teacher of the user's own, a .ply."""
+    """When a user's own teacher, a .ply, is taken, and which of its Gaussians."""
 
     outside: Annotated[float, Field(ge=0, lt=0.5)]  # of its contribution, which sets no extent
     mismatch: Literal["stop", "warn"]  # where it shows less of the views than a silhouette
@@ -100,7 +121,7 @@ class VaeSizes(Config):
 class VaeConfig(VaeSizes):
     """The MLP VAE on per-cell features."""
 
-    groups: tuple[FeatureGroup, ...] = Field(strict=False, min_length=1)  # what it is trained on
+    groups: FeatureGroups = Field(strict=False, min_length=1)  # what it is trained on
     harmonics: Annotated[int, Field(ge=0, le=3)]  # highest degree of the groups sh and sh_rest
     steps: Steps
     validate_every: Steps  # the weights that validate best are kept
@@ -187,7 +208,7 @@ class DistillConfig(Config):
 class VariantConfig(Config):
     """A Stage 2 variant: which teacher features, and through what."""
 
-    groups: tuple[FeatureGroup, ...] = Field(strict=False)  # none: the response alone, a control
+    groups: FeatureGroups = Field(strict=False)  # none: the response alone, a control
     vae: bool  # the frozen VAE decoder is in the loop
     photos: Fraction  # of the views; the others are the teacher's, from random poses. 0: all are
     length: Positive  # of the training, times distill.steps
@@ -226,7 +247,7 @@ class RadianceConfig(Config):
     response: ResponseConfig
     distill: DistillConfig
     variants: dict[Name, VariantConfig] = Field(min_length=1)
-    students: tuple[str, ...] = Field(strict=False, min_length=1)
+    students: Annotated[tuple[str, ...], AfterValidator(_once)] = Field(strict=False, min_length=1)
     evaluation: EvaluationConfig
 
     @model_validator(mode="after")

@@ -29,6 +29,27 @@ def test_there_is_something_to_train_and_to_evaluate(name: str) -> None:
         radiance(**{name: {} if name == "variants" else []})
 
 
+def test_a_student_is_evaluated_once() -> None:
+    with pytest.raises(ValueError, match=r"students\n.*each name once, got more of \['sh'\]"):
+        radiance(students=["response", "sh", "sh"])
+
+
+@pytest.mark.parametrize(
+    ("groups", "line"),
+    [
+        (["opacity", "count", "opacity"], r"each name once, got more of \['opacity'\]"),
+        (["sh", "sh_rest"], r"sh holds \['sh_rest'\]: expected sh or its parts"),
+    ],
+)
+def test_a_feature_group_counts_once(groups: list[str], line: str) -> None:
+    content = load_yaml(PARAMS)["radiance"]
+    with pytest.raises(ValueError, match=rf"vae\.groups\n.*{line}"):
+        radiance(vae=content["vae"] | {"groups": groups})
+    variant = content["variants"]["control"] | {"groups": groups}
+    with pytest.raises(ValueError, match=rf"variants\.a\.groups\n.*{line}"):
+        radiance(variants={"a": variant}, students=["a"])
+
+
 @pytest.mark.parametrize("teacher", ["model.obj", "built_in.ply.txt", "fitted"])
 def test_a_teacher_is_a_ply_or_built_in(teacher: str) -> None:
     scene = {"source": "built_in", "downsample": 1}

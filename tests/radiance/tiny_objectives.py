@@ -17,8 +17,7 @@ from braid.radiance.features.table import (
     StoredFeatures,
 )
 from braid.radiance.features.vae import FeatureVae
-from braid.radiance.scenes.cells import CellGrid
-from braid.radiance.scenes.occupancy import FieldPoints
+from braid.radiance.scenes.grids import CellGrid, FieldPoints
 from tests.radiance.settings import aggregation_config, distill_config, loss_config, rays_config
 from tests.radiance.tiny_teacher import rendered, seeded, student
 

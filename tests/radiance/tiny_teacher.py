@@ -9,7 +9,7 @@ import torch
 from braid.radiance.gaussians.field import render_all, scan_space
 from braid.radiance.gaussians.gaussians import Gaussians
 from braid.radiance.scenes.cameras import Cameras, look_at
-from braid.radiance.scenes.occupancy import FieldPoints
+from braid.radiance.scenes.grids import FieldPoints
 from braid.radiance.scenes.renders import Renders
 from braid.radiance.student.student import Student, build_student
 from tests.radiance.settings import renders_config, student_config

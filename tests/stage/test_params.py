@@ -18,7 +18,7 @@ from braid.radiance.config import AggregationConfig, FeatureGroup
 from braid.radiance.features.aggregation import aggregate
 from braid.radiance.features.table import ALIASES
 from braid.radiance.gaussians.gaussians import Gaussians
-from braid.radiance.scenes.cells import CellGrid
+from braid.radiance.scenes.grids import CellGrid
 from braid.stage.params import (
     MODELS,
     RENAMED,

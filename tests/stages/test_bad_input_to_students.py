@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from braid.radiance.features.table import StoredFeatures, load_features, save_features
-from braid.radiance.scenes.occupancy import Occupancy, load_space, save_space
+from braid.radiance.scenes.grids import Occupancy, load_space, save_space
 from tests.stages.conftest import CHAIN, fault, override, run
 
 # ---- Features and students -------------------------------------------------------------------

@@ -21,16 +21,17 @@ from torch import Tensor, nn
 from braid.common.rng import generator
 from braid.radiance.config import DistillConfig, VariantConfig
 from braid.radiance.distillation.response import ResponseObjective
-from braid.radiance.features.heads import apply_heads, fit_heads
 from braid.radiance.features.table import (
     FeatureSchema,
     StoredFeatures,
+    apply_heads,
     channel_balance,
     explained_variance,
     find_rows,
+    fit_heads,
 )
 from braid.radiance.features.vae import FeatureVae, load_vae
-from braid.radiance.scenes.cells import CellGrid
+from braid.radiance.scenes.grids import CellGrid
 from braid.radiance.student.marching import Marched, draw_points
 from braid.radiance.student.student import Student
 from braid.training.ema import Ema

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from braid.radiance.config import RaysConfig, ResponseLossConfig
-from braid.radiance.scenes.occupancy import FieldPoints
+from braid.radiance.scenes.grids import FieldPoints
 from braid.radiance.scenes.renders import Renders
 from braid.radiance.student.marching import Marched, march
 from braid.radiance.student.student import Student

@@ -1,6 +1,6 @@
 """How much of the teacher's features a student's features hold, the same probe for every student.
 
-A linear head per network (`braid.radiance.features.heads`) is fitted at points that the train views
+A linear head per network (`braid.radiance.features.table`) is fitted at points that the train views
 show and measured at points of the test views: the explained variance, mean over groups. A student
 that never saw a feature has a figure too, and the networks' mean targets alone, which need no
 feature, explain some of it: both are what a transferring student must be compared with.
@@ -14,8 +14,13 @@ import torch
 from torch import Tensor
 
 from braid.common.rng import generator
-from braid.radiance.features.heads import apply_heads, fit_heads
-from braid.radiance.features.table import StoredFeatures, explained_variance, find_rows
+from braid.radiance.features.table import (
+    StoredFeatures,
+    apply_heads,
+    explained_variance,
+    find_rows,
+    fit_heads,
+)
 from braid.radiance.scenes.renders import Renders
 from braid.radiance.student.marching import draw_points, march
 from braid.radiance.student.student import Student

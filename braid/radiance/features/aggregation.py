@@ -38,7 +38,7 @@ from braid.radiance.features.table import (
     training_cells,
 )
 from braid.radiance.gaussians.gaussians import Gaussians
-from braid.radiance.scenes.cells import CellGrid, points_grid
+from braid.radiance.scenes.grids import CellGrid, points_grid
 
 Array = NDArray[np.float64]
 

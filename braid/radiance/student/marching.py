@@ -17,8 +17,15 @@ import torch
 from torch import Tensor
 
 from braid.radiance.scenes.cameras import Cameras, Rays, Rendered
-from braid.radiance.scenes.occupancy import Occupancy
-from braid.radiance.student.kilonerf import Field
+from braid.radiance.scenes.grids import Occupancy
+
+
+class Field(NamedTuple):
+    """A radiance field at P points."""
+
+    sigma: Tensor  # [P] density per scene unit, >= 0
+    rgb: Tensor  # [P, 3] in [0, 1]
+    features: Tensor  # [P, hidden] last hidden layer of the trunk, before the heads
 
 
 class RadianceField(Protocol):

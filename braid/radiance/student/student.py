@@ -1,23 +1,241 @@
-"""A student: a KiloNeRF, the voxels worth looking at and the step rays are cut into."""
+"""A student: a KiloNeRF, the voxels worth looking at and the step rays are cut into.
+
+In KiloNeRF (Reiser et al. 2021) a radiance field is a grid of tiny MLPs: a box is divided into
+cells and every *occupied* cell has a network of its own, whose inputs are the position local to its
+cell (scaled to [-1, 1]) and the view direction. Elsewhere the density is zero. With a ``margin``
+the networks on both sides of a cell face are blended near it by a partition of unity, so that the
+field has no seams.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
-from braid.radiance.config import EvaluationConfig, StudentConfig
+from braid.radiance.config import EvaluationConfig, FieldConfig, StudentConfig
 from braid.radiance.scenes.cameras import Cameras, Rendered
-from braid.radiance.scenes.cells import CellGrid
-from braid.radiance.scenes.occupancy import Occupancy
-from braid.radiance.student.kilonerf import KiloNeRF, fitted_resolution
-from braid.radiance.student.marching import render_view
+from braid.radiance.scenes.grids import CellGrid, Occupancy
+from braid.radiance.student.grid_mlp import Architecture, evaluate
+from braid.radiance.student.marching import Field, render_view
+
+
+class Blend(NamedTuple):
+    """B pairs of a point and a network that contributes to it."""
+
+    point: Tensor  # [B] index of the point
+    network: Tensor  # [B]
+    local: Tensor  # [B, 3] position in the network's cell; a margin reaches beyond [-1, 1]
+    weight: Tensor  # [B] sums to one over a point's networks
+
+
+def fitted_resolution(
+    low: Sequence[float],
+    high: Sequence[float],
+    cells: int,
+) -> tuple[int, int, int]:
+    """Cells per axis of a near-cubic grid with ``cells`` on the box's longest axis.
+
+    KiloNeRF's rule: its Lego box with 16 cells gives 9 x 16 x 10.
+    """
+    if cells < 1:
+        raise ValueError(f"cells must be at least 1, got {cells}")
+    edges = [float(b) - float(a) for a, b in zip(low, high, strict=True)]
+    x, y, z = (max(1, math.ceil(edge / max(edges) * cells - 1e-4)) for edge in edges)
+    return x, y, z
+
+
+class KiloNeRF(nn.Module):
+    """Grid of tiny MLPs over a box, made by :meth:`for_cells` or :meth:`from_config`.
+
+    ``config`` is a plain dict (JSON) that, with the state dict, restores the model.
+    Attributes: ``weights`` [N, parameters], one row per network; ``network_of_cell`` [X, Y, Z],
+    -1 where a cell has none.
+    """
+
+    network_of_cell: Tensor
+    low: Tensor
+    cells_per_unit: Tensor
+
+    def __init__(
+        self,
+        low: Sequence[float],  # corner of the box
+        high: Sequence[float],
+        resolution: Sequence[int],  # cells along x, y, z
+        networks: int,
+        field: FieldConfig,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "low": [float(x) for x in low],
+            "high": [float(x) for x in high],
+            "resolution": [int(x) for x in resolution],
+            "networks": networks,
+            **field.model_dump(include=set(FieldConfig.model_fields)),
+        }
+        _check(self.config)
+        self.architecture, self.field = Architecture(field), field
+        edge = max((b - a) / n for a, b, n in zip(low, high, resolution, strict=True))
+        self.density_scale = field.density_scale / edge  # per scene unit
+        lower, upper = torch.tensor(self.config["low"]), torch.tensor(self.config["high"])
+        self.register_buffer("low", lower, persistent=False)
+        per_unit = torch.tensor(self.config["resolution"]) / (upper - lower)
+        self.register_buffer("cells_per_unit", per_unit, persistent=False)
+        cells = torch.full(tuple(self.config["resolution"]), -1, dtype=torch.int64)
+        self.register_buffer("network_of_cell", cells)
+        self.weights = nn.Parameter(torch.zeros(networks, self.architecture.parameters))
+
+    @classmethod
+    def for_cells(
+        cls,
+        cells: Tensor,  # [X, Y, Z] bool, cells that get a network
+        low: Sequence[float],
+        high: Sequence[float],
+        config: FieldConfig,
+        generator: torch.Generator | None = None,
+    ) -> KiloNeRF:
+        """A freshly initialized model with a network in each of the given cells.
+
+        With a density scale well above one, an output of order one is a surface, opaque within a
+        fraction of a cell.
+
+        Raises:
+            ValueError: no cell is occupied.
+        """
+        networks = int(cells.sum())
+        if networks == 0:
+            raise ValueError(f"the {'x'.join(map(str, cells.shape))} grid has no occupied cell")
+        model = cls(low, high, cells.shape, networks, config)
+        model.network_of_cell[cells.cpu()] = torch.arange(networks)
+        model.weights.data = model.architecture.initial(networks, generator)
+        return model.to(cells.device)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> KiloNeRF:
+        """The model of a stored config; load the stored state dict into it.
+
+        Raises:
+            KeyError, TypeError, ValueError: an entry is missing, unknown or out of its range.
+        """
+        field = {name: config[name] for name in FieldConfig.model_fields}
+        grid = {name: value for name, value in config.items() if name not in field}
+        return cls(**grid, field=FieldConfig(**field))
+
+    def _cell(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cell [P, 3], position within it in [0, 1] [P, 3], and whether in the box [P].
+
+        A point on a face belongs to the upper cell, one on the box's upper face to the last cell.
+        """
+        shape = torch.tensor(self.network_of_cell.shape, device=points.device)
+        scaled = (points - self.low) * self.cells_per_unit
+        inside = ((scaled >= 0) & (scaled <= shape)).all(dim=1)
+        cell = torch.minimum(scaled.floor(), shape - 1).clamp_min(0)
+        return cell.long(), scaled - cell, inside
+
+    def _network(self, cell: Tensor) -> Tensor:
+        """Network of each integer cell [P, 3]; -1 for cells outside the grid."""
+        _, y, z = self.network_of_cell.shape
+        shape = torch.tensor(self.network_of_cell.shape, device=cell.device)
+        outside = ((cell < 0) | (cell >= shape)).any(dim=1)
+        flat = (cell[:, 0] * y + cell[:, 1]) * z + cell[:, 2]
+        network = self.network_of_cell.view(-1)[flat.masked_fill(outside, 0)]
+        return network.masked_fill(outside, -1)
+
+    def blend(
+        self,
+        points: Tensor,  # [P, 3]
+    ) -> Blend:
+        """The networks that contribute to each point, sorted by point where there is no margin.
+
+        At a distance u (in cells) from the nearest face along an axis, the cell beyond the face
+        gets the weight (1 - u / margin) / 2; weights multiply over the axes and are normalized over
+        the cells that have a network. A point in a cell without a network is in no pair.
+        """
+        cell, within, inside = self._cell(points)
+        own = torch.nonzero(inside & (self._network(cell) >= 0)).squeeze(1)
+        cell, within = cell[own], within[own]
+        if self.field.margin == 0:
+            return Blend(own, self._network(cell), 2 * within - 1, torch.ones_like(within[:, 0]))
+        return _normalized(len(points), *self._around(own, cell, within))
+
+    def _around(self, own: Tensor, cell: Tensor, within: Tensor) -> Blend:
+        """Up to eight cells around each point, weights not yet normalized."""
+        side = (within > 0.5).long() * 2 - 1
+        to_face = torch.where(within > 0.5, 1 - within, within)
+        beyond = (0.5 * (1 - to_face / self.field.margin)).clamp_min(0)
+        parts = []
+        for corner in itertools.product((0, 1), repeat=3):
+            step = torch.tensor(corner, device=own.device)
+            weight = torch.where(step == 1, beyond, 1 - beyond).prod(dim=1)
+            near = torch.nonzero(weight > 0).squeeze(1)
+            network = self._network(cell[near] + step * side[near])
+            near, network = near[network >= 0], network[network >= 0]
+            local = 2 * (within[near] - step * side[near]) - 1
+            parts.append((own[near], network, local, weight[near]))
+        return Blend(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def forward(
+        self,
+        points: Tensor,  # [P, 3] world
+        directions: Tensor,  # [P, 3] unit, from the camera
+        features: bool = True,
+    ) -> Field:
+        """The field at points seen along directions; differentiable in the weights.
+
+        Without ``features`` the field's features are empty, [P, 0], which is faster.
+        """
+        blend = self.blend(points)
+        raw, hidden = evaluate(
+            self.architecture,
+            self.weights,
+            blend.network,
+            blend.local,
+            directions[blend.point],
+            features=features,
+        )
+        # The shift starts every cell as a fog, neither empty (no gradient) nor a wall.
+        sigma = self.density_scale * nn.functional.softplus(raw[:, :1] - 2.25)
+        mixed = torch.cat([sigma, torch.sigmoid(raw[:, 1:])], dim=1)
+        size = len(points)
+        mixed = _scatter(mixed, blend, size, self.field.margin)
+        return Field(mixed[:, 0], mixed[:, 1:], _scatter(hidden, blend, size, self.field.margin))
+
+
+def _scatter(values: Tensor, blend: Blend, points: int, margin: float) -> Tensor:
+    """Weighted sum of the networks' values at each point."""
+    out = values.new_zeros(points, values.shape[1])
+    if margin == 0:
+        return out.index_copy(0, blend.point, values)
+    return out.index_add(0, blend.point, values * blend.weight.unsqueeze(1))
+
+
+def _normalized(
+    points: int, point: Tensor, network: Tensor, local: Tensor, weight: Tensor
+) -> Blend:
+    total = weight.new_zeros(points).index_add_(0, point, weight)
+    return Blend(point, network, local, weight / total[point])
+
+
+def _check(config: dict[str, Any]) -> None:
+    low, high, resolution = config["low"], config["high"], config["resolution"]
+    if len(resolution) != 3 or min(resolution) < 1:
+        raise ValueError(f"resolution must be three positive numbers of cells, got {resolution}")
+    if not all(a < b for a, b in zip(low, high, strict=True)):
+        raise ValueError(f"the box must have low < high on each axis, got {low} and {high}")
+    if config["networks"] < 1:
+        raise ValueError("the grid has no occupied cell")
+
+
+# ---- What it takes to render, in memory and on disk ----------------------------------------------
 
 
 @dataclass(frozen=True)

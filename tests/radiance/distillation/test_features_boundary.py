@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from braid.radiance.distillation.features import face_distance, mask_weight, weight_fraction
-from braid.radiance.scenes.cells import CellGrid
+from braid.radiance.scenes.grids import CellGrid
 from tests.radiance.mask_law import uniform_mask_mean
 
 GRID = CellGrid((-1.0, 0.0, 0.0), (1.0, 3.0, 1.0), (4, 3, 2))

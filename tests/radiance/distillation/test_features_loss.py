@@ -9,9 +9,9 @@ from braid.radiance.distillation.features import (
     mask_weight,
     reconstruction_gate,
 )
-from braid.radiance.features.heads import apply_heads
+from braid.radiance.features.table import apply_heads
 from braid.radiance.features.vae import FeatureVae
-from braid.radiance.scenes.cells import CellGrid
+from braid.radiance.scenes.grids import CellGrid
 from braid.radiance.student.marching import draw_points
 from tests.radiance.settings import distill_config, vae_sizes
 from tests.radiance.tiny_objectives import stored_features

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from braid.radiance.distillation.response import ResponseObjective
-from braid.radiance.scenes.occupancy import FieldPoints
+from braid.radiance.scenes.grids import FieldPoints
 from tests.radiance.tiny_objectives import Spy, fit, response
 from tests.radiance.tiny_teacher import field_points, seeded
 

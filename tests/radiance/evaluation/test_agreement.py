@@ -9,7 +9,7 @@ from braid.radiance.evaluation import agreement as probe
 from braid.radiance.evaluation.agreement import feature_agreement
 from braid.radiance.features.table import StoredFeatures
 from braid.radiance.gaussians.field import render_all
-from braid.radiance.scenes.cells import CellGrid
+from braid.radiance.scenes.grids import CellGrid
 from braid.radiance.scenes.renders import Renders
 from tests.radiance.tiny_objectives import stored_features
 from tests.radiance.tiny_teacher import ball, rendered, seeded, student, views

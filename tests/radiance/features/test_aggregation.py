@@ -8,7 +8,7 @@ from scipy.linalg import logm
 from braid.radiance.features.aggregation import MIN_SIZE, extract_features
 from braid.radiance.features.aggregation import aggregate as aggregate_with
 from braid.radiance.gaussians.gaussians import Gaussians
-from braid.radiance.scenes.cells import CellGrid
+from braid.radiance.scenes.grids import CellGrid
 from tests.radiance.settings import aggregation_config, features_config
 
 GRID = CellGrid((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0), (4, 4, 4))

@@ -11,7 +11,7 @@ from braid.radiance.features.table import (
     load_features,
     save_features,
 )
-from braid.radiance.scenes.cells import CellGrid
+from braid.radiance.scenes.grids import CellGrid
 from tests.radiance.settings import aggregation_config
 
 GROUPS = {"sh_dc": ("r", "g", "b"), "sh_rest": ("a", "c"), "opacity": ("tau",)}

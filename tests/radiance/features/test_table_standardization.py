@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from braid.radiance.features.table import fit_standardization, training_cells
-from braid.radiance.scenes.cells import CellGrid
+from braid.radiance.scenes.grids import CellGrid
 
 
 def rows(count=400, channels=5):

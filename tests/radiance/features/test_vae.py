@@ -12,7 +12,7 @@ from braid.radiance.features.vae import (
     load_vae,
     save_vae,
 )
-from braid.radiance.scenes.cells import CellGrid
+from braid.radiance.scenes.grids import CellGrid
 from tests.radiance.settings import vae_config, vae_sizes
 from tests.radiance.tiny_objectives import stored_features
 

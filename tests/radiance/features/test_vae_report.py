@@ -19,7 +19,7 @@ from braid.radiance.features.vae import (
     vae_report,
     vae_status,
 )
-from braid.radiance.scenes.cells import CellGrid
+from braid.radiance.scenes.grids import CellGrid
 from tests.radiance.settings import aggregation_config, vae_sizes
 
 COLUMNS = {"a": slice(0, 4), "b": slice(4, 6)}

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from braid.radiance.scenes.cameras import Cameras, Rays
-from braid.radiance.scenes.occupancy import Occupancy
-from braid.radiance.student.kilonerf import Field
+from braid.radiance.scenes.grids import Occupancy
 from braid.radiance.student.marching import (
+    Field,
     RadianceField,
     compositing_weights,
     march,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from braid.radiance.scenes.occupancy import Occupancy
+from braid.radiance.scenes.grids import Occupancy
 from braid.radiance.student.student import Student, build_student, load_student, save_student
 from tests.radiance.settings import evaluation_config, student_config
 from tests.radiance.tiny_teacher import seeded, student, views

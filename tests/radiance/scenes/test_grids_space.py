@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from braid.radiance.scenes.occupancy import FieldPoints, Occupancy, load_space, save_space
+from braid.radiance.scenes.grids import FieldPoints, Occupancy, load_space, save_space
 from tests.radiance.tiny_teacher import seeded
 
 

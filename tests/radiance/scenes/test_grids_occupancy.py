@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from braid.radiance.scenes.cameras import Rays
-from braid.radiance.scenes.occupancy import Occupancy
+from braid.radiance.scenes.grids import Occupancy
 
 
 def _grid(*occupied: tuple[int, int, int], shape: tuple[int, int, int] = (4, 6, 8)) -> Occupancy:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from braid.radiance.fitting import hull
+from braid.radiance.fitting import fitting
 from braid.radiance.scenes.cameras import Cameras
 
 CENTER = torch.tensor([0.3, -0.2, 0.5])
@@ -45,7 +45,7 @@ def ball(cameras: Cameras) -> torch.Tensor:
 
 def test_hull_of_a_ball_is_its_surface():
     cameras = orbit()
-    carved = hull.visual_hull(cameras, ball(cameras)[..., 3], 24)
+    carved = fitting.visual_hull(cameras, ball(cameras)[..., 3], 24)
     distance = (carved.points - CENTER).norm(dim=1)
     assert distance.min() > RADIUS - 2 * carved.voxel
     assert distance.max() < RADIUS + 2 * carved.voxel
@@ -54,7 +54,7 @@ def test_hull_of_a_ball_is_its_surface():
 
 def test_box_is_found_from_the_masks_alone():
     cameras = orbit()
-    carved = hull.visual_hull(cameras, ball(cameras)[..., 3], 24)
+    carved = fitting.visual_hull(cameras, ball(cameras)[..., 3], 24)
     expected = torch.stack([CENTER - RADIUS, CENTER + RADIUS])
     assert (carved.box - expected).abs().max() < 1.5 * carved.voxel
     assert carved.voxel == pytest.approx(2 * RADIUS / 24, rel=0.25)
@@ -67,8 +67,10 @@ def test_voxel_outside_the_view_of_some_cameras_is_not_carved_by_them():
     aside[:, :3, 3] += 20 * aside[:, :3, 0]  # these see nothing of the ball
     cameras = Cameras(torch.cat([wide.camera_to_world, aside]), wide.focal, 48, 48)
     box = torch.stack([CENTER - 1, CENTER + 1])
-    _, alone = hull._carve(wide, masks, box, 16, margin=0.0)
-    _, both = hull._carve(cameras, torch.cat([masks, torch.zeros(6, 48, 48)]), box, 16, margin=0.0)
+    _, alone = fitting._carve(wide, masks, box, 16, margin=0.0)
+    _, both = fitting._carve(
+        cameras, torch.cat([masks, torch.zeros(6, 48, 48)]), box, 16, margin=0.0
+    )
     assert alone.any()
     assert torch.equal(alone, both)
 
@@ -76,8 +78,8 @@ def test_voxel_outside_the_view_of_some_cameras_is_not_carved_by_them():
 def test_colors_are_those_of_the_side_that_is_seen():
     cameras = orbit()
     rgba = ball(cameras)
-    carved = hull.visual_hull(cameras, rgba[..., 3], 24)
-    rgb = hull.surface_colors(carved, cameras, rgba)
+    carved = fitting.visual_hull(cameras, rgba[..., 3], 24)
+    rgb = fitting.surface_colors(carved, cameras, rgba)
     height = carved.points[:, 2] - CENTER[2]
     assert rgb[height > 3 * carved.voxel, 0].mean() > 0.97
     assert rgb[height < -3 * carved.voxel, 2].mean() > 0.97
@@ -86,8 +88,8 @@ def test_colors_are_those_of_the_side_that_is_seen():
 def test_initial_gaussians_are_round_and_colored():
     cameras = orbit()
     rgba = ball(cameras)
-    carved = hull.visual_hull(cameras, rgba[..., 3], 24)
-    gaussians = hull.initial_gaussians(carved, cameras, rgba, 2)
+    carved = fitting.visual_hull(cameras, rgba[..., 3], 24)
+    gaussians = fitting.initial_gaussians(carved, cameras, rgba, 2)
     assert gaussians.sh.shape == (len(carved.points), 9, 3)
     assert gaussians.sh[:, 1:].eq(0).all()
     assert gaussians.log_scales.exp().allclose(torch.tensor(0.6 * carved.voxel))
@@ -101,4 +103,4 @@ def test_empty_hull_is_one_clear_error(kind):
     if kind != "empty masks":  # a blob in another corner of each image
         masks[::3, :6, :6] = masks[1::3, -6:, -6:] = masks[2::3, :6, -6:] = 1.0
     with pytest.raises(ValueError, match="visual hull of 24 views is empty at resolution 16"):
-        hull.visual_hull(cameras, masks, 16)
+        fitting.visual_hull(cameras, masks, 16)

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import Ridge
 
-from braid.radiance.features.heads import RIDGE, TILE, apply_heads, fit_heads
+from braid.radiance.features.table import RIDGE, TILE, apply_heads, fit_heads
 
 
 def batch(count=400, networks=7):

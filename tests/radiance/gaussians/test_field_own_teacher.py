@@ -12,8 +12,7 @@ import torch
 
 from braid.radiance.config import OwnTeacherConfig
 from braid.radiance.features.aggregation import extract_features
-from braid.radiance.fitting.own import main_part, verified
-from braid.radiance.gaussians.field import render_all, scan_space
+from braid.radiance.gaussians.field import main_part, render_all, scan_space, verified
 from braid.radiance.gaussians.gaussians import Gaussians, concatenate
 from braid.radiance.scenes.blender import Views
 from braid.radiance.scenes.cameras import Cameras

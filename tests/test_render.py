@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from braid.radiance.scenes.blender import Views, save_views
-from braid.radiance.scenes.camera_path import open_path, resized, save_pictures, turntable
 from braid.radiance.scenes.cameras import Cameras, gaze, look_at
+from braid.render import open_path, resized, save_pictures, turntable
 
 UP = torch.tensor([0.0, 0.0, 1.0])
 CENTER = torch.tensor([1.0, 2.0, 3.0])

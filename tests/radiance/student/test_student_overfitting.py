@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from braid.radiance.scenes.cameras import Cameras
-from braid.radiance.scenes.occupancy import Occupancy
-from braid.radiance.student.kilonerf import Field, KiloNeRF
-from braid.radiance.student.marching import march
+from braid.radiance.scenes.grids import Occupancy
+from braid.radiance.student.marching import Field, march
+from braid.radiance.student.student import KiloNeRF
 from tests.radiance.settings import student_config
 
 

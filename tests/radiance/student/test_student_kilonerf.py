@@ -6,7 +6,8 @@ from torch import Tensor
 
 from braid.radiance.config import StudentConfig
 from braid.radiance.student.grid_mlp import evaluate
-from braid.radiance.student.kilonerf import Field, KiloNeRF, fitted_resolution
+from braid.radiance.student.marching import Field
+from braid.radiance.student.student import KiloNeRF, fitted_resolution
 from tests.radiance.settings import student_config
 
 LOW, HIGH = [-1.0, -0.5, 0.0], [1.0, 0.5, 3.0]

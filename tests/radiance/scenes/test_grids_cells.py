@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from braid.radiance.scenes.cells import CellGrid, cubic_grid, points_grid
+from braid.radiance.scenes.grids import CellGrid, cubic_grid, points_grid
 
 GRID = CellGrid((-1.0, 0.0, 2.0), (1.0, 1.5, 4.0), (4, 3, 5))
 
