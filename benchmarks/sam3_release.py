@@ -21,8 +21,8 @@ import torch
 from braid.segmentation.data.prompted import open_prompted
 from braid.segmentation.release.onnx import OUTPUTS, OnnxSegmenter, export_onnx
 from braid.segmentation.release.segmenter import WEIGHTS, Segmenter
+from braid.segmentation.sam3.predictor import encode
 from braid.segmentation.sam3.sam3 import PromptInputs, predict
-from braid.segmentation.sam3.tokens import encode
 
 ROOT = Path(__file__).parents[1]
 IMAGES = 50

@@ -4,12 +4,10 @@ Writes data/teacher_cache; a stage that was killed goes on with the shards that 
 Some ten seconds for the built-in images.
 """
 
-from braid.segmentation.cache.cache import open_cache, write_cache
-from braid.segmentation.cache.online import OnlineTeacher
+from braid.segmentation.cache.cache import OnlineTeacher, open_cache, write_cache
 from braid.segmentation.data.prompted import open_prompted
 from braid.segmentation.sam3.checkpoint import load_teacher, located, remove_text_tower
-from braid.segmentation.sam3.predictor import Predictor
-from braid.segmentation.sam3.tokens import load_tokenizer
+from braid.segmentation.sam3.predictor import Predictor, load_tokenizer
 from braid.stage.context import open_stage
 
 

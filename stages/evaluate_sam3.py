@@ -9,9 +9,8 @@ from braid.segmentation.cache.cache import open_cache
 from braid.segmentation.data.prompted import open_prompted, prompt_batch
 from braid.segmentation.evaluation import evaluator as models
 from braid.segmentation.evaluation import report
-from braid.segmentation.evaluation.calibration import reliability
-from braid.segmentation.evaluation.cost import latencies
-from braid.segmentation.evaluation.figures import draw_examples, examples_of, select
+from braid.segmentation.evaluation.evaluator import latencies, reliability
+from braid.segmentation.evaluation.report import draw_examples, examples_of, select
 from braid.segmentation.sam3.checkpoint import load_teacher
 from braid.segmentation.sam3.predictor import Predictor
 from braid.stage.context import open_stage

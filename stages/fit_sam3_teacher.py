@@ -8,11 +8,9 @@ from braid.common.config import BUILT_IN
 from braid.common.rng import generator
 from braid.segmentation.data.prompted import open_prompted
 from braid.segmentation.sam3.checkpoint import load_teacher, write_source
-from braid.segmentation.sam3.predictor import Predictor
+from braid.segmentation.sam3.predictor import Predictor, load_tokenizer, save_tokenizer
 from braid.segmentation.sam3.sam3 import count_parameters
-from braid.segmentation.sam3.tokens import load_tokenizer, save_tokenizer
-from braid.segmentation.teacher.report import COLUMNS, headline, teacher_rows
-from braid.segmentation.teacher.tiny_sam3 import fit, new_teacher
+from braid.segmentation.teacher.tiny_sam3 import COLUMNS, fit, headline, new_teacher, teacher_rows
 from braid.stage.context import open_stage
 from braid.training.trainer import Row
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from braid.segmentation.data.prompted import GroundTruth, Pair, Prompt
-from braid.segmentation.sam3.tokens import word_tokenizer
+from braid.segmentation.sam3.predictor import word_tokenizer
 from braid.segmentation.training.batches import PromptSampler
 from tests.segmentation.tiny_models import CONTEXT, some_images
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from braid.segmentation.sam3.tokens import load_tokenizer, save_tokenizer, word_tokenizer
+from braid.segmentation.sam3.predictor import load_tokenizer, save_tokenizer, word_tokenizer
 from braid.segmentation.student.student import load_student
 from tests.stages.conftest import ROOT, fault, override, run
 from tests.tiny import TINY

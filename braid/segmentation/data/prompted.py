@@ -25,8 +25,14 @@ from pycocotools import mask as coco
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from braid.segmentation.data.run_lengths import coverage
-from braid.segmentation.data.sa1b import Images, Record, first_fault, normalize, open_images
+from braid.segmentation.data.sa1b import (
+    Images,
+    Record,
+    coverage,
+    first_fault,
+    normalize,
+    open_images,
+)
 
 PROMPTS = "prompts.json"
 VISUAL = "visual"  # the text beside a box, as in SAM3

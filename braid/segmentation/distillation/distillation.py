@@ -11,7 +11,8 @@ phase before has left them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from braid.segmentation.data.prompted import Pair, PromptedImages
 from braid.segmentation.distillation.losses import DistillationLoss
 from braid.segmentation.sam3.predictor import Texts
 from braid.segmentation.sam3.sam3 import Prediction, count_parameters, predict
-from braid.segmentation.student.student import freeze_batch_norm, measured_batch_norm
+from braid.segmentation.student.student import batch_norms
 from braid.segmentation.training.batches import Batch, Epochs, PromptSampler, on_cpu
 from braid.segmentation.training.ground_truth import GroundTruthLoss
 from braid.training.device import autocast
@@ -340,3 +341,48 @@ def measure_batch_norm(student: nn.Module, sampler: PromptSampler, images: int, 
         for step in range(MEASURED_BATCHES):
             batch = sampler.draw(epochs(step), 1, generator(seed, "batch norm", step))
             predict(student, batch.pixels, batch.inputs)
+
+
+# ---- Batch normalization where a batch is too small for it -------------------------------------
+# RepViT and the text encoder's RepMixer blocks hold `BatchNorm2d`. One image at a time, as at full
+# size, does not stand for the others: a network that learned with its batches' statistics fails
+# with the running ones in evaluation. So they are held still (as usual in detection since He et al.
+# 2016), those of the pretrained backbone. One without pretrained weights has none, only mean 0 and
+# variance 1, with which the signal fades in some backbones: there they are measured first, over
+# some batches.
+
+
+def freeze_batch_norm(model: nn.Module) -> int:
+    """Normalize by the statistics as they are, in training too, whatever `model.train()` says.
+
+    Scale and shift still learn. Gives how many layers that concerns.
+    """
+    layers = batch_norms(model)
+    for layer in layers:
+        layer.register_forward_pre_hook(_as_in_evaluation)
+    return len(layers)
+
+
+@contextmanager
+def measured_batch_norm(model: nn.Module) -> Iterator[None]:
+    """Within, the statistics become the mean over all batches that pass; every batch counts alike.
+
+    Run batches through the model, without gradients; then freeze or evaluate it.
+    """
+    layers = batch_norms(model)
+    before = [(layer.momentum, layer.training) for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the plain mean
+        layer.train()
+    try:
+        yield
+    finally:
+        for layer, (momentum, training) in zip(layers, before, strict=True):
+            layer.momentum = momentum
+            layer.train(training)
+
+
+def _as_in_evaluation(layer: nn.Module, inputs: object) -> None:
+    """A hook that runs before each pass; nothing that sets modes can undo it."""
+    layer.training = False

@@ -9,36 +9,43 @@ hardly grows with the images. Beside the models stand two that predict nothing o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from braid.common.progress import progress
 from braid.common.rng import seed_global_stream
+from braid.common.timing import timed
 from braid.segmentation.config import EvaluationConfig
 from braid.segmentation.data.prompted import (
     Pair,
+    PromptBatch,
     PromptedImages,
     image_batches,
     images_of,
     prompt_batch,
 )
-from braid.segmentation.evaluation.calibration import Scored, joined_scores, score_masks
-from braid.segmentation.evaluation.cost import fused, quantized
 from braid.segmentation.metrics.agreement import (
+    SAME,
     Detections,
     Table,
     compare,
+    concept_counts,
     joined,
+    mask_iou,
     predicted_detections,
+    ratio,
     true_detections,
 )
-from braid.segmentation.metrics.cgf1 import concept_counts
-from braid.segmentation.sam3.predictor import Predictor
-from braid.segmentation.sam3.tokens import load_tokenizer
+from braid.segmentation.sam3.predictor import Predictor, load_tokenizer
 from braid.segmentation.student.student import build_student, load_student
 
 TEACHER, STUDENT, TRUTH_ONLY = "teacher", "student", "truth_only"
@@ -202,3 +209,166 @@ def jaccard_distances(
     area, common = values.sum(dim=1), values @ values.mT
     union = area[:, None] + area - common
     return (union - common) / union.clamp_min(1)
+
+
+# ---- Calibration: does a score of 0.8 mean that 8 of 10 such masks are right? ----------------
+# A mask is right if it is the surest among those that overlap a true instance by an IoU of at least
+# 1/2, as in the greedy matching of COCO's average precision; a duplicate is wrong. The expected
+# calibration error of Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 5, is
+# the mean distance of score and fraction of right masks over bins of equal width, weighted by their
+# counts. Most queries of a DETR detect nothing and say so, which makes it small; the same error of
+# the detected masks alone stands beside it.
+
+
+class Scored(NamedTuple):
+    """N masks of prompts whose ground truth is known."""
+
+    scores: Tensor  # [N] in [0, 1]
+    right: Tensor  # [N] bool
+    detected: Tensor  # [N] bool
+
+
+def score_masks(detections: Detections, truth: Detections) -> Scored:
+    """Which of all masks, detected or not, are right."""
+    iou = mask_iou(detections, truth) * truth.detected[:, None, :]
+    best, instance = _best(iou)
+    hits = best >= SAME
+    rivals = torch.where(hits, detections.scores, -1.0)
+    same = instance[:, :, None] == instance[:, None, :]  # [B, Q, Q] overlap one instance most
+    surest = rivals[:, None, :].masked_fill(~same, -1.0).argmax(dim=2)
+    right = hits & (surest == torch.arange(hits.shape[1], device=hits.device))
+    columns = (detections.scores, right, detections.detected)
+    return Scored(*(column[truth.known].flatten().cpu() for column in columns))
+
+
+def _best(iou: Tensor) -> tuple[Tensor, Tensor]:
+    """The IoU of each mask with the instance that it overlaps most, and that instance, [B, Q]."""
+    if iou.shape[2] == 0:
+        return iou.new_zeros(iou.shape[:2]), iou.new_zeros(iou.shape[:2], dtype=torch.long)
+    best, instance = iou.max(dim=2)
+    return best, instance
+
+
+def joined_scores(parts: Sequence[Scored]) -> Scored:
+    """All masks of all parts."""
+    return Scored(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Sums over the masks of each bin, [bins] float64."""
+
+    count: Tensor
+    score: Tensor
+    right: Tensor
+
+    def error(self) -> float | None:
+        """The expected calibration error; None without any mask."""
+        return ratio(float((self.score - self.right).abs().sum()), float(self.count.sum()))
+
+    def rows(self) -> list[dict[str, float | None]]:
+        """Each bin's number, mean score, fraction of right masks and count, as a curve's points."""
+        sums = torch.stack([self.count, self.score, self.right], dim=1).tolist()
+        return [
+            {
+                "bin": number,
+                "confidence": ratio(score, count),
+                "accuracy": ratio(right, count),
+                "count": int(count),
+            }
+            for number, (count, score, right) in enumerate(sums)
+        ]
+
+
+def reliability(
+    scores: Tensor,  # [N] in [0, 1]
+    right: Tensor,  # [N] bool
+    bins: int,
+) -> Reliability:
+    """Bins of equal width; a score on an edge belongs to the bin above it, 1 to the last one."""
+    place = (scores.double() * bins).long().clamp(0, bins - 1)
+    columns = (torch.ones_like(scores), scores, right)
+    return Reliability(
+        *(torch.bincount(place, values.double(), minlength=bins) for values in columns)
+    )
+
+
+# ---- Cost in use: size, latency, and a student made smaller or faster ------------------------
+# `fused` folds batch normalization and parallel branches of the backbone into single convolutions
+# (Ding et al. 2021, RepVGG; RepViT is made for it): the same function in fewer steps. `quantized`
+# keeps the matrices of linear layers and the text encoder's embeddings in 8 bits and quantizes
+# activations as they come (dynamic quantization): another function, close to the first. Both are
+# for inference.
+
+MEGABYTE = 1_000_000
+WARM_UP = 2  # calls that are not counted: caches, kernels, lazy allocations
+
+
+def fused(student: Any) -> Any:
+    """A copy with the backbone's branches folded, in evaluation mode."""
+    from timm.utils.model import reparameterize_model
+
+    dtype = student.vision_encoder.gain.dtype
+    folded = copy.deepcopy(student).eval().float()
+    reparameterize_model(folded.vision_encoder.backbone, inplace=True)
+    return folded.to(dtype)
+
+
+def quantized(student: Any) -> Any:
+    """A copy on the CPU with linear layers and token embeddings in int8, in evaluation mode.
+
+    Convolutions, normalization and the heads' few embeddings stay in float32.
+    """
+    from torch.ao.quantization import (
+        default_dynamic_qconfig,
+        float_qparams_weight_only_qconfig,
+        quantize_dynamic,
+    )
+
+    embedding = "text_encoder.embeddings.token_embedding"
+    copied = copy.deepcopy(student).eval().float().cpu()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it will move to another library one day
+        return quantize_dynamic(
+            copied,
+            {nn.Linear: default_dynamic_qconfig, embedding: float_qparams_weight_only_qconfig},
+            inplace=True,
+        )
+
+
+def megabytes(model: nn.Module) -> float:
+    """The size of a model's state on disk, in millions of bytes."""
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    return file.tell() / MEGABYTE
+
+
+def latencies(
+    predictors: Mapping[str, Predictor],
+    batch: PromptBatch,
+    runs: int,
+) -> dict[str, dict[str, float]]:
+    """Those of each model's prediction; images are encoded, texts have been before."""
+    return {
+        name: latency(predictor.prepared(batch), runs, predictor.device)
+        for name, predictor in predictors.items()
+    }
+
+
+def latency(call: Callable[[], object], runs: int, device: torch.device) -> dict[str, float]:
+    """Milliseconds a call, `p50_ms` and `p95_ms`; on a GPU `peak_mib` too, of its memory.
+
+    On the CPU there is only the peak of the whole process, which belongs to no call.
+    """
+    for _ in range(WARM_UP):
+        call()
+    if device.type != "cuda":
+        return percentiles([timed(call, device)[1] for _ in range(runs)])
+    torch.cuda.reset_peak_memory_stats(device)
+    times = percentiles([timed(call, device)[1] for _ in range(runs)])
+    return {**times, "peak_mib": torch.cuda.max_memory_allocated(device) / 2**20}
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Median and 95th percentile in milliseconds."""
+    return {f"p{rank}_ms": float(np.percentile(seconds, rank)) * 1000 for rank in (50, 95)}

@@ -19,7 +19,7 @@ from skimage.segmentation import felzenszwalb, find_boundaries, watershed
 
 from braid.common.progress import progress
 from braid.segmentation.config import ShapesConfig
-from braid.segmentation.data.run_lengths import encode, pixel_box
+from braid.segmentation.data.sa1b import encode, pixel_box
 
 # ---- An annotated image that Braid makes itself, written as a pair of SA-1B files --------------
 

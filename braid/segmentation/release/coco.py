@@ -28,7 +28,7 @@ from braid.segmentation.data.prompted import (
     open_prompted,
     prompt_batch,
 )
-from braid.segmentation.data.run_lengths import pixel_box
+from braid.segmentation.data.sa1b import pixel_box
 from braid.segmentation.release.pictures import found_of, run_lengths
 from braid.segmentation.release.segmenter import open_segmenter
 from braid.segmentation.sam3.predictor import Predictor

@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from braid.segmentation.release.pictures import Box, Found, found_of, relative, squashed, upright
+from braid.segmentation.sam3.predictor import encode, load_tokenizer, save_tokenizer
 from braid.segmentation.sam3.sam3 import PromptInputs, predict
-from braid.segmentation.sam3.tokens import encode, load_tokenizer, save_tokenizer
 from braid.segmentation.student.student import StudentRecipe, build_student, load_student
 
 MODEL_TYPE = "efficient_sam3"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,9 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -29,9 +31,13 @@ from braid.common.io import load_model, save_model
 from braid.common.torchvision import mend_torchvision
 from braid.segmentation.config import ArchitectureConfig
 from braid.segmentation.sam3.geometry import spread
-from braid.segmentation.sam3.predictor import text_length
-from braid.segmentation.sam3.tokens import load_tokenizer, save_tokenizer, word_tokenizer, words_in
-from braid.segmentation.student.vision import StudentVision, load_backbone
+from braid.segmentation.sam3.predictor import (
+    load_tokenizer,
+    save_tokenizer,
+    text_length,
+    word_tokenizer,
+    words_in,
+)
 
 HEADS = ("geometry_encoder", "detr_encoder", "detr_decoder", "mask_decoder")  # with a config each
 TRANSFERRED = (*HEADS, "dot_product_scoring")
@@ -277,68 +283,6 @@ def most_used(usage: Tensor | None, count: int, student: Any) -> list[int]:
     return sorted(order[:wanted].tolist())
 
 
-# ---- Batch normalization where a batch is too small for it -------------------------------------
-# RepViT and the text encoder's RepMixer blocks hold `BatchNorm2d`. One image at a time, as at full
-# size, does not stand for the others: a network that learned with its batches' statistics fails
-# with the running ones in evaluation. So they are held still (as usual in detection since He et al.
-# 2016), those of the pretrained backbone. One without pretrained weights has none, only mean 0 and
-# variance 1, with which the signal fades in some backbones: there they are measured first, over
-# some batches.
-
-
-def freeze_batch_norm(model: nn.Module) -> int:
-    """Normalize by the statistics as they are, in training too, whatever `model.train()` says.
-
-    Scale and shift still learn. Gives how many layers that concerns.
-    """
-    for norm in _norms(model):
-        norm.register_forward_pre_hook(_as_in_evaluation)
-    return len(_norms(model))
-
-
-@contextmanager
-def measured_batch_norm(model: nn.Module) -> Iterator[None]:
-    """Within, the statistics become the mean over all batches that pass; every batch counts alike.
-
-    Run batches through the model, without gradients; then freeze or evaluate it.
-    """
-    norms = _norms(model)
-    before = [(norm.momentum, norm.training) for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean
-        norm.train()
-    try:
-        yield
-    finally:
-        for norm, (momentum, training) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            norm.train(training)
-
-
-@contextmanager
-def unmoved_batch_norm(model: nn.Module) -> Iterator[None]:
-    """Within, batches leave no trace in the running statistics."""
-    norms = _norms(model)
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
-
-
-def _norms(model: nn.Module) -> list[_BatchNorm]:
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
-
-
-def _as_in_evaluation(norm: nn.Module, inputs: object) -> None:
-    """A hook that runs before each pass; nothing that sets modes can undo it."""
-    norm.training = False
-
-
 # ---- Gradient checkpointing: layers whose activations are computed again in the backward pass
 # (Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost.) transformers checkpoints the
 # layers of its ViT, not those of SAM3's heads, and timm's feature extractors know their own way;
@@ -365,3 +309,180 @@ def _forward(layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs
         use_reentrant=False,
         context_fn=lambda: (nullcontext(), unmoved_batch_norm(layer)),
     )
+
+
+@contextmanager
+def unmoved_batch_norm(model: nn.Module) -> Iterator[None]:
+    """Within, batches leave no trace in the running statistics."""
+    norms = batch_norms(model)
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """All layers of batch normalization."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+# ---- The image encoder: a small backbone of timm under a feature pyramid ---------------------
+# SAM3's heads take feature maps of four sizes and their sine position encodings
+# (`Sam3VisionEncoderOutput`). The teacher makes all of them from the one grid of its ViT; here they
+# are the stages of a convolutional backbone, RepViT (Wang et al. 2023) in the first place, at
+# strides 4, 8, 16 and 32, joined by a feature pyramid (Lin et al. 2017, Feature Pyramid Networks).
+
+STRIDES = (4, 8, 16, 32)
+TEACHER_MEAN, TEACHER_STD = 0.5, 0.5  # of all three channels, as SAM3's processor has them
+
+
+class Pyramid(nn.Module):
+    """Feature maps of several sizes, each with what the coarser ones have; all `width` wide."""
+
+    def __init__(self, channels: list[int], width: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
+        self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        """Levels finest first, [I, C_k, h_k, w_k] to [I, width, h_k, w_k]."""
+        inner = [lateral(level) for lateral, level in zip(self.lateral, levels, strict=True)]
+        for fine in range(len(inner) - 2, -1, -1):
+            above = F.interpolate(inner[fine + 1], inner[fine].shape[2:])  # nearest: deterministic
+            inner[fine] = inner[fine] + above
+        return [output(level) for output, level in zip(self.output, inner, strict=True)]
+
+
+class ChannelScale(nn.Conv2d):
+    """A depthwise convolution with a 1 x 1 kernel as what it is: a scale and a shift of channels.
+
+    On one CPU thread torch's own takes channel after channel.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [I, C, h, w] to the same shape."""
+        scaled = features * self.weight.view(-1, 1, 1)
+        return scaled if self.bias is None else scaled + self.bias.view(-1, 1, 1)
+
+
+class StudentVision(nn.Module):
+    """What stands in a `Sam3Model` where `Sam3VisionModel` was."""
+
+    gain: Tensor  # [3, 1, 1] from the teacher's normalization to the backbone's own
+    offset: Tensor
+
+    def __init__(
+        self,
+        backbone: str,  # of timm
+        options: Mapping[str, Any],  # of its constructor
+        width: int,  # channels of the heads
+    ) -> None:
+        """Build with random weights; nothing is downloaded.
+
+        Raises:
+            ValueError: timm has no such backbone, option or strides.
+        """
+        super().__init__()
+        mend_torchvision()
+        from transformers.models.sam3.modeling_sam3 import (
+            Sam3SinePositionEmbedding,
+            Sam3VisionEncoderOutput,
+        )
+
+        self.backbone, self.levels = make_backbone(backbone, options)
+        channels = self.backbone.feature_info.channels()
+        self.pyramid = Pyramid([channels[level] for level in self.levels], width)
+        self.position = Sam3SinePositionEmbedding(width // 2, normalize=True)
+        self.output_class = Sam3VisionEncoderOutput
+        gain, offset = normalization(backbone)
+        self.register_buffer("gain", gain, persistent=False)
+        self.register_buffer("offset", offset, persistent=False)
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> Any:
+        """Images [I, 3, S, S] in the teacher's normalization to a `Sam3VisionEncoderOutput`."""
+        pixels = pixel_values.to(self.gain.dtype) * self.gain + self.offset
+        features = self.backbone(pixels)
+        levels = self.pyramid([features[level] for level in self.levels])
+        positions = [
+            self.position((1, *level.shape[1:]), level.device, level.dtype).expand_as(level)
+            for level in levels
+        ]
+        return self.output_class(
+            fpn_hidden_states=tuple(levels), fpn_position_encoding=tuple(positions)
+        )
+
+
+def make_backbone(name: str, options: Mapping[str, Any]) -> tuple[Any, list[int]]:
+    """A feature extractor of timm with random weights, and where in its list the strides are.
+
+    Raises:
+        ValueError: timm has no such backbone, option or strides.
+    """
+    import timm
+
+    if not timm.is_model(name):  # nor a hub's: those would be fetched
+        raise ValueError(f"sam3.student.backbone {name!r} is no model of timm {timm.__version__}")
+    try:
+        backbone: Any = timm.create_model(name, pretrained=False, features_only=True, **options)
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+        message = " ".join(str(error).split())
+        raise ValueError(
+            f"sam3.student.backbone {name!r} with options {dict(options)}: timm says «{message}»"
+        ) from None
+    strides = backbone.feature_info.reduction()
+    layout = str(getattr(backbone, "output_fmt", "NCHW")).rpartition(".")[2]
+    if layout != "NCHW" or not set(STRIDES) <= set(strides):
+        raise ValueError(
+            f"sam3.student.backbone {name!r} has {layout} features at strides {strides}, "
+            f"expected NCHW features at strides {list(STRIDES)}"
+        )
+    for module in backbone.modules():
+        if type(module) is nn.Conv2d and _is_channel_scale(module):
+            module.__class__ = ChannelScale  # the same weights by the same names
+    return backbone, [strides.index(stride) for stride in STRIDES]
+
+
+def _is_channel_scale(layer: nn.Conv2d) -> bool:
+    depthwise = layer.groups == layer.in_channels == layer.out_channels
+    return depthwise and layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0)
+
+
+def normalization(backbone: str) -> tuple[Tensor, Tensor]:
+    """Gain and offset, [3, 1, 1], that turn the teacher's pixels into those of the backbone."""
+    import timm
+
+    config: Any = timm.get_pretrained_cfg(backbone)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+    return TEACHER_STD / std, (TEACHER_MEAN - mean) / std
+
+
+def load_backbone(backbone: nn.Module, path: Path) -> None:
+    """Give a feature extractor the weights of timm's classifier, a .safetensors or .pth file.
+
+    Raises:
+        ValueError: the file is missing or broken, or lacks a weight of the backbone.
+    """
+    from timm.models import load_state_dict
+
+    try:
+        weights = load_state_dict(str(path), weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        raise ValueError(f"sam3.student.backbone_weights {path}: unreadable ({error})") from None
+    # Where timm cuts the features out of a classifier, `stages.0` becomes `stages_0`.
+    weights |= {name.replace(".", "_", 1): tensor for name, tensor in weights.items()}
+    own = backbone.state_dict()
+    wrong = [
+        name
+        for name, tensor in own.items()
+        if name not in weights or weights[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"sam3.student.backbone_weights {path}: {len(wrong)} of the backbone's {len(own)} "
+            f"tensors are missing or have another shape, the first is {wrong[0]}"
+        )
+    backbone.load_state_dict({name: weights[name] for name in own})

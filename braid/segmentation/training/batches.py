@@ -18,8 +18,8 @@ from torch import Tensor
 
 from braid.common.rng import generator
 from braid.segmentation.data.prompted import Pair, Prompt, PromptedImages, prompt_batch
+from braid.segmentation.sam3.predictor import encode
 from braid.segmentation.sam3.sam3 import PromptInputs
-from braid.segmentation.sam3.tokens import encode
 
 
 class Epochs:

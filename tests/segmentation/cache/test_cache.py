@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from braid.segmentation.cache.cache import (
+    OnlineTeacher,
     Shard,
     cache_key,
+    kept_of,
     logit_table,
     open_cache,
     open_predictions,
@@ -19,13 +21,11 @@ from braid.segmentation.cache.cache import (
     write_cache,
     write_shard,
 )
-from braid.segmentation.cache.online import OnlineTeacher, kept_of
 from braid.segmentation.config import CacheConfig
 from braid.segmentation.data.prompted import Prompt, PromptedImages, images_of
 from braid.segmentation.sam3.checkpoint import remove_text_tower
-from braid.segmentation.sam3.predictor import Predictor
+from braid.segmentation.sam3.predictor import Predictor, word_tokenizer
 from braid.segmentation.sam3.sam3 import Prediction, predict
-from braid.segmentation.sam3.tokens import word_tokenizer
 from braid.segmentation.training.batches import tokenized
 from tests.segmentation.predictions import random_prediction
 from tests.segmentation.tiny_losses import some_loss

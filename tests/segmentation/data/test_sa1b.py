@@ -214,7 +214,7 @@ def test_a_students_affine_step_is_as_good_as_preprocessing_twice(tmp_path):
     from braid.common.torchvision import mend_torchvision
 
     mend_torchvision()
-    from braid.segmentation.student.vision import normalization
+    from braid.segmentation.student.student import normalization
 
     pixels = read_pixels(save_jpeg(tmp_path / "a.jpg", noise(40, 40)), 28)
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]

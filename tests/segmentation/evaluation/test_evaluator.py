@@ -14,7 +14,7 @@ from braid.segmentation.evaluation.evaluator import (
     student_predictors,
     timed_predictors,
 )
-from braid.segmentation.sam3.tokens import word_tokenizer
+from braid.segmentation.sam3.predictor import word_tokenizer
 from braid.segmentation.student.student import save_student
 from tests.segmentation.detections import A, B, C, detections, generator
 from tests.segmentation.evaluated import CPU, PAIRS, TEXTS, some_evaluator

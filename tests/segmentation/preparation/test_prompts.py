@@ -9,8 +9,7 @@ import torch
 
 from braid.segmentation.config import PromptsConfig
 from braid.segmentation.data.prompted import Prompt
-from braid.segmentation.data.run_lengths import encode
-from braid.segmentation.data.sa1b import Annotation, Record
+from braid.segmentation.data.sa1b import Annotation, Record, encode
 from braid.segmentation.preparation.prompts import (
     Vocabulary,
     matches,

@@ -9,8 +9,8 @@ import torch
 
 from braid.segmentation.release.onnx import OUTPUTS, OnnxSegmenter, export_onnx
 from braid.segmentation.release.pictures import squashed
+from braid.segmentation.sam3.predictor import encode
 from braid.segmentation.sam3.sam3 import PromptInputs, predict
-from braid.segmentation.sam3.tokens import encode
 from tests.segmentation.release.test_segmenter import PICTURE, ROOT, some_segmenter
 from tests.segmentation.tiny_models import CONTEXT, IMAGE_SIZE
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from braid.segmentation.release.__main__ import main, model_card
 from braid.segmentation.release.segmenter import WEIGHTS, Segmenter, open_segmenter
-from braid.segmentation.sam3.tokens import word_tokenizer
+from braid.segmentation.sam3.predictor import word_tokenizer
 from braid.segmentation.student.student import save_student
 from tests.segmentation.tiny_models import CONTEXT, IMAGE_SIZE
 from tests.segmentation.tiny_students import restless, tiny_student

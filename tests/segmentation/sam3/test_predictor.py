@@ -5,9 +5,8 @@ import torch
 
 from braid.segmentation.data.prompted import prompt_batch
 from braid.segmentation.sam3.checkpoint import remove_text_tower
-from braid.segmentation.sam3.predictor import Predictor, encode_texts
+from braid.segmentation.sam3.predictor import Predictor, encode_texts, word_tokenizer
 from braid.segmentation.sam3.sam3 import PromptInputs, predict
-from braid.segmentation.sam3.tokens import word_tokenizer
 from tests.segmentation.evaluated import CPU, PAIRS, Prompted, texts
 from tests.segmentation.tiny_models import CONTEXT, some_images, tiny_teacher
 

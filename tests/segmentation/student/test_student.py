@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from braid.segmentation.config import ArchitectureConfig
+from braid.segmentation.sam3.predictor import encode, load_tokenizer, word_tokenizer
 from braid.segmentation.sam3.sam3 import PromptInputs, count_parameters, predict
-from braid.segmentation.sam3.tokens import encode, load_tokenizer, word_tokenizer
 from braid.segmentation.student.student import (
     StudentRecipe,
     build_student,

@@ -8,7 +8,7 @@ from braid.segmentation.data.sa1b import open_images
 from braid.segmentation.preparation.built_in import write_built_in
 from braid.segmentation.preparation.prompts import sample_prompts
 from braid.segmentation.preparation.scan import scan, write_manifest
-from braid.segmentation.sam3.tokens import word_tokenizer, words_in
+from braid.segmentation.sam3.predictor import word_tokenizer, words_in
 from tests.segmentation.tiny_models import CONTEXT
 
 

@@ -12,8 +12,8 @@ import torch
 
 from braid.common.rng import generator
 from braid.segmentation.data.prompted import Prompt
+from braid.segmentation.sam3.predictor import word_tokenizer
 from braid.segmentation.sam3.sam3 import predict
-from braid.segmentation.sam3.tokens import word_tokenizer
 from braid.segmentation.training.batches import Epochs, tokenized
 from tests.segmentation.few_images import BOX, PAIRS, FewImages, sampler
 from tests.segmentation.tiny_models import tiny_teacher

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from braid.common.torchvision import mend_torchvision
-from braid.segmentation.sam3.tokens import (
+from braid.segmentation.sam3.predictor import (
     encode,
     load_tokenizer,
     save_tokenizer,

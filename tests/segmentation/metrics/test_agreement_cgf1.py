@@ -6,8 +6,13 @@ import math
 import pytest
 import torch
 
-from braid.segmentation.metrics.agreement import joined, rows_of
-from braid.segmentation.metrics.cgf1 import concept_counts, concept_metrics, matthews
+from braid.segmentation.metrics.agreement import (
+    concept_counts,
+    concept_metrics,
+    joined,
+    matthews,
+    rows_of,
+)
 from tests.segmentation.detections import A, B, C, detections, generator, random_detections
 
 SURE, DOUBT, EDGE = 0.9, 0.4, 0.5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from braid.segmentation.evaluation.calibration import joined_scores, reliability, score_masks
+from braid.segmentation.evaluation.evaluator import joined_scores, reliability, score_masks
 from braid.segmentation.metrics.agreement import mask_iou
 from tests.segmentation.detections import A, B, C, detections, generator, random_detections
 

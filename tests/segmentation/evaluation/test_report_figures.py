@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from braid.segmentation.data.prompted import Prompt
-from braid.segmentation.evaluation.figures import (
+from braid.segmentation.evaluation.report import (
     COLORS,
     UNMATCHED,
     Example,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from braid.segmentation.sam3.predictor import Predictor
-from braid.segmentation.teacher.report import (
+from braid.segmentation.teacher.tiny_sam3 import (
     FILLED_BOX,
     TEACHER,
     WHOLE_IMAGE,

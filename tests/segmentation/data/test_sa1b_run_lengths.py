@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from braid.segmentation.data.run_lengths import (
+from braid.segmentation.data.sa1b import (
     coverage,
     decode,
     encode,

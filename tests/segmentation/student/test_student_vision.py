@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from braid.common.torchvision import mend_torchvision
-from braid.segmentation.student.vision import (
+from braid.segmentation.student.student import (
     ChannelScale,
     Pyramid,
     StudentVision,

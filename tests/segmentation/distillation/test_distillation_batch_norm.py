@@ -5,12 +5,9 @@ import copy
 import torch
 from torch import nn
 
+from braid.segmentation.distillation.distillation import freeze_batch_norm, measured_batch_norm
 from braid.segmentation.sam3.sam3 import predict
-from braid.segmentation.student.student import (
-    freeze_batch_norm,
-    measured_batch_norm,
-    unmoved_batch_norm,
-)
+from braid.segmentation.student.student import unmoved_batch_norm
 from tests.segmentation.tiny_models import some_images, some_prompts
 from tests.segmentation.tiny_students import restless, tiny_student
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from braid.segmentation.data.prompted import prompt_batch
-from braid.segmentation.evaluation.cost import (
+from braid.segmentation.evaluation.evaluator import (
     fused,
     latencies,
     latency,
