@@ -1,7 +1,8 @@
-"""The Blender (NeRF-synthetic) scene format, and nerfstudio's with one file for all splits.
+"""The Blender (NeRF-synthetic) scene format, nerfstudio's with one file for all splits, COLMAP's.
 
 A folder with one `transforms_{split}.json` per split, or a `transforms.json` whose frames are split
-by its `train_filenames`, `val_filenames` and `test_filenames`, or else every eighth for test.
+by its `train_filenames`, `val_filenames` and `test_filenames`, or else every eighth for test; or a
+sparse model of COLMAP, whose images become such frames (braid/radiance/scenes/colmap.py).
 Frames name an image (`file_path`; `.png` where it has no ending) and its camera-to-world matrix
 (OpenGL axes). The field of view is `camera_angle_x` in radians, or `fl_x` in pixels: one for all
 views, centered, without distortion; whatever says otherwise is refused by its name. Images are
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from braid.radiance.scenes import colmap
 from braid.radiance.scenes.cameras import Cameras
 
 Entry = dict[str, Any]  # of JSON
@@ -70,11 +72,15 @@ def load_scene(folder: Path) -> dict[str, Views]:
     Raises:
         ValueError: as `load_views`, or the splits differ in image size.
     """
-    one_file = folder / "transforms.json"
-    if one_file.exists() and not (folder / "transforms_train.json").exists():
-        content, frames = _read_transforms(one_file)
-        parts = _split(one_file, content, frames)
-        scene = {split: _views(one_file, content, part) for split, part in parts.items() if part}
+    path, sparse = folder / "transforms.json", colmap.model_folder(folder)
+    content: Entry = {}
+    if not (folder / "transforms_train.json").exists() and (path.exists() or sparse):
+        if path.exists():
+            content, frames = _read_transforms(path)
+        elif sparse:
+            path, frames = folder / "sparse", colmap.read_frames(folder, sparse)
+        parts = _split(path, content, frames)
+        scene = {split: _views(path, content, part) for split, part in parts.items() if part}
     else:
         has_val = (folder / "transforms_val.json").exists()
         scene = {split: load_views(folder, split) for split in SPLITS if has_val or split != "val"}
@@ -228,7 +234,8 @@ def _read_transforms(path: Path) -> tuple[Entry, list[Entry]]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
-            f"{path}: no such file; a scene has one transforms JSON per split, or transforms.json"
+            f"{path}: no such file; a scene has one transforms JSON per split, transforms.json,"
+            " or COLMAP's sparse/0"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
@@ -309,8 +316,8 @@ def _read_rgba(path: Path, mask: Path | None) -> NDArray[np.uint8]:
         return np.dstack([pixels[..., :3], alpha])
     if mode != "RGBA":
         raise ValueError(
-            f"{path}: no alpha channel: expected 8-bit RGBA, or RGB with a mask_path,"
-            f" got mode {mode}"
+            f"{path}: no alpha channel: expected 8-bit RGBA, or RGB with a mask_path"
+            f" (of COLMAP: masks/{path.name}.png), got mode {mode}"
         )
     return pixels
 
@@ -321,7 +328,7 @@ def _read_image(path: Path, convert: str | None = None) -> tuple[str, NDArray[np
         content = path.read_bytes()
     except FileNotFoundError:
         raise ValueError(
-            f"{path}: no such image, but its split's transforms JSON names it"
+            f"{path}: no such image, but the scene's transforms JSON or sparse model names it"
         ) from None
     try:
         with Image.open(io.BytesIO(content), formats=["PNG", "JPEG"]) as image:

@@ -350,7 +350,7 @@ def test_a_mask_of_another_size_or_an_image_without_one_is_refused(tmp_path: Pat
         load_scene(tmp_path)
     edit(path, lambda c: c["frames"][1].pop("mask_path"))
     with pytest.raises(
-        ValueError, match=r"f_01\.jpg: no alpha channel: .* mask_path, got mode RGB"
+        ValueError, match=r"f_01\.jpg: no alpha channel: .* mask_path .*, got mode RGB"
     ):
         load_scene(tmp_path)
     nerfstudio(tmp_path, 1)
