@@ -24,9 +24,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from braid.drifting.image.corruption import KeypatchCorruption
-from braid.drifting.image.features import ImageFeatures
-from braid.drifting.image.refiner import ImageRefiner
+from braid.drifting.image.refiner import ImageRefiner, KeypatchCorruption
+from braid.drifting.image.training import ImageFeatures
 from braid.drifting.loss import reference as drift_reference
 from braid.drifting.loss.drift import DriftLoss, DriftResult
 from braid.drifting.loss.samples import Samples

@@ -10,7 +10,6 @@ Writes clip.safetensors (latents), clip.gif and clip.png: interpolated beside re
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -19,6 +18,7 @@ from torch import Tensor
 from braid.clips.codec.codec import decoder, still_latents
 from braid.clips.preparation.moving_digits import ROWS, WIDTH, embed_prompt
 from braid.clips.shards.dataset import Clips, open_clips
+from braid.common.progress import run_command
 from braid.common.rng import generator
 from braid.drifting.evaluation.pictures import draw_clip
 from braid.drifting.evaluation.storyboard import (
@@ -36,12 +36,11 @@ from braid.training.device import set_up
 
 
 def main() -> None:
-    """Complete and say where; a fault ends in one line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m braid.complete",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Complete and say where."""
+    run_command("complete", __doc__, _options, _run)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
     add, source = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--clip", type=int, help="a held-out clip of --clips, by its number")
     source.add_argument("--storyboard", type=Path, help=".safetensors: latents, embedding")
@@ -54,10 +53,6 @@ def main() -> None:
     add("--quantizer", type=Path, default=Path("models/quantizer"), help="(%(default)s)")
     add("--wan-vae", type=Path, help="folder of an AutoencoderKLWan, to decode Wan's latents")
     add("--out", type=Path, required=True, help="files to write, less their endings")
-    try:
-        _run(parser.parse_args())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: complete: {' '.join(str(error).split())}")
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -7,7 +7,6 @@ python -m braid.render --model models/teacher/bricks/point_cloud.ply --path test
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from braid.common.progress import progress
+from braid.common.progress import progress, run_command
 from braid.radiance.config import EvaluationConfig
 from braid.radiance.gaussians.field import render_all
 from braid.radiance.gaussians.gaussians import load_ply
@@ -32,12 +31,11 @@ _COLORS = 128  # of a GIF
 
 
 def main() -> None:
-    """Render and say where; a fault ends in one line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m braid.render",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Render and say where."""
+    run_command("render", __doc__, _options, _run)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", type=Path, required=True, help="folder of a student, or a 3DGS .ply")
     add("--scene", type=Path, help="Blender-format folder (data/scenes/<the model's scene>)")
@@ -49,10 +47,6 @@ def main() -> None:
         help="of a student: before, its weights at the start of the stage's last phase",
     )
     add("--out", type=Path, required=True, help="a .gif, or a folder for PNGs")
-    try:
-        _run(parser.parse_args())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: render: {' '.join(str(error).split())}")
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -5,7 +5,6 @@ Three seconds for the built-in digits.
 """
 
 from braid.common.rng import generator
-from braid.drifting.evaluation.image_pictures import draw_completions, of_each_class
 from braid.drifting.evaluation.images import (
     Completion,
     ImageEvaluator,
@@ -15,8 +14,8 @@ from braid.drifting.evaluation.images import (
     methods_table,
     score,
 )
-from braid.drifting.image.corruption import KeypatchCorruption
-from braid.drifting.image.refiner import load_image_refiner
+from braid.drifting.evaluation.pictures import draw_completions, of_each_class
+from braid.drifting.image.refiner import KeypatchCorruption, load_image_refiner
 from braid.images.data.image_set import open_image_set
 from braid.images.latents.sd_vae import decoder
 from braid.stage.context import open_stage

@@ -11,9 +11,8 @@ from braid.common.rng import generator, seed_global_stream
 from braid.drifting.mae.latent_mae import LatentMae, load_latent_mae
 from braid.drifting.video.features import ClipFeatures
 from braid.pseudo_classes.quantizer import load_pseudo_classes, load_quantizer
-from braid.representation.evaluation import evaluate, make_spaces
+from braid.representation.evaluation import evaluate, make_spaces, read_sample
 from braid.representation.figures import clip_thumbnails, draw_figures
-from braid.representation.samples import read_sample
 from braid.stage.context import open_stage
 
 DRAWN = ("quantizer", "latent_mae")

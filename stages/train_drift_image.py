@@ -4,10 +4,8 @@ Writes models/drift_image. A good minute for the built-in digits. Pixels of a fo
 centrally, latents are of the crops that they were encoded from.
 """
 
-from braid.drifting.image.corruption import KeypatchCorruption
-from braid.drifting.image.features import image_branches
-from braid.drifting.image.refiner import ImageRefiner, save_image_refiner
-from braid.drifting.image.training import OUTER_LAYERS, ImageProbe, image_objective
+from braid.drifting.image.refiner import ImageRefiner, KeypatchCorruption, save_image_refiner
+from braid.drifting.image.training import OUTER_LAYERS, ImageProbe, image_branches, image_objective
 from braid.images.data.image_set import open_image_set
 from braid.metrics.distances import PcaSpace
 from braid.stage.card import Pace, write_card

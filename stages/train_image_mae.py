@@ -8,12 +8,10 @@ from torch import Tensor
 
 from braid.common.rng import generator
 from braid.drifting.mae.latent_mae import LatentMae, save_latent_mae
-from braid.drifting.mae.objective import MaeObjective, Masking
-from braid.drifting.mae.report import mae_report, mae_status
+from braid.drifting.mae.objective import fit_mae, mae_status
 from braid.images.data.image_set import open_image_set
 from braid.stage.card import Pace, write_card
 from braid.stage.context import open_stage
-from braid.training.trainer import train
 
 
 def main() -> None:
@@ -22,29 +20,21 @@ def main() -> None:
         config, run, pace = stage.params.image_mae, stage.training(), Pace()
         images = open_image_set(stage.dep("data/images"), cache_mib=stage.params.images.cache_mib)
         training, validation = (torch.from_numpy(images.indices(s)) for s in ("train", "val"))
-        labels, classes = images.conditions, images.classes if config.head_weight else 0
 
         def cropped(chosen: Tensor) -> Tensor:  # where crops are random, each batch has its own
             return images.clips(chosen, generator(run.seed, "crops", *chosen.tolist()))
 
-        masking = Masking(config.masking)
+        classes = images.classes if config.head_weight else 0
         mae = LatentMae(images.shape[0], config.width, config.blocks, classes, planar=True)
-        objective = MaeObjective(mae.to(run.device), masking, cropped, training, labels, config)
-        result = train(
-            objective,
-            config.optimizer,
-            run,
-            steps=config.steps,
-            outer_layers=objective.outer_layers,
-            hooks={"pace": pace},
+        splits = (cropped, training), (images.clips, validation)
+        average = images.mean("train")[:, None]  # a trivial prediction
+        result, report = fit_mae(
+            mae, *splits, images.conditions, config, run, pace, ["patch"], average
         )
         save_latent_mae(stage.out("models/image_mae"), mae)
         samples = config.batch * config.optimizer.accumulate * run.process.world_size
         stage.runtime["images_per_second"] = pace.per_second(samples)
 
-        data = images.clips, validation, labels
-        average = images.mean("train")[:, None]  # a trivial prediction
-        report = mae_report(mae.freeze(), masking, *data, run.seed, ["patch"], average)
         status, reason = mae_status(report)
         results = {**report.metrics(), "status": status}
         stage.write_metrics(results)

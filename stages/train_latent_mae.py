@@ -8,12 +8,10 @@ import torch
 from braid.clips.shards.dataset import open_clips
 from braid.common.io import read_json
 from braid.drifting.mae.latent_mae import LatentMae, save_latent_mae
-from braid.drifting.mae.objective import MaeObjective, Masking
-from braid.drifting.mae.report import mae_report, mae_status
+from braid.drifting.mae.objective import fit_mae, mae_status
 from braid.pseudo_classes.quantizer import load_pseudo_classes
 from braid.stage.card import Pace, clips_data, write_card
 from braid.stage.context import open_stage
-from braid.training.trainer import train
 
 
 def main() -> None:
@@ -25,24 +23,13 @@ def main() -> None:
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
         classes = pseudo.classes if config.head_weight else 0
 
-        masking = Masking(config.masking)
-        mae = LatentMae(clips.shape[0], config.width, config.blocks, classes).to(run.device)
-        training = clips.latents, splits["train"], pseudo.labels
-        objective = MaeObjective(mae, masking, *training, config)
-        result = train(
-            objective,
-            config.optimizer,
-            run,
-            steps=config.steps,
-            outer_layers=objective.outer_layers,
-            hooks={"pace": pace},
-        )
+        mae = LatentMae(clips.shape[0], config.width, config.blocks, classes)
+        training, validation = ((clips.latents, indices) for indices in splits.values())
+        result, report = fit_mae(mae, training, validation, pseudo.labels, config, run, pace)
         save_latent_mae(stage.out("models/latent_mae"), mae)
         samples = config.batch * config.optimizer.accumulate * run.process.world_size
         stage.runtime["clips_per_second"] = pace.per_second(samples)
 
-        validation = clips.latents, splits["val"], pseudo.labels
-        report = mae_report(mae.freeze(), masking, *validation, run.seed)
         status, reason = mae_status(report)
         results = {**report.metrics(), "status": status}
         stage.write_metrics(results)

@@ -10,7 +10,7 @@ stay as they are).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +21,14 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from braid.clips.config import RepresentationConfig
+from braid.clips.shards.dataset import Clips
 from braid.clustering.config import KMeansConfig
 from braid.clustering.kmeans import kmeans
+from braid.common.progress import progress
 from braid.common.rng import generator
 from braid.metrics.distances import effective_rank
-from braid.representation import retrieval, separation
-from braid.representation.samples import Sample
+from braid.pseudo_classes.quantizer import Pooling, PseudoClasses
+from braid.representation import separation
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -108,8 +110,8 @@ def evaluate(
             clips than the metrics need.
     """
     _require_finite(space.features)
-    distances = retrieval.query_distances(space.points, sample.is_query)
-    neighbors = retrieval.nearest_clips(distances, sample.is_query, max(config.neighbors))
+    distances = separation.query_distances(space.points, sample.is_query)
+    neighbors = separation.nearest_clips(distances, sample.is_query, max(config.neighbors))
     order = torch.randperm(len(sample.labels), generator=generator(seed, "random labels"))
     by_clip: dict[str, Floats] = {}
     metrics: Metrics = {}
@@ -117,7 +119,7 @@ def evaluate(
         values = _by_clip(space.points, labels, sample.is_query, neighbors, config.neighbors)
         by_clip |= {f"{name}{suffix}": value for name, value in values.items()}
         same = labels[sample.is_query][:, None] == labels[~sample.is_query]
-        scalars = retrieval.mass_ratios(distances, same, temperatures)
+        scalars = separation.mass_ratios(distances, same, temperatures)
         scalars["davies_bouldin"] = separation.davies_bouldin(space.points, labels)
         metrics |= {f"{name}{suffix}": value for name, value in scalars.items()}
     agreement, chances = _agreement(sample, neighbors)
@@ -126,7 +128,7 @@ def evaluate(
         return kmeans(points, len(sample.counts), clustering, draw).labels
 
     metrics |= _means(by_clip | agreement, config.bootstrap, seed)
-    metrics |= chances | retrieval.kernel_percentiles(distances, temperatures)
+    metrics |= chances | separation.kernel_percentiles(distances, temperatures)
     metrics |= separation.stability(space.points[~sample.is_query], cluster, seed)
     metrics |= _collapse(space, sample)
     metrics["status"] = status(metrics, config.neighbors)
@@ -176,7 +178,7 @@ def _by_clip(
         "silhouette": separation.silhouettes(points, labels),
         "linear_probe": separation.probe(points, labels, is_query),
         **{
-            f"retrieval_at_{k}": retrieval.label_agreement(labels, is_query, neighbors[:, :k])
+            f"retrieval_at_{k}": separation.label_agreement(labels, is_query, neighbors[:, :k])
             for k in ks
         },
     }
@@ -186,18 +188,18 @@ def _agreement(sample: Sample, neighbors: Indices) -> tuple[dict[str, Floats], M
     """In what neighbors agree beside their class, by query, and the levels of chance."""
     is_query = sample.is_query
     _, families = np.unique(list(sample.families), return_inverse=True)
-    cosine, cosine_chance = retrieval.cosine_agreement(sample.texts, is_query, neighbors)
-    error, error_chance = retrieval.squared_error(sample.keyframes, is_query, neighbors)
+    cosine, cosine_chance = separation.cosine_agreement(sample.texts, is_query, neighbors)
+    error, error_chance = separation.squared_error(sample.keyframes, is_query, neighbors)
     by_query = {
         "text_cosine": cosine,
         "keyframe_mse": error,
-        "family_agreement": retrieval.label_agreement(families, is_query, neighbors),
+        "family_agreement": separation.label_agreement(families, is_query, neighbors),
     }
     chances: Metrics = {
         "text_cosine_chance": cosine_chance,
         "keyframe_mse_chance": error_chance,
-        "family_agreement_chance": retrieval.label_chance(families, is_query),
-        "retrieval_chance": retrieval.label_chance(sample.labels, is_query),
+        "family_agreement_chance": separation.label_chance(families, is_query),
+        "retrieval_chance": separation.label_chance(sample.labels, is_query),
         "linear_probe_chance": separation.probe_chance(sample.labels, is_query),
     }
     return by_query, chances
@@ -229,3 +231,102 @@ def _collapse(space: Space, sample: Sample) -> Metrics:
 def _require_finite(features: Points) -> None:
     if not np.isfinite(features).all():
         raise ValueError("features of a clip: expected finite values")
+
+
+# ---- The sample ----------------------------------------------------------------------------------
+# Balanced over pseudo-classes, read once.
+
+Encode = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, T, H, W] to groups [B, L, D]
+
+OTHER = "other"  # the family of prompts without a keyword
+_CHUNK = 32  # clips in memory at a time
+
+
+@dataclass(frozen=True)
+class Sample:
+    """n clips, in ascending order."""
+
+    indices: Indices  # [n] which of all clips they are
+    labels: Indices  # [n] pseudo-classes
+    counts: Indices  # [K] how many of all clips each class has
+    is_query: NDArray[np.bool_]  # [n] val and test clips; train clips are retrieved
+    prompts: Sequence[str]  # [n]
+    families: Sequence[str]  # [n] of the prompts
+    texts: Points  # [n, D] pooled text embeddings
+    keyframes: Points  # [n, D'] pooled keyframe latents
+
+
+@torch.no_grad()
+def read_sample(
+    clips: Clips,
+    pseudo: PseudoClasses,
+    pooling: Pooling,  # the quantizer's; here of text and keyframes, whatever its mode
+    encoders: Mapping[str, Encode],
+    config: RepresentationConfig,
+    draw: torch.Generator,
+    device: torch.device,  # of the encoders
+) -> tuple[Sample, dict[str, Points]]:
+    """Draw a sample and read it, together with each encoder's features of it, [n, d]."""
+    labels = pseudo.labels.numpy()
+    indices = stratified(labels, config.clips, draw)
+    pool = Pooling(pooling.config.model_copy(update={"mode": "joint"}))
+    texts, keyframes = [], []
+    features: dict[str, list[Tensor]] = {name: [] for name in encoders}
+    chunks = np.split(indices, range(_CHUNK, len(indices), _CHUNK))
+    for chunk in progress(chunks, "features", "chunk"):
+        latents = clips.latents(chunk)
+        pooled = pool(clips.texts(chunk), latents)
+        texts.append(pooled["text"])
+        keyframes.append(pooled["keyframes"])
+        for name, encode in encoders.items():
+            features[name].append(pool_groups(encode(latents.to(device))))
+    prompts = clips.prompts(indices)
+    sample = Sample(
+        indices,
+        labels[indices],
+        np.bincount(labels, minlength=pseudo.classes),
+        ~np.isin(indices, pseudo.splits["train"]),
+        prompts,
+        [prompt_family(prompt, config.families) for prompt in prompts],
+        torch.cat(texts).numpy(),
+        torch.cat(keyframes).numpy(),
+    )
+    return sample, {name: torch.cat(parts).numpy() for name, parts in features.items()}
+
+
+def pool_groups(
+    groups: Mapping[str, Tensor],  # [B, L, D]
+) -> Tensor:
+    """Mean and standard deviation over the vectors of each group, side by side, [B, d] float32."""
+    pooled = []
+    for vectors in groups.values():
+        pooled.append(vectors.float().mean(dim=1))
+        if vectors.shape[1] > 1:
+            pooled.append(vectors.float().std(dim=1, correction=0))
+    return torch.cat(pooled, dim=1).cpu()
+
+
+def stratified(
+    labels: Indices,  # [n]
+    count: int,
+    draw: torch.Generator,
+) -> Indices:
+    """At most `count` clips, as equal numbers of each class as there are, in ascending order.
+
+    A plain sample would leave rare classes with a clip or none, for which separation means nothing.
+    """
+    order = torch.randperm(len(labels), generator=draw).numpy()
+    by_class = order[labels[order].argsort(kind="stable")]
+    sizes = np.bincount(labels)
+    starts = np.cumsum(sizes) - sizes
+    rank = np.arange(len(labels)) - starts[labels[by_class]]  # 0 for the first of each class
+    return np.sort(by_class[rank.argsort(kind="stable")][:count])
+
+
+def prompt_family(
+    prompt: str,
+    families: Mapping[str, str],  # keyword, one word in lower case, to family
+) -> str:
+    """The family of the first keyword that is a word of the prompt."""
+    words = "".join(letter if letter.isalnum() else " " for letter in prompt.lower()).split()
+    return next((family for keyword, family in families.items() if keyword in words), OTHER)

@@ -33,8 +33,7 @@ from braid.clips.config import RepresentationConfig
 from braid.clips.shards.dataset import Clips
 from braid.common.plotting import BLUE, GREEN, INK, ORANGE, PALE, save, styled
 from braid.common.rng import generator
-from braid.representation.evaluation import Evaluation, Space
-from braid.representation.samples import Sample
+from braid.representation.evaluation import Evaluation, Sample, Space
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]

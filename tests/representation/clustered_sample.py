@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from braid.clips.config import QuantizerConfig, RepresentationConfig
-from braid.representation.evaluation import Evaluation, Space, evaluate
-from braid.representation.samples import Sample
+from braid.representation.evaluation import Evaluation, Sample, Space, evaluate
 
 N, K = 96, 4
 RNG = np.random.default_rng(0)

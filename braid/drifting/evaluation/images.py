@@ -33,8 +33,7 @@ from torch import Tensor
 
 from braid.common.timing import timed
 from braid.drifting.config import ImageEvaluationConfig
-from braid.drifting.image.corruption import KeypatchCorruption, per_pixel
-from braid.drifting.image.refiner import ImageRefiner
+from braid.drifting.image.refiner import ImageRefiner, KeypatchCorruption, per_pixel
 from braid.drifting.video.refiner import refine
 from braid.metrics.distances import (
     PcaSpace,

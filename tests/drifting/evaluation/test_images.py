@@ -26,8 +26,7 @@ from braid.drifting.evaluation.images import (
     nearest,
     score,
 )
-from braid.drifting.image.corruption import KeypatchCorruption
-from braid.drifting.image.refiner import ImageRefiner
+from braid.drifting.image.refiner import ImageRefiner, KeypatchCorruption
 from tests.drifting.image.configs import evaluation_config, keypatch_config, refiner_config
 
 CLASSES = 3

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from braid.common.rng import generator
-from braid.drifting.image.corruption import KeypatchCorruption
-from braid.drifting.image.refiner import ImageRefiner
+from braid.drifting.image.refiner import ImageRefiner, KeypatchCorruption
 from braid.drifting.image.training import ImageProbe
 from braid.drifting.loss.drift import DriftLoss
 from braid.drifting.training.objectives import DriftObjective

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from braid.common.rng import generator as stream
 from braid.drifting.mae.latent_mae import LatentMae, load_latent_mae, save_latent_mae
-from braid.drifting.mae.objective import MaeObjective, Masking, hide
-from braid.drifting.mae.report import mae_report, mae_status
+from braid.drifting.mae.objective import MaeObjective, Masking, hide, mae_report, mae_status
 from tests.drifting import configs
 
 MASKING = Masking(configs.masking("patch"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from braid.common.rng import generator
-from braid.drifting.image.corruption import (
+from braid.drifting.image.refiner import (
     level_counts,
     nested_masks,
     patch_grid,

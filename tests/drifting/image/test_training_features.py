@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from braid.common.torchvision import mend_torchvision
-from braid.drifting.image.features import ImageFeatures, ResNet, image_branches, image_features
+from braid.drifting.image.training import ImageFeatures, ResNet, image_branches, image_features
 from braid.drifting.mae.latent_mae import LatentMae, save_latent_mae
 from braid.drifting.video.features import ClipFeatures
 from tests.drifting.image.configs import features_config

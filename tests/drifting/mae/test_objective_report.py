@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from braid.common.rng import generator as stream
-from braid.drifting.mae.objective import MODES, Masking
-from braid.drifting.mae.report import MaeReport, mae_report, mae_status
+from braid.drifting.mae.objective import MODES, MaeReport, Masking, mae_report, mae_status
 from braid.training.trainer import Run, train
 from tests.drifting import configs
 from tests.drifting.toy_mae import MASKING, generator

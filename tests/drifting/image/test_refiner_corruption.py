@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from braid.common.rng import generator
-from braid.drifting.image.corruption import KeypatchCorruption, patchify, per_pixel
+from braid.drifting.image.refiner import KeypatchCorruption, patchify, per_pixel
 from braid.drifting.interpolation.interpolation import Laplacian
 from tests.drifting.image.configs import keypatch_config
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from braid.representation.retrieval import (
+from braid.representation.separation import (
     cosine_agreement,
     kernel_percentiles,
     label_agreement,

@@ -11,7 +11,13 @@ from braid.clips.config import PoolingConfig
 from braid.clips.shards.dataset import Clips
 from braid.common.rng import generator
 from braid.pseudo_classes.quantizer import Pooling, PseudoClasses
-from braid.representation.samples import OTHER, pool_groups, prompt_family, read_sample, stratified
+from braid.representation.evaluation import (
+    OTHER,
+    pool_groups,
+    prompt_family,
+    read_sample,
+    stratified,
+)
 from tests.representation.clustered_sample import config
 
 FAMILIES = {"drifts": "drift", "grows": "scale", "shrinks": "scale"}

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from braid.drifting.evaluation.image_pictures import (
+from braid.drifting.evaluation.images import Completed
+from braid.drifting.evaluation.pictures import (
     MISSING,
     blanked,
     draw_classes,
@@ -20,7 +21,6 @@ from braid.drifting.evaluation.image_pictures import (
     sheet,
     tiled,
 )
-from braid.drifting.evaluation.images import Completed
 
 TRUTH = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 CLASSES = torch.arange(12) % 3
