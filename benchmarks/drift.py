@@ -34,6 +34,10 @@ from braid.drifting.loss.drift import DriftLoss, Samples
 CLASSES, UNCONDITIONAL = 8, 16
 CONFIG = DriftLossConfig(
     temperatures=(0.02, 0.05, 0.2),
+    annealing=1.0,
+    annealing_steps=0,
+    coupling="softmax",
+    normalization="joint",
     attraction=1.0,
     floor=1e-6,
     self_mask=100.0,

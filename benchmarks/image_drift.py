@@ -79,6 +79,7 @@ class LoopedLoss(DriftLoss):
         groups: Mapping[str, Samples],
         unconditional_weight: Tensor,  # [C]
         *,
+        step: float = math.inf,
         statistics: bool = False,
     ) -> DriftResult:
         """The same loss, class by class and vector by vector."""

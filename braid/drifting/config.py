@@ -40,12 +40,26 @@ class DriftLossConfig(Config):
     """The drifting loss; symbols as in braid/drifting/loss/drift.py."""
 
     temperatures: tuple[Positive, ...] = Field(strict=False, min_length=1)  # tau, mean distances
+    annealing: Annotated[float, Field(ge=1)]  # times tau at first, falling exponentially to 1
+    annealing_steps: Whole  # updates until it is 1
+    coupling: Literal["softmax", "sinkhorn"]  # A: both softmaxes, or a scaling of both sides' sums
+    normalization: Literal["joint", "separate"]  # of A's rows: over all columns, or each side's
     attraction: Positive  # times the positive force; anything but 1 is out of equilibrium
     floor: NonNegative  # of the softmaxes' product; release 1e-6, paper and peers 0
     self_mask: NonNegative  # m, in mean distances; release 100, paper 1e6 before S
     weighting: Literal["affinity", "logit"]  # of unconditional negatives: release w A; log(w) in L
     reduction: Literal["mean", "sum"]  # over the locations of a group: release mean, peers sum
     scale_scope: Literal["batch", "class"]  # of S and lambda: release batch, some peers class
+
+    @model_validator(mode="after")
+    def _annealing_takes_steps(self) -> DriftLossConfig:
+        if (self.annealing > 1) != (self.annealing_steps > 0):
+            wanted = "1 or more" if self.annealing > 1 else "0"
+            raise ValueError(
+                f"annealing_steps is {self.annealing_steps}, expected {wanted}: "
+                f"annealing is {self.annealing}"
+            )
+        return self
 
 
 Interpolator = Literal["linear", "cubic", "inverse_distance", "harmonic", "sinkhorn"]
@@ -110,6 +124,8 @@ class DriftFeaturesConfig(Config):
         return self
 
 
+# Of a class's memory bank: any, the nearest to the step's refined clips, or after their own truth.
+PositiveSampling = Literal["random", "nearest", "own"]
 Generated = Annotated[int, Field(ge=2)]  # clips or images a class in a step
 
 
@@ -118,6 +134,7 @@ class BatchesConfig(Config):
 
     classes: Count
     positives: Count  # a class, from its memory bank
+    positive_sampling: PositiveSampling
     negatives: Whole  # generated earlier, a class, from its memory bank
     unconditional: Count  # real clips of any class
     bank: Count  # clips kept a class

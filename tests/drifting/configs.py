@@ -37,6 +37,10 @@ CORRUPTION: dict[str, Any] = {
 }
 LOSS: dict[str, Any] = {
     "temperatures": (0.02, 0.05, 0.2),
+    "annealing": 1.0,
+    "annealing_steps": 0,
+    "coupling": "softmax",
+    "normalization": "joint",
     "attraction": 1.0,
     "floor": 1e-6,
     "self_mask": 100.0,
@@ -48,6 +52,7 @@ BATCHES: dict[str, Any] = {
     "classes": 2,
     "generated": 4,
     "positives": 6,
+    "positive_sampling": "random",
     "negatives": 0,
     "unconditional": 3,
     "bank": 8,

@@ -12,6 +12,12 @@ of a group, over the classes and samples of the batch and over processes. So the
 after the forward pass: -2 sum_tau (V / lambda) / (count S / sqrt(D)). With one temperature the
 loss of a group is 1 whatever the samples are: watch the statistics, not the loss.
 
+Switches of the same field, all off by default. `coupling: sinkhorn` (arXiv 2603.12366) replaces A
+by u_i exp(L_ij) v_j, scaled until each row sums to 1 and column j to N w_j / sum w. With
+`normalization: separate` rows are normalized over the negatives and over the positives apart, as
+in the paper's definition V = V+ - V-; with a Sinkhorn coupling V is then the difference of two
+barycenters. `annealing` (arXiv 2603.09936) multiplies tau by a^(1 - step / annealing_steps).
+
 `reference.py` has the same as plain loops.
 """
 
@@ -34,6 +40,7 @@ __all__ = ["DriftLoss", "DriftResult", "Samples"]
 
 MIN_SCALE = 1e-3  # of S, and of the unit of phi
 MIN_SQUARE = 1e-8  # of lambda^2
+ITERATIONS = 30  # of the Sinkhorn scaling
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class DriftLoss:
         groups: Mapping[str, Samples],
         unconditional_weight: Tensor,  # [C] w of each unconditional negative
         *,
+        step: float = math.inf,  # of the training, which annealing goes by
         statistics: bool = False,
     ) -> DriftResult:
         """The loss; under several processes each calls it with groups of the same names."""
@@ -68,16 +76,26 @@ class DriftLoss:
         for name, samples in groups.items():
             samples.check(name, len(unconditional_weight))
         log = DriftStatistics(self.config.temperatures) if statistics else None
-        per_group = {}
+        taus, per_group = self.temperatures(step), {}
         for name, samples in groups.items():
             with torch.no_grad(), torch.autocast(samples.generated.device.type, enabled=False):
-                drift, unit, count = self._drift(name, lay_out(samples, unconditional_weight), log)
+                parts = lay_out(samples, unconditional_weight)
+                drift, unit, count = self._drift(name, parts, taus, log)
             per_group[name] = _Loss.apply(samples.generated, drift, unit, count)
         loss = torch.stack(list(per_group.values())).sum()
         return DriftResult(loss, per_group, log.result() if log else {})
 
+    def temperatures(self, step: float) -> list[float]:
+        """Tau at a step of the training."""
+        left = max(0.0, 1 - step / max(self.config.annealing_steps, 1))
+        return [tau * self.config.annealing**left for tau in self.config.temperatures]
+
     def _drift(
-        self, name: str, parts: Iterable[Layout], log: DriftStatistics | None
+        self,
+        name: str,
+        parts: Iterable[Layout],
+        taus: Sequence[float],
+        log: DriftStatistics | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """sum_tau V / lambda [L, C, N, D], the unit of phi [1 or C], the size of the mean []."""
         # A part's distances at once, while its columns are still in the cache.
@@ -92,7 +110,7 @@ class DriftLoss:
         scale = _ratio(shared[0], shared[1]).clamp(min=MIN_SCALE)
         unit = (scale / math.sqrt(dims)).clamp(min=MIN_SCALE)
 
-        force, squares = self._forces(groups, distance.div_(scale[:, None, None]), log)
+        force, squares = self._forces(groups, distance.div_(scale[:, None, None]), taus, log)
         squares = squares / unit.square()  # [T, C]
         if self.config.scale_scope == "batch":
             squares = distributed.mean(squares.sum(1, keepdim=True))
@@ -110,6 +128,7 @@ class DriftLoss:
         self,
         parts: Sequence[Layout],
         distance: Tensor,  # [L, C, N, M] in S
+        taus: Sequence[float],
         log: DriftStatistics | None,
     ) -> tuple[Tensor, Tensor]:
         """V in features, [L, C, T, N, D], and its sum of squares by class, [T, C]."""
@@ -120,7 +139,7 @@ class DriftLoss:
         sizes = [len(part.columns) for part in parts]
         pieces = (values.split(sizes) for values in (distance, force, norms))
         for part, near, moved, size in zip(parts, *pieces, strict=True):
-            affinity = self.affinity(part, near)
+            affinity = self.affinity(part, near, taus)
             if log:
                 log.add_rows(near, affinity, part)
             part.combine(self.coefficients(part, affinity), out=moved)
@@ -131,9 +150,10 @@ class DriftLoss:
         self,
         group: Layout,
         distance: Tensor,  # [L, C, N, M] in S
+        taus: Sequence[float],
     ) -> Tensor:
         """A at each temperature, [L, C, T, N, M]; 0 for padding."""
-        rate = -1 / distance.new_tensor(self.config.temperatures)[:, None, None]
+        rate = -1 / distance.new_tensor(taus)[:, None, None]
         logits = distance[:, :, None] * rate
         group.diagonal(logits).add_(self.config.self_mask * rate[..., 0])
         weight, pairs = group.weight[:, None, None], group.pairs
@@ -143,10 +163,40 @@ class DriftLoss:
             pairs = heavy.expand(-1, distance.shape[2], -1) if pairs is None else pairs & heavy
         if pairs is not None:
             logits.masked_fill_(~pairs[:, None], -math.inf)
-        affinity = logits.softmax(-1).mul_(logits.softmax(-2)).clamp_(min=self.config.floor).sqrt_()
-        if self.config.weighting == "affinity":
-            affinity.mul_(weight)
+        every, positives = logits.shape[-1], group.positives
+        separate = self.config.normalization == "separate"
+        sides = [every - positives, positives] if separate else [every]
+        couple = {"softmax": self._softmaxes, "sinkhorn": self._scaled}[self.config.coupling]
+        counts = group.counts[:, None, None, None]
+        blocks = zip(logits.split(sides, -1), weight.split(sides, -1), strict=True)
+        coupled = [couple(block, column_weight, counts) for block, column_weight in blocks]
+        affinity = torch.cat(coupled, -1) if separate else coupled[0]
         return affinity if pairs is None else affinity.masked_fill_(~pairs[:, None], 0)
+
+    def _softmaxes(
+        self,
+        logits: Tensor,  # [L, C, T, N, M]
+        weight: Tensor,  # [C, 1, 1, M]
+        _: Tensor,
+    ) -> Tensor:
+        """The geometric mean of both softmaxes."""
+        affinity = logits.softmax(-1).mul_(logits.softmax(-2)).clamp_(min=self.config.floor).sqrt_()
+        return affinity.mul_(weight) if self.config.weighting == "affinity" else affinity
+
+    def _scaled(
+        self,
+        logits: Tensor,  # [L, C, T, N, M]
+        weight: Tensor,  # [C, 1, 1, M]
+        rows: Tensor,  # [C, 1, 1, 1] how many exist
+    ) -> Tensor:
+        """The Sinkhorn coupling: rows sum to 1, columns, but for what is left, by their weights."""
+        small = torch.finfo(logits.dtype).min  # in place of -inf, of padding, whose inverse is inf
+        goal = (rows * weight / weight.sum(-1, keepdim=True)).log()
+        potential = torch.zeros_like(logits[..., :1])
+        for _ in range(ITERATIONS):
+            column = goal - (logits + potential).logsumexp(-2, keepdim=True).clamp(min=small)
+            potential = -(logits + column).logsumexp(-1, keepdim=True).clamp(min=small)
+        return (logits + column + potential).exp_()
 
     def coefficients(
         self,

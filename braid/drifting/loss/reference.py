@@ -16,6 +16,7 @@ from braid.drifting.loss.samples import Samples
 
 MIN_DISTANCE = 1e-4
 MIN_LAMBDA = 1e-4
+ITERATIONS = 30  # of the Sinkhorn scaling
 
 
 def compute_v(
@@ -31,17 +32,35 @@ def compute_v(
     logits = -(distance + config.self_mask * torch.eye(*distance.shape).to(distance)) / tau
     if config.weighting == "logit":
         kept = weight > 0
-        logits, columns, weight = (
-            (logits + weight.log())[:, kept],
-            columns[kept],
-            weight.new_ones(1),
-        )
-    affinity = (logits.softmax(1) * logits.softmax(0)).clamp(min=config.floor).sqrt() * weight
-    negative, positive = affinity[:, :-positives], affinity[:, -positives:]
+        logits, columns, weight = (logits + weight.log())[:, kept], columns[kept], weight[kept]
+    sides = [slice(-positives), slice(-positives, None)]
+    couple = {"softmax": _softmaxes, "sinkhorn": _scaled}[config.coupling]
+    if config.normalization == "joint":
+        affinity = couple(logits, weight, config)
+        negative, positive = (affinity[:, side] for side in sides)
+    else:
+        negative, positive = (couple(logits[:, side], weight[side], config) for side in sides)
     attract = config.attraction * positive * negative.sum(1, keepdim=True)
     repel = negative * positive.sum(1, keepdim=True)
     excess = (attract.sum(1) - repel.sum(1))[:, None]  # 0 at attraction 1
     return attract @ columns[-positives:] - repel @ columns[:-positives] - excess * columns[:count]
+
+
+def _softmaxes(logits: Tensor, weight: Tensor, config: DriftLossConfig) -> Tensor:
+    affinity = (logits.softmax(1) * logits.softmax(0)).clamp(min=config.floor).sqrt()
+    return affinity * weight if config.weighting == "affinity" else affinity
+
+
+def _scaled(logits: Tensor, weight: Tensor, _: DriftLossConfig) -> Tensor:
+    """The kernel itself, its columns and rows divided by their sums in turn."""
+    plan = logits.exp() * (weight > 0)
+    for _turn in range(ITERATIONS):
+        for j in weight.nonzero().flatten():
+            goal = len(plan) * weight[j] / weight.sum()
+            plan[:, j] = plan[:, j] * goal / plan[:, j].sum()
+        for i in range(len(plan)):
+            plan[i] = plan[i] / plan[i].sum()
+    return plan
 
 
 def drift_loss(

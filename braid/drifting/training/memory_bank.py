@@ -7,6 +7,7 @@ that holds too few; that is counted, for it weights samples double.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -82,8 +83,11 @@ class MemoryBanks:
         classes: Tensor,  # [C] int64; a class that stands there twice is drawn from twice
         count: int,
         generator: torch.Generator,
+        near: Tensor | None = None,  # [C, N, ...] to take the nearest samples to; None: any
     ) -> Drawn:
-        """`count` samples of each class.
+        """`count` samples of each class, at random or those at the least distance to one of `near`.
+
+        The nearest of a class that has too few are all of it, as evenly repeated as can be.
 
         Raises:
             ValueError: `count` is more than a class can hold.
@@ -97,9 +101,12 @@ class MemoryBanks:
         keys = torch.rand(
             (len(classes), self.capacity), generator=generator, device=generator.device
         ).cpu()
-        unique = keys.masked_fill(torch.arange(self.capacity) >= size, 2).argsort(1)[:, :count]
-        repeated = (keys[:, :count] * size).long().minimum((size - 1).clamp(min=0))
-        index = torch.where(size >= count, unique, repeated)
+        order = keys if near is None else self._distances(classes, near)
+        order = order.masked_fill(torch.arange(self.capacity) >= size, math.inf).argsort(1)
+        index = order.gather(1, torch.arange(count) % size.clamp(min=1))
+        if near is None:
+            repeated = (keys[:, :count] * size).long().minimum((size - 1).clamp(min=0))
+            index = torch.where(size >= count, index, repeated)
         self.fallbacks += int((size < count).sum())
         return Drawn(self.samples[classes[:, None], index], count * (size[:, 0] > 0))
 
@@ -124,6 +131,11 @@ class MemoryBanks:
         self.pushed = pushed.clone()
         self.fallbacks = int(state["fallbacks"])
         self.samples[self._filled()] = samples.to(self.samples)
+
+    def _distances(self, classes: Tensor, near: Tensor) -> Tensor:
+        """From each slot of classes [C] to the nearest of [C, N, ...], [C, capacity]."""
+        slots = self.samples[classes].flatten(2)
+        return torch.cdist(slots, near.detach().to(slots).flatten(2)).amin(2).cpu()
 
     def _filled(self) -> Tensor:
         """Which slots hold a sample, [K, capacity]."""

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from braid.drifting.config import DriftBatchesConfig
+from braid.drifting.config import DriftBatchesConfig, PositiveSampling
 from braid.drifting.loss.drift import DriftLoss, Samples
 from braid.drifting.training.memory_bank import Drawn, MemoryBank, MemoryBanks
 from braid.drifting.video.corruption import Corrupted, ForwardProcess
@@ -29,6 +29,11 @@ from braid.training.trainer import Stateful
 Features = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, T, H, W] to groups of [B, L, D]
 Branch = tuple[float, Features]  # weight of its loss, and what the drift is computed in
 Latents = Callable[[Tensor], Tensor]  # clips by position [B] in the training split
+POSITIVES: dict[PositiveSampling, str] = {
+    "random": "without replacement",
+    "nearest": "the nearest to the refined clips",
+    "own": "after the truth of the refined clips",
+}
 
 
 def distinct(
@@ -180,7 +185,7 @@ class DriftObjective(Refinement):
         alpha = alpha.to(self.device)
         refined = self.refine(alpha, cpu)
         self._refresh(refined, cpu)
-        positives = self.banks["real"].draw(refined.classes, config.positives, cpu).samples
+        positives = self._positives(refined, cpu)
         negatives = self.banks["generated"].draw(refined.classes, config.negatives, cpu)
         unconditional = self._unconditional(config.unconditional, cpu)
         if config.negatives:
@@ -191,7 +196,7 @@ class DriftObjective(Refinement):
         terms, self.diagnostics = {}, self._fallbacks(refined)
         for name, (branch_weight, features) in self.branches.items():
             groups = self._groups(features, refined.clips, positives, negatives, unconditional)
-            result = self.loss(groups, weight, statistics=logged)
+            result = self.loss(groups, weight, step=step, statistics=logged)
             terms[name] = branch_weight * result.loss
             statistics = {**result.statistics}
             if logged:
@@ -202,14 +207,14 @@ class DriftObjective(Refinement):
     def card(self, effective: int) -> dict[str, str]:
         """Where positives and negatives come from, and how many vectors phi has in each branch."""
         sample = self.load(self.latents, torch.zeros(1, dtype=torch.long))
-        phi = []
+        phi, how = [], self.batches.positive_sampling
         for name, (_, features) in self.branches.items():
             groups = features(sample)
             count = sum(vectors.shape[1] for vectors in groups.values())
             phi.append(f"{name}: {count} vectors in {len(groups)} groups")
         return {
             **super().card(effective),
-            "positives": "memory banks of real latents by class, without replacement",
+            "positives": f"memory banks of real latents by class, {POSITIVES[how]}",
             "negatives": "this step's clips, then banked ones, then weighted unconditional ones",
             "encoder": "frozen" if "encoder" in self.branches else "none",
             "phi": "; ".join(phi),
@@ -252,6 +257,14 @@ class DriftObjective(Refinement):
             count = min(int(self.sampler.sizes[label]), self.batches.positives)
             members = self.sampler.members(label, count, generator).members
             self.banks["real"].push(*_rows(label, self.load(self.latents, members)))
+
+    def _positives(self, refined: Refined, generator: torch.Generator) -> Tensor:
+        """Real clips of each class, [C, P, ...]."""
+        count, how = self.batches.positives, self.batches.positive_sampling
+        own = refined.truth[:, : count if how == "own" else 0]
+        near = refined.clips if how == "nearest" else None
+        banked = self.banks["real"].draw(refined.classes, count - own.shape[1], generator, near)
+        return torch.cat([own.to(banked.samples), banked.samples], 1)
 
     def _unconditional(self, count: int, generator: torch.Generator) -> Tensor:
         """Real clips of any class, each training clip with the same chance."""

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -37,6 +38,11 @@ def by_reference(samples: Samples, **switches: object) -> tuple[Tensor, ...]:
         {"attraction": 1.5},
         {"floor": 0.0},
         {"self_mask": 0.5},
+        {"normalization": "separate"},
+        {"normalization": "separate", "weighting": "logit", "attraction": 1.5},
+        {"coupling": "sinkhorn"},
+        {"coupling": "sinkhorn", "normalization": "separate"},
+        {"coupling": "sinkhorn", "weighting": "logit", "scale_scope": "class"},
     ],
 )
 def test_all_classes_at_once_are_the_loops_over_them(switches):
@@ -165,7 +171,7 @@ def test_without_the_mask_samples_that_are_the_data_stay():
 
 def affinities(loss: DriftLoss, weight: Tensor) -> Tensor:
     (group,) = lay_out(example(), weight)
-    return loss.affinity(group, group.distances() / 5)
+    return loss.affinity(group, group.distances() / 5, loss.config.temperatures)
 
 
 def test_affinities_are_linear_in_the_weight_of_unconditional_samples():
@@ -192,6 +198,81 @@ def test_without_guidance_unconditional_samples_pull_nothing_but_slow_each_drift
         differentiate(logit, example(), zero),
         differentiate(logit, example(unconditional=None), zero),
     )
+
+
+@pytest.mark.parametrize("normalization", ["joint", "separate"])
+def test_a_sinkhorn_coupling_gives_rows_one_and_columns_what_they_weigh(normalization):
+    loss = drift_loss(temperatures=[0.2], coupling="sinkhorn", normalization=normalization)
+    coupled = affinities(loss, WEIGHT)[:, :, 0]  # [L, C, N, M]: 6 unconditional, 5 + 2, 7 positive
+    weight = torch.cat([WEIGHT[:, None].expand(3, 6), torch.ones(3, 14)], 1)
+    sides = [slice(0, 20)] if normalization == "joint" else [slice(0, 13), slice(13, 20)]
+    for side in sides:
+        part, columns = coupled[..., side], weight[:, side]
+        torch.testing.assert_close(part.sum(-1), torch.ones(4, 3, 5).double())
+        expected = 5 * columns / columns.sum(1, keepdim=True)
+        torch.testing.assert_close(part.sum(-2), expected.expand(4, -1, -1), rtol=0, atol=2e-3)
+
+
+def test_with_separate_sinkhorn_sides_the_force_is_between_two_barycenters():
+    loss = drift_loss(temperatures=[0.2], coupling="sinkhorn", normalization="separate")
+    (group,) = lay_out(example(), WEIGHT)
+    affinity = loss.affinity(group, group.distances() / 5, [0.2])
+    columns = group.columns[:, :, None]
+    barycenters = (
+        affinity[..., 13:] @ columns[..., 13:, :],
+        affinity[..., :13] @ columns[..., :13, :],
+    )
+    force = loss.coefficients(group, affinity.clone()) @ columns
+    torch.testing.assert_close(force, barycenters[0] - barycenters[1])
+
+
+@pytest.mark.parametrize("coupling", ["softmax", "sinkhorn"])
+def test_one_positive_draws_alike_when_sides_are_normalized_apart(coupling):
+    samples = Samples(normal(0, 1, 6, 1, 8), normal(1, 1, 1, 1, 8) + 20)
+    (group,) = lay_out(samples, WEIGHT[:1])
+    distance = group.distances() / 30
+    separate = drift_loss(floor=0.0, coupling=coupling, normalization="separate")
+    drawn = separate.affinity(group, distance, [0.02])[..., -1]
+    if coupling == "sinkhorn":
+        torch.testing.assert_close(drawn, torch.ones_like(drawn))
+    else:  # the softmax over one column is 1: what is left is the one over rows
+        rows = (-distance[..., -1] / 0.02).softmax(-1)
+        torch.testing.assert_close(drawn[:, :, 0], rows.sqrt())
+    joint = drift_loss(floor=0.0).affinity(group, distance, [0.02])[..., -1]
+    assert joint.max() < 1e-3  # far positives lose against near negatives
+
+
+@pytest.mark.parametrize("normalization", ["joint", "separate"])
+@pytest.mark.parametrize("coupling", ["softmax", "sinkhorn"])
+def test_padding_has_no_effect_on_any_coupling(coupling, normalization):
+    switches = {"coupling": coupling, "normalization": normalization}
+    few = example(unconditional=None, negatives=None)
+    wide = {
+        "generated": torch.cat([few.generated, normal(7, 3, 2, 4, 16)], 1),
+        "positives": torch.cat([few.positives, normal(8, 3, 3, 4, 16)], 1),
+        "generated_count": torch.tensor([5, 5, 5]),
+        "positive_count": torch.tensor([7, 7, 7]),
+    }
+    value, gradient = differentiate(drift_loss(**switches), few)
+    padded = differentiate(drift_loss(**switches), replace(few, **wide))
+    torch.testing.assert_close(padded[0], value)
+    torch.testing.assert_close(padded[1][:, :5], gradient)
+    assert (padded[1][:, 5:] == 0).all()
+
+
+def test_temperatures_fall_exponentially_to_the_configured_ones():
+    loss = drift_loss(temperatures=[0.1, 0.2], annealing=8.0, annealing_steps=30)
+    assert loss.temperatures(0) == pytest.approx([0.8, 1.6])
+    assert loss.temperatures(10) == pytest.approx([0.4, 0.8])
+    assert loss.temperatures(20) == pytest.approx([0.2, 0.4])
+    assert (
+        loss.temperatures(30) == loss.temperatures(99) == loss.temperatures(math.inf) == [0.1, 0.2]
+    )
+    samples = {"x": example()}
+    early = loss(samples, WEIGHT, step=10, statistics=True).statistics
+    hot = drift_loss(temperatures=[0.4, 0.8])(samples, WEIGHT, statistics=True).statistics
+    torch.testing.assert_close(early["field_sq_x_0.1"], hot["field_sq_x_0.4"])
+    torch.testing.assert_close(early["kernel_mass_ratio_0.2"], hot["kernel_mass_ratio_0.8"])
 
 
 def test_half_precision_comes_in_and_single_precision_is_computed():
@@ -225,8 +306,17 @@ def test_the_compiler_takes_it():
         ("weighting", "log"),
         ("reduction", "none"),
         ("scale_scope", "group"),
+        ("coupling", "transport"),
+        ("normalization", "both"),
+        ("annealing", 0.5),
     ],
 )
 def test_impossible_settings_are_named(key, value):
     with pytest.raises(ValueError, match=key):
         configs.loss(**{key: value})
+
+
+@pytest.mark.parametrize(("annealing", "steps", "wanted"), [(2.0, 0, "1 or more"), (1.0, 9, "0")])
+def test_annealing_without_steps_is_named(annealing, steps, wanted):
+    with pytest.raises(ValueError, match=f"annealing_steps is {steps}, expected {wanted}: anneal"):
+        configs.loss(annealing=annealing, annealing_steps=steps)

@@ -55,6 +55,7 @@ BATCHES: dict[str, Any] = {
     "classes": 4,
     "generated": 4,
     "positives": 4,
+    "positive_sampling": "random",
     "negatives": 0,
     "unconditional": 2,
     "bank": 4,

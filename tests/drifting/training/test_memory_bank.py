@@ -104,6 +104,29 @@ def test_banks_go_on_bit_for_bit_from_their_state(tmp_path):
     assert len(banks.state_dict()["samples"]) == 7
 
 
+def test_the_nearest_samples_are_those_of_loops_over_all():
+    draw = torch.Generator().manual_seed(3)
+    banks = MemoryBanks(2, 8, (2, 3))
+    samples = torch.randn(14, 2, 3, generator=draw)
+    banks.push(torch.tensor([0] * 8 + [1] * 6), samples)
+    near = torch.randn(2, 3, 2, 3, generator=draw)
+    actual = banks.draw(torch.tensor([1, 0]), 4, generator(), near).samples
+    for row, kept in enumerate((samples[8:], samples[:8])):
+        distances = [min(float((s - x).norm()) for x in near[row]) for s in kept]
+        expected = sorted(range(len(kept)), key=distances.__getitem__)[:4]
+        assert torch.equal(actual[row], kept[expected])
+    assert banks.fallbacks == 0
+
+
+def test_the_nearest_of_a_class_with_too_few_are_all_of_it_in_turn():
+    banks = MemoryBanks(3, 4, (1,))
+    banks.push(torch.tensor([2, 2]), numbered(7, 9))
+    near = torch.tensor([10.0]).view(1, 1, 1)
+    drawn = banks.draw(torch.tensor([2]), 4, generator(), near)
+    assert drawn.samples.flatten().tolist() == [9, 7, 9, 7]
+    assert banks.fallbacks == 1
+
+
 def test_the_state_of_other_banks_is_refused():
     with pytest.raises(ValueError, match="another size"):
         MemoryBanks(2, 4, (1,)).load_state_dict(filled().state_dict())

@@ -80,6 +80,57 @@ def test_positives_come_from_the_bank_of_the_clip_s_class(monkeypatch) -> None:
     assert banks.sizes.min() >= 8
 
 
+def positives_and_step(monkeypatch, sampling: str) -> tuple[list, list]:
+    """The positives [C, P, L D] of three steps, and what each step refined."""
+    objective = toy_objective("drift", generated=4, positives=6, positive_sampling=sampling)
+    calls, steps, refine = [], [], objective.refine
+    monkeypatch.setattr(objective, "loss", _recording(objective.loss, calls))
+    objective.refine = lambda *given: steps.append(refine(*given)) or steps[-1]
+    for step in range(3):
+        objective(step, generator(0, "step", step))
+    return [groups["tokens"].positives.flatten(2) for groups in calls], steps
+
+
+def tokens(clips: torch.Tensor) -> torch.Tensor:
+    """Vectors [C, N, L D] of clips [C, N, ...]."""
+    return vanilla(["tokens"])(clips.flatten(0, 1))["tokens"].flatten(1).unflatten(0, (2, -1))
+
+
+def test_a_clip_s_own_truth_is_among_its_positives(monkeypatch) -> None:
+    for sampling, expected in (("own", True), ("random", False)):
+        positives, steps = positives_and_step(monkeypatch, sampling)
+        every = [
+            torch.equal(drawn[:, :4], tokens(step.truth))
+            for drawn, step in zip(positives, steps, strict=True)
+        ]
+        assert every == [expected] * 3
+        assert all(drawn.shape[1] == 6 for drawn in positives)
+
+
+def test_the_nearest_positives_are_sought_for_the_refined_clips(monkeypatch) -> None:
+    near, objective = [], toy_objective("drift", positives=3, positive_sampling="nearest")
+    banks, refine = objective.banks["real"], objective.refine
+    draw = banks.draw
+    monkeypatch.setattr(banks, "draw", lambda *given: near.append(given[3]) or draw(*given))
+    steps = []
+    objective.refine = lambda *given: steps.append(refine(*given)) or steps[-1]
+    objective(0, generator(0, "step"))
+    assert torch.equal(near[0], steps[0].clips)
+
+
+def test_temperatures_are_annealed_by_the_step(monkeypatch) -> None:
+    seen = []
+    objective = toy_objective("drift")
+    objective.loss = DriftLoss(configs.loss(annealing=4.0, annealing_steps=2))
+    temperatures = objective.loss.temperatures
+    monkeypatch.setattr(
+        objective.loss, "temperatures", lambda step: seen.append(temperatures(step)) or seen[-1]
+    )
+    for step in range(3):
+        objective(step, generator(0, "step", step))
+    assert [taus[0] / 0.02 for taus in seen] == pytest.approx([4, 2, 1])
+
+
 def test_banked_negatives_are_clips_of_earlier_steps(monkeypatch) -> None:
     objective = toy_objective("drift", negatives=3)
     calls = []
@@ -256,9 +307,9 @@ def test_the_balance_of_groups_is_that_of_their_gradients() -> None:
 
 
 def _recording(loss, calls):
-    def record(groups, weight, statistics=False):
+    def record(groups, weight, step, statistics=False):
         calls.append(groups)
-        return loss(groups, weight, statistics=statistics)
+        return loss(groups, weight, step=step, statistics=statistics)
 
     return record
 
