@@ -293,7 +293,10 @@ def _described(fault: Any) -> Iterator[str]:
             new = renamed(key)
             yield f"{key}: " + (f"is now {new}" if new else "no such key")
         return
-    shown = "" if isinstance(value, Mapping) else f" (got {value!r})"
+    if fault["type"] == "string_type" and value is None:
+        message += ", the word none where there is no file"
+    got = "null" if value is None else repr(value)
+    shown = "" if isinstance(value, Mapping) else f" (got {got})"
     yield f"{place or 'params'}: {message}{shown}"
 
 
