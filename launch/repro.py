@@ -24,6 +24,7 @@ from threading import Thread
 from typing import IO
 
 from braid.stage.dag import Declaration, declarations
+from braid.stage.params import load_params
 
 DVC = (sys.executable, "-m", "dvc", "--wait-for-lock", "repro")
 POLL = 0.2  # seconds between looks at what is running
@@ -144,12 +145,16 @@ def run(root: Path, jobs: int, arguments: Sequence[str] = ()) -> int:
 
 
 def main() -> None:
-    """Run the parts, then DVC once more over all of them."""
+    """Check params.yaml, run the parts, then DVC once more over all of them."""
     parser = argparse.ArgumentParser(prog="python -m launch.repro", description=__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="parts at a time (2); 1: plain repro")
     parser.add_argument("arguments", nargs="*", help="passed on to dvc repro")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        load_params(Path.cwd() / "params.yaml")  # DVC names neither the key nor what it expects
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     try:
         status = run(Path.cwd(), options.jobs, options.arguments) if options.jobs > 1 else 0
         if status == 0:

@@ -17,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import yaml
+
 from braid.stage.params import check_params, load_yaml, renamed
 
 # `params.yaml:` in front is optional; `+` adds a key, `++` adds or replaces, `~` takes away.
@@ -29,13 +31,16 @@ def command(root: Path, name: str, arguments: Sequence[str]) -> list[str]:
     """The `dvc exp run` of the recipe `name` with further arguments, all of its settings checked.
 
     Raises:
-        ValueError: no such recipe, a value that params.yaml cannot have, or an unknown or old key
+        ValueError: no such recipe, or an unknown or old key or a value that params.yaml cannot have
             among the recipe's or the arguments' `-S`; one line that names it.
     """
     params = load_yaml(root / "params.yaml")
     settings = resolve(root, name, committed_params(root) or params)
     check_params(settings, f"recipes/{name}.yaml")
-    _check_keys(arguments, settings)
+    given = _given(arguments)
+    _check_keys(given, settings)
+    for changed in _changed(given, settings):
+        check_params(changed, "-S")
     flags = [word for override in overrides(params, settings) for word in ("-S", override)]
     return ["dvc", "exp", "run", *flags, *arguments]
 
@@ -120,16 +125,21 @@ def _escaped(match: re.Match[str]) -> str:
     return match[1] * 2 + match[2].replace("'", r"\'")
 
 
-def _check_keys(arguments: Sequence[str], settings: Mapping[str, Any]) -> None:
-    """Refuse keys of `-S` that are old, or that are neither there nor added."""
+def _given(arguments: Sequence[str]) -> list[str]:
+    """The `-S` among the arguments of `dvc exp run`."""
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument("-S", "--set-param", action="append", default=[])
     for flag in DVC_FLAGS:  # which may stand before S in one word: -fS
         parser.add_argument(f"-{flag}", action="count")
     try:
-        given = parser.parse_known_args(arguments)[0].set_param
+        given: list[str] = parser.parse_known_args(arguments)[0].set_param
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from None
+    return given
+
+
+def _check_keys(given: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Refuse keys that are old, or that are neither there nor added."""
     for match in filter(None, map(_OVERRIDE.fullmatch, given)):
         key = match["key"]
         if _has(settings, key):
@@ -138,6 +148,28 @@ def _check_keys(arguments: Sequence[str], settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{key}: is now {new}")
         if not match["sign"].startswith("+"):
             raise ValueError(f"{key}: no such key")
+
+
+def _changed(given: Sequence[str], settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What DVC makes of the settings by `-S`; several, where one is a sweep (drift.K=64,512)."""
+    if not given:
+        return
+    from dvc.exceptions import InvalidArgumentError  # takes half a second
+    from dvc.utils.cli_parse import to_path_overrides
+    from dvc.utils.hydra import apply_overrides, get_hydra_sweeps, to_hydra_overrides
+    from hydra.errors import HydraException
+
+    try:
+        ours = {"params.yaml": to_path_overrides(given).get("params.yaml", [])}
+        sweeps = any(each.is_sweep_override() for each in to_hydra_overrides(ours["params.yaml"]))
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "params.yaml"
+            for chosen in get_hydra_sweeps(ours) if sweeps else [ours]:
+                path.write_text(yaml.safe_dump(dict(settings)), encoding="utf-8")
+                apply_overrides(path, chosen["params.yaml"])
+                yield load_yaml(path)
+    except (HydraException, InvalidArgumentError) as error:
+        raise ValueError(f"-S: {' '.join(str(error.__cause__ or error).split())}") from None
 
 
 def _has(settings: Any, key: str) -> bool:

@@ -13,7 +13,7 @@ from report.revisions import Revision
 
 Value = float | int | str | bool | None
 _SENTENCE = 24  # characters; longer cells are no figures
-NO_CHANGE = "–"  # where there is none to be told: words, or a figure of one revision
+NO_CHANGE = "–"  # where no difference exists: words, or a figure of one revision
 NOT_METRICS = ("metrics/runtime/", "metrics/tables/")
 
 

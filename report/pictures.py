@@ -41,7 +41,7 @@ class Picture:
 
     @property
     def alt(self) -> str:
-        """What it shows, as far as its place in plots/ tells."""
+        """What it shows, by its place in plots/."""
         folder, stem = PurePosixPath(self.path).parent, PurePosixPath(self.path).stem
         kind = "Animation" if self.path.endswith(".gif") else "Picture"
         words = [*folder.parts[1:], stem]

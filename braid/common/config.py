@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 BUILT_IN = "built_in"  # data or a model that the repository makes itself
 NONE = "none"  # a file there is not
@@ -21,6 +21,18 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 # of file names and of a command line.
 NAME_FORM = "letters, digits, _ and -, in quotes where it would be a number"
 Name = Annotated[str, Field(pattern=r"^\w[\w-]*$")]
+
+_Item = TypeVar("_Item")
+
+
+def _once(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("expected each of them once")
+    return values
+
+
+Named = Annotated[dict[Name, _Item], Field(min_length=1)]  # what stages are repeated over
+Distinct = Annotated[tuple[_Item, ...], Field(strict=False), AfterValidator(_once)]
 
 
 class Config(BaseModel):

@@ -228,17 +228,33 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML 1.2 mapping.
 
     Raises:
-        ValueError: the file is missing, no YAML, or no mapping; the message names it.
+        ValueError: the file is missing, no YAML, no mapping, or has a key twice; the message names
+            it.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
+        loader = _Yaml12Loader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        repeated = next(_repeated(node), None) if node else None
+        content = loader.construct_document(node) if node else None
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if repeated:
+        raise ValueError(f"{path}: {repeated}: stands there twice")
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping of sections")
     return content
+
+
+def _repeated(node: yaml.Node, prefix: str = "") -> Iterator[str]:
+    """Dotted keys that a mapping has twice, of which YAML would take the last."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    keys = [str(key.value) for key, _ in node.value]
+    yield from (f"{prefix}{key}" for key in keys if keys.count(key) > 1)
+    for key, value in node.value:
+        yield from _repeated(value, f"{prefix}{key.value}.")
 
 
 def load_params(path: Path) -> Params:
@@ -293,7 +309,10 @@ def _described(fault: Any) -> Iterator[str]:
             new = renamed(key)
             yield f"{key}: " + (f"is now {new}" if new else "no such key")
         return
-    shown = "" if isinstance(value, Mapping) else f" (got {value!r})"
+    if fault["type"] == "string_type" and value is None:
+        message += ", the word none where there is no file"
+    got = "null" if value is None else repr(value)
+    shown = "" if isinstance(value, Mapping) else f" (got {got})"
     yield f"{place or 'params'}: {message}{shown}"
 
 

@@ -119,6 +119,7 @@ def test_an_interrupt_stops_all(work: Path) -> None:
         "import sys\nfrom launch import repro\nfrom braid.stage.dag import Declaration\n"
         "repro.DVC = (sys.executable, 'stand_in.py')\n"
         "repro.declarations = lambda _: [Declaration('slow', (), (), (), ())]\n"
+        "repro.load_params = lambda _: None\n"
         "sys.argv = ['repro']\nrepro.main()\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], env={"PYTHONPATH": str(ROOT)})
@@ -128,3 +129,13 @@ def test_an_interrupt_stops_all(work: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=30) == 128 + signal.SIGINT
     assert (work / "log").read_text().split("\n")[:2] == ["begin slow", "interrupted slow"]
+
+
+def test_wrong_params_are_refused_before_dvc(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A null that names a dep is an «unexpected error» to DVC."""
+    text = (ROOT / "params.yaml").read_text()
+    (work / "params.yaml").write_text(text.replace("  sd_vae: none ", "  sd_vae: null ", 1))
+    monkeypatch.setattr(sys, "argv", ["repro"])
+    with pytest.raises(SystemExit, match=r"^error: params\.yaml: images\.sd_vae: [^\n]+null\)$"):
+        repro.main()
+    assert not (work / "log").exists()

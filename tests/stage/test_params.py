@@ -184,6 +184,9 @@ def test_broken_yaml_and_a_missing_file_are_named(tmp_path: Path) -> None:
     path.write_text("a: [1,\n")
     with pytest.raises(ValueError, match=r"params\.yaml: not valid YAML"):
         load_yaml(path)
+    path.write_text("a: {b: 1, c: 2}\nd: {c: 1, e: {f: 1, f: 2}}\n")
+    with pytest.raises(ValueError, match=r"params\.yaml: d\.e\.f: stands there twice$"):
+        load_yaml(path)
     path.write_bytes(b"a: \xff\n")
     with pytest.raises(ValueError, match=r"params\.yaml: not valid YAML"):
         load_yaml(path)
