@@ -46,7 +46,7 @@ def main() -> None:
             steps=distill.steps,
             name="features",
             lr_scale=distill.lr_scale,
-            term_gradients=config.optimizer.term_gradients,
+            term_gradients=config.optimizer.term_gradients and loss is not None,
             hooks={"alignment": AlignmentProbe(distill.steps, run.seed)},
         )
         save_student(stage.out("models/student"), student, {"before": before})

@@ -40,7 +40,6 @@ def main() -> None:
             run,
             steps=steps,
             name="response",
-            term_gradients=config.optimizer.term_gradients,
             stateful={"before": before},
             hooks={"before": before},
         )

@@ -176,7 +176,7 @@ class ResponseLossConfig(Config):
 class StudentOptimizerConfig(OptimizerConfig):
     """How students are optimized, in Stage 1B and Stage 2."""
 
-    term_gradients: bool  # log the gradient norm of each loss term
+    term_gradients: bool  # log the gradient norm of each loss term where features are compared
 
 
 class ResponseConfig(Config):

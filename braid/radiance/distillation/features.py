@@ -458,7 +458,7 @@ CURVES = {
 def feature_curves(result: TrainResult) -> Iterator[tuple[str, Curve, tuple[str, ...]]]:
     """(name, rows, columns that are there without rows) of each curve of a training.
 
-    Steps of which nothing was logged are left out: of the control all but the gradient norms.
+    Steps of which nothing was logged are left out: of the control, all.
     """
     for name, columns in CURVES.items():
         rows = result.probes.get(name) or _select(result.history, columns)

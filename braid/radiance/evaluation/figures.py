@@ -106,7 +106,11 @@ def movie(
     parts = [teacher.clamp(0, 1).cpu().numpy(), student.clamp(0, 1).cpu().numpy(), colors]
     factor = max(1, MOVIE_SIDE // teacher.shape[1])
     rows = (np.concatenate(parts, axis=2) * 255).round().astype(np.uint8)
-    frames = [Image.fromarray(row.repeat(factor, 0).repeat(factor, 1)) for row in rows]
+    height, width = rows.shape[1] * factor, rows.shape[2] * factor
+    frames = [  # colors are reduced before a frame is enlarged, which has no more of them
+        Image.fromarray(row).quantize(dither=Image.Dither.NONE).resize((width, height))
+        for row in rows
+    ]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=FRAME_TIME, loop=0)
 
 

@@ -278,8 +278,12 @@ class Occupancy:
 
 def _scaled(rays: Rays, low: Tensor, edge: Tensor, ray: Tensor, t: Tensor) -> list[Tensor]:
     """Coordinates in voxels of points along rays, one tensor [M] per axis."""
-    origins, directions = (rays.origins - low) / edge, rays.directions / edge
-    return [torch.addcmul(origins[:, axis][ray], directions[:, axis][ray], t) for axis in range(3)]
+    origins = ((rays.origins - low) / edge).T.contiguous()
+    directions = (rays.directions / edge).T.contiguous()
+    return [
+        torch.addcmul(origin.index_select(0, ray), direction.index_select(0, ray), t)
+        for origin, direction in zip(origins, directions, strict=True)
+    ]
 
 
 def _look_up(grid: Tensor, scaled: Sequence[Tensor]) -> Tensor:

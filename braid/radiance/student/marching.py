@@ -77,12 +77,20 @@ def sample(
     delta = (far[ray].unsqueeze(1) - start).clamp(max=step)
     t = start + _jitter(start, generator) * delta
     ray = ray.unsqueeze(1).expand_as(t)
-    inside = delta > 0
-    ray, t, delta = ray[inside], t[inside], delta[inside]
-    kept = torch.nonzero(occupancy.along(rays, ray, t)).squeeze(1)
-    ray, t, delta = ray[kept], t[kept], delta[kept]
-    points = torch.addcmul(rays.origins[ray], rays.directions[ray], t.unsqueeze(1))
+    ray, t, delta = _at(delta.flatten() > 0, ray.flatten(), t.flatten(), delta.flatten())
+    ray, t, delta = _at(occupancy.along(rays, ray, t), ray, t, delta)
+    origins, directions = rays.origins.index_select(0, ray), rays.directions.index_select(0, ray)
+    points = torch.addcmul(origins, directions, t.unsqueeze(1))
     return Samples(ray, points, t, delta)
+
+
+def _at(
+    mask: Tensor,  # [M] bool
+    *tensors: Tensor,  # each [M, ...]
+) -> list[Tensor]:
+    """The masked rows of each: the mask is read once, where indexing reads it for each tensor."""
+    kept = torch.nonzero(mask).squeeze(1)
+    return [tensor.index_select(0, kept) for tensor in tensors]
 
 
 def _entry_and_exit(occupancy: Occupancy, rays: Rays) -> tuple[Tensor, Tensor]:
@@ -241,12 +249,13 @@ def render_rays(
     first = 0
     while len(rank):
         now = rank < first + block
-        part = Samples(*(tensor[now] for tensor in samples))
+        part = Samples(*_at(now, *samples))
         values = field(part.points, rays.directions[part.ray], features=False)
         weights = compositing_weights(part.ray, values.sigma * part.delta, count)
         transmittance = 1 - total[:, 3]
         total += _accumulate(weights * transmittance[part.ray], values.rgb, part, count)
         first += block
         later = ~now & (total[:, 3] <= 1 - stop)[samples.ray]
-        samples, rank = Samples(*(tensor[later] for tensor in samples)), rank[later]
+        *kept, rank = _at(later, *samples, rank)
+        samples = Samples(*kept)
     return _image(total)

@@ -161,10 +161,11 @@ class KiloNeRF(nn.Module):
         the cells that have a network. A point in a cell without a network is in no pair.
         """
         cell, within, inside = self._cell(points)
-        own = torch.nonzero(inside & (self._network(cell) >= 0)).squeeze(1)
-        cell, within = cell[own], within[own]
+        network = self._network(cell)
+        own = torch.nonzero(inside & (network >= 0)).squeeze(1)
+        cell, within = cell.index_select(0, own), within.index_select(0, own)
         if self.field.margin == 0:
-            return Blend(own, self._network(cell), 2 * within - 1, torch.ones_like(within[:, 0]))
+            return Blend(own, network[own], 2 * within - 1, torch.ones_like(within[:, 0]))
         return _normalized(len(points), *self._around(own, cell, within))
 
     def _around(self, own: Tensor, cell: Tensor, within: Tensor) -> Blend:

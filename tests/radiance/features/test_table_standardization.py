@@ -1,7 +1,11 @@
 import pytest
 import torch
 
-from braid.radiance.features.table import fit_standardization, training_cells
+from braid.radiance.features.table import (
+    explained_variance,
+    fit_standardization,
+    training_cells,
+)
 from braid.radiance.scenes.grids import CellGrid
 
 
@@ -90,3 +94,15 @@ def test_one_block_cannot_be_split():
     grid = CellGrid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (4, 4, 4))
     with pytest.raises(ValueError, match="lie in one block"):
         training_cells(grid, torch.arange(64), block=4, validation=0.1)
+
+
+def test_explained_variance_of_many_rows_is_that_of_the_whole_table():
+    draw = torch.Generator().manual_seed(0)
+    target = 3 + torch.randn(5000, 4, generator=draw)  # more rows than are summed at once
+    predicted = target + 0.5 * torch.randn(5000, 4, generator=draw)
+    explained = explained_variance(predicted, target, {"a": slice(0, 1), "b": slice(1, 4)})
+    for group, columns in (("a", [0]), ("b", [1, 2, 3])):
+        part, truth = predicted[:, columns].double(), target[:, columns].double()
+        error = (part - truth).square().sum()
+        expected = 1 - error / (truth - truth.mean(0)).square().sum()
+        assert explained[group] == pytest.approx(float(expected), abs=1e-12)
