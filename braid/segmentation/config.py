@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from braid.common.config import Config, Count, Fraction, Name, NonNegative, Whole
+from braid.common.config import BUILT_IN, Config, Count, Fraction, Name, NonNegative, Whole
 from braid.training.config import OptimizerConfig
 
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
@@ -189,3 +189,21 @@ class Sam3Config(Config):
     distill: DistillConfig
     students: dict[Name, StudentTrainingConfig]
     evaluation: EvaluationConfig
+
+    @model_validator(mode="after")
+    def _what_is_evaluated_is_trained(self) -> Sam3Config:
+        for field in ("student", "truth_only"):
+            if (name := getattr(self.evaluation, field)) not in self.students:
+                known = ", ".join(self.students) or "none is in `students`"
+                raise ValueError(f"evaluation.{field} is {name}, expected a student: {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _images_are_left_to_train_on(self) -> Sam3Config:
+        images = self.shapes.scenes + self.shapes.photos
+        if self.data.source == BUILT_IN and self.data.val >= images:
+            raise ValueError(
+                f"data.val is {self.data.val}, expected less than the {images} built-in images "
+                "(shapes.scenes + shapes.photos)"
+            )
+        return self

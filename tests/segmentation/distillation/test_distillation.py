@@ -209,7 +209,7 @@ def test_the_precision_of_the_training_is_not_the_teachers() -> None:
     """What a cache keeps in 16 bits cannot be joined under autocast to another precision."""
     taught, batch = from_teacher(), sampler().batch(PAIRS[:3])
     halves = {"encoder": torch.float16, "presence": torch.float32}
-    asked: list[Prediction] = []
+    targets: list[Prediction] = []
 
     class Cached:
         texts = taught.teacher.texts
@@ -218,8 +218,8 @@ def test_the_precision_of_the_training_is_not_the_teachers() -> None:
             given = taught.teacher.predictions(pairs)
             assert given.encoder is not None
             kept = [row.half() for row in given.encoder]
-            asked.append(replace(given, encoder=torch.stack(kept), fpn=()))
-            return asked[-1]
+            targets.append(replace(given, encoder=torch.stack(kept), fpn=()))
+            return targets[-1]
 
     plain = TeacherSupervision(Cached(), FewImages(), some_loss(16), features=True)  # type: ignore[arg-type]
     student = predict(tiny_teacher(1), batch.pixels, batch.inputs, features=True)
@@ -227,7 +227,7 @@ def test_the_precision_of_the_training_is_not_the_teachers() -> None:
         with torch.autocast("cpu", precision):
             plain(student, batch.pairs)
     expected = taught.teacher.predictions(batch.pairs)
-    for given in asked:
+    for given in targets:
         assert {name: getattr(given, name).dtype for name in halves} == halves
         assert torch.equal(given.masks, expected.masks)
 
@@ -236,7 +236,7 @@ def choice(supervision: Any, *, features: bool = True) -> StudentTrainingConfig:
     return StudentTrainingConfig(supervision=supervision, heads=False, features=features)
 
 
-def test_features_that_the_cache_has_not_are_asked_for_by_their_key() -> None:
+def test_features_that_the_cache_lacks_are_named_by_their_key() -> None:
     def features_of(choice: StudentTrainingConfig, levels: int) -> dict[str, bool]:
         cache: Any = SimpleNamespace(config=SimpleNamespace(kept_levels=levels))
         supervisions = supervisions_of(choice, PHASES, FewImages(), cache, some_loss())  # type: ignore[arg-type]
