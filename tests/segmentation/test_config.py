@@ -14,8 +14,10 @@ DATA = {"source": "built_in", "faults": "skip", "val": 2, "image_size": 56, "cac
 PROMPTS = {
     "kinds": ["generic", "box"],
     "generic": "all",
+    "phrases": [],
+    "phrases_file": "none",
     "per_image": 3,
-    "negative_fraction": 0.5,
+    "negative_fraction": {"category": 0.5, "box": 0.5, "caption": 0.0},
     "withheld": ["red star"],
 }
 
@@ -34,7 +36,10 @@ def test_possible_params_are_taken():
         (PromptsConfig, PROMPTS, "kinds", ["box", "box"]),
         (PromptsConfig, PROMPTS, "generic", ""),
         (PromptsConfig, PROMPTS, "per_image", 0),
-        (PromptsConfig, PROMPTS, "negative_fraction", 1.0),
+        (PromptsConfig, PROMPTS, "negative_fraction", {"category": 1.0, "box": 0, "caption": 0}),
+        (PromptsConfig, PROMPTS, "negative_fraction", 0.5),  # of each kind
+        (PromptsConfig, PROMPTS, "phrases", ["dog"]),  # of a kind that is not there
+        (PromptsConfig, PROMPTS, "phrases", [" "]),
     ],
 )
 def test_an_impossible_value_is_refused_by_its_key(model, params, key, value):

@@ -218,7 +218,13 @@ def test_every_file_is_read_once_for_all_that_prompts_are_made_of(tmp_path, monk
     )
     sketches = scan(tmp_path, val=1, faults="fatal").sketches
     config = PromptsConfig(
-        kinds=("generic", "box"), generic="all", per_image=3, negative_fraction=0.4, withheld=()
+        kinds=("generic", "box"),
+        generic="all",
+        phrases=(),
+        phrases_file="none",
+        per_image=3,
+        negative_fraction={"category": 0.4, "box": 0.4, "caption": 0.0},
+        withheld=(),
     )
     prompts = sample_prompts(sketches, config, seed=0)
     whole = [read_record(path) for path in sorted(read)]
