@@ -13,6 +13,7 @@ thing differs from the row above, or from the first one:
     truth_no_heads     the same without the teacher's heads to start from
     no_features        distilled without the terms of features
     no_heads           distilled without the teacher's heads to start from
+    both               distilled, and ground truth of the labeled prompts as well
 
 Withheld prompts name objects whose ground truth no student was shown. The controls know nothing of
 them; the others were trained on the teacher's predictions.
@@ -45,6 +46,7 @@ STUDENTS = {
     "truth_no_heads": {"supervision": "ground_truth", "heads": False, "features": False},
     "no_features": {"supervision": "teacher", "heads": True, "features": False},
     "no_heads": {"supervision": "teacher", "heads": False, "features": True},
+    "both": {"supervision": "both", "heads": True, "features": True},
 }
 CONTROL = "truth_heads"
 RESULTS = ROOT / "benchmarks/results/sam3_controls.csv"

@@ -30,7 +30,8 @@ def main() -> None:
         folder = None if words == BUILT_IN else stage.dep(words)
         tokenizer = students.student_tokenizer(folder, prompted.texts(), teacher)
         weights = stage.optional_dep(config.student.backbone_weights)
-        parts = (config.student, teacher, tokenizer, prompted.kinds(), weights)
+        text = stage.optional_dep(config.student.text_weights)
+        parts = (config.student, teacher, tokenizer, prompted.kinds(), weights, text)
         student = students.new_student(*parts).to(run.device)
         copied = 0  # parameters
         if choice.heads:

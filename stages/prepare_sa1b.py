@@ -6,7 +6,7 @@ Writes data/sa1b: manifest.json, prompts.json, and the images if they are built 
 from braid.common.config import BUILT_IN
 from braid.segmentation.data.prompted import write_prompts
 from braid.segmentation.preparation.built_in import write_built_in
-from braid.segmentation.preparation.prompts import prompt_rows, sample_prompts
+from braid.segmentation.preparation.prompts import all_phrases, prompt_rows, sample_prompts
 from braid.segmentation.preparation.scan import image_rows, scan, source_folder, write_manifest
 from braid.stage.context import open_stage
 
@@ -24,7 +24,8 @@ def main() -> None:
             folder = source_folder(config.data.source)
         pairs = scan(folder, val=config.data.val, faults=config.data.faults)
         write_manifest(out, pairs, image_size=size)
-        prompts = sample_prompts(pairs.sketches, config.prompts, seed)
+        phrases = all_phrases(config.prompts, stage.optional_dep(config.prompts.phrases_file))
+        prompts = sample_prompts(pairs.sketches, config.prompts, seed, phrases)
         write_prompts(out, prompts)
         stage.write_table("metrics/tables/sa1b_images.csv", image_rows(pairs.sketches))
         stage.write_table("metrics/tables/sa1b_prompts.csv", prompt_rows(prompts))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from braid.common.config import Config, Count, Fraction, Name, NonNegative, Whole
+from braid.common.config import BUILT_IN, NONE, Config, Count, Fraction, Name, NonNegative, Whole
 from braid.training.config import OptimizerConfig
 
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
@@ -30,15 +30,29 @@ class ShapesConfig(Config):
     most_shapes: Count  # in a scene
 
 
+NegativeFraction = Annotated[float, Field(ge=0, lt=1)]
+Phrase = Annotated[str, Field(min_length=1, pattern=r"\S")]
+
+
+class NegativesConfig(Config):
+    """Which fraction of the prompts of a kind means nothing that is in the image."""
+
+    category: NegativeFraction  # phrases of other images
+    box: NegativeFraction  # boxes around nothing, as far as an image has room for them
+    caption: NegativeFraction  # captions of other images
+
+
 class PromptsConfig(Config):
     """Which prompts an image has."""
 
-    kinds: tuple[Literal["generic", "category", "box", "caption"], ...] = Field(
+    kinds: tuple[Literal["generic", "category", "box", "caption", "phrase"], ...] = Field(
         strict=False, min_length=1
     )
     generic: Annotated[str, Field(min_length=1)]  # the text of a generic prompt
+    phrases: tuple[Phrase, ...] = Field(strict=False)  # of kind phrase, there or not
+    phrases_file: str  # more of them, a line each; none: no more
     per_image: Count  # prompts, at most; the kinds take turns
-    negative_fraction: Annotated[float, Field(ge=0, lt=1)]  # of the category prompts
+    negative_fraction: NegativesConfig
     # phrases: no student is shown the ground truth of prompts that mention one
     withheld: tuple[str, ...] = Field(strict=False)
 
@@ -46,6 +60,15 @@ class PromptsConfig(Config):
     def _kinds_differ(self) -> PromptsConfig:
         if len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"kinds: {', '.join(self.kinds)}, expected each at most once")
+        return self
+
+    @model_validator(mode="after")
+    def _phrases_are_a_kind(self) -> PromptsConfig:
+        given = bool(self.phrases) or self.phrases_file != NONE
+        if given != ("phrase" in self.kinds):
+            raise ValueError(
+                "phrases and phrases_file are for the kind phrase: expected all of it or nothing"
+            )
         return self
 
 
@@ -93,6 +116,7 @@ class StudentConfig(ArchitectureConfig):
     """The student's architecture, and what it starts from."""
 
     backbone_weights: str  # a .safetensors or .pth file of timm's; none: random ones
+    text_weights: str  # a .safetensors file of transformers' lite text encoder; none: random ones
     tokenizer: str  # a folder of its own; built_in: made of the prompts' words
 
 
@@ -156,7 +180,7 @@ class DistillConfig(Config):
 class StudentTrainingConfig(Config):
     """One student: what it learns from."""
 
-    supervision: Literal["teacher", "ground_truth"]
+    supervision: Literal["teacher", "ground_truth", "both"]
     heads: bool  # start from the teacher's heads
     features: bool  # learn from the teacher's features where a phase does
 
@@ -189,3 +213,21 @@ class Sam3Config(Config):
     distill: DistillConfig
     students: dict[Name, StudentTrainingConfig]
     evaluation: EvaluationConfig
+
+    @model_validator(mode="after")
+    def _what_is_evaluated_is_trained(self) -> Sam3Config:
+        for field in ("student", "truth_only"):
+            if (name := getattr(self.evaluation, field)) not in self.students:
+                known = ", ".join(self.students) or "none is in `students`"
+                raise ValueError(f"evaluation.{field} is {name}, expected a student: {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _images_are_left_to_train_on(self) -> Sam3Config:
+        images = self.shapes.scenes + self.shapes.photos
+        if self.data.source == BUILT_IN and self.data.val >= images:
+            raise ValueError(
+                f"data.val is {self.data.val}, expected less than the {images} built-in images "
+                "(shapes.scenes + shapes.photos)"
+            )
+        return self

@@ -162,7 +162,7 @@ RENAMED = {
     "sa1b": "sam3.data",
     "shapes": "sam3.shapes",
     "prompts": "sam3.prompts",
-    "prompts.negative_share": "sam3.prompts.negative_fraction",
+    "prompts.negative_share": "sam3.prompts.negative_fraction.category",
     "sam3_teacher": "sam3.teacher",
     "sam3_teacher_optimisation": "sam3.teacher.optimizer",
     "sam3_teacher_optimisation.optimizer": "sam3.teacher.optimizer.name",

@@ -27,6 +27,9 @@ class FewImages:
         kind, box = ("box", BOX) if pair[1] == 3 else ("category", None)
         return Prompt(kind, f"{pair[0]}{pair[1]}", box, None, True)
 
+    def labeled(self, pairs: Sequence[Pair]) -> torch.Tensor:
+        return torch.tensor([self.prompt(pair).labeled for pair in pairs])
+
     def texts(self, pairs: Sequence[Pair]) -> list[str]:
         return [self.prompt(pair).text for pair in pairs]
 

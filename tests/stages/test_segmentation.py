@@ -129,7 +129,7 @@ def test_a_student_is_evaluated_beside_its_control(repo: Path) -> None:
     assert set(latency) == {"teacher", "student", "int8", "fused"}
 
 
-def test_features_that_were_not_cached_are_asked_for_in_one_line(repo: Path) -> None:
+def test_features_that_were_not_cached_are_missing_in_one_line(repo: Path) -> None:
     override(repo, {"sam3.cache.mode": "outputs"})
     run(repo, "cache_teacher")
     line = fault(repo, "distill_sam3", "distilled")

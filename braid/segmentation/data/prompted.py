@@ -38,7 +38,7 @@ PROMPTS = "prompts.json"
 VISUAL = "visual"  # the text beside a box, as in SAM3
 AGAIN = "run `dvc repro -f prepare_sa1b` again"
 
-Kind = Literal["generic", "category", "box", "caption"]
+Kind = Literal["generic", "category", "box", "caption", "phrase"]
 Coordinate = Annotated[float, Field(ge=0, le=1)]
 Targets = tuple[Annotated[int, Field(ge=0)], ...]  # indices of annotations
 Pair = tuple[int, int]

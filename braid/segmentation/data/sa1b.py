@@ -6,8 +6,9 @@
 
 The format is that of Kirillov et al., "Segment Anything" (2023): an `image` with its size, and
 `annotations` whose masks are COCO's compressed run lengths. SA-1B has no text. Three more keys are
-read where they stand: an annotation's `noun_phrase`, the image's `captions`, and `exhaustive`: is
-every object of the image annotated.
+read where they stand: an annotation's `noun_phrase`, the image's `captions`, and `exhaustive`:
+whether every object of the image is annotated, or a list of phrases of which every object is. Such
+a phrase without an object is an explicit negative, as SA-Co has them.
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ class Sidecar(Strict):
     image: ImageEntry
     annotations: tuple[AnnotationEntry, ...]
     captions: tuple[str, ...] = ()  # not in SA-1B
-    exhaustive: bool = False  # not in SA-1B
+    exhaustive: bool | tuple[str, ...] = False  # or in which phrases; not in SA-1B
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -304,6 +305,7 @@ class Record:
     annotations: tuple[Annotation, ...]
     captions: tuple[str, ...]
     exhaustive: bool  # every object is annotated, so what is not named is not there
+    complete: tuple[str, ...] = ()  # phrases of which every object is annotated, or none is there
     empty: int = 0  # annotations that were left out, as their masks have no pixel
 
 
@@ -432,7 +434,8 @@ def read_record(path: Path) -> Record:
                 for rle in [entry.segmentation.model_dump()]
             ),
             captions=sidecar.captions,
-            exhaustive=sidecar.exhaustive,
+            exhaustive=sidecar.exhaustive is True,
+            complete=sidecar.exhaustive if isinstance(sidecar.exhaustive, tuple) else (),
             empty=sum(entry.segmentation.empty for entry in sidecar.annotations),
         )
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How a student is trained: on its teacher's predictions, or on ground truth alone.
+"""How a student is trained: on its teacher's predictions, on ground truth, or on both.
 
     supervisions = supervisions_of(choice, phases, prompted, cache, loss)
     sampler = PromptSampler(prompted, train, ...)
@@ -94,7 +94,22 @@ class GroundTruthSupervision:
     def __call__(self, prediction: Prediction, pairs: Sequence[Pair]) -> Terms:
         """Weighted terms."""
         truth = self.prompted.ground_truth(pairs, prediction.masks.shape[-1])
+        hidden = ~self.prompted.labeled(pairs)
+        truth = replace(truth, count=truth.count.masked_fill(hidden, -1))
         return self.loss(prediction, truth.to(prediction.logits.device))
+
+
+class BothSupervision:
+    """The teacher's predictions for all prompts, and ground truth where a student may see it."""
+
+    def __init__(self, teacher: TeacherSupervision, truth: GroundTruthSupervision) -> None:
+        self.teacher, self.truth = teacher, truth
+        self.features = teacher.features
+
+    def __call__(self, prediction: Prediction, pairs: Sequence[Pair]) -> Terms:
+        """Weighted terms; those of ground truth begin with `truth_`."""
+        terms = self.truth(prediction, pairs)
+        return self.teacher(prediction, pairs) | {f"truth_{n}": term for n, term in terms.items()}
 
 
 def supervisions_of(
@@ -109,8 +124,9 @@ def supervisions_of(
     Raises:
         ValueError: a phase wants features that the cache has not; the message names its key.
     """
+    truth = GroundTruthSupervision(prompted, GroundTruthLoss())
     if choice.supervision == "ground_truth":
-        return dict.fromkeys(phases, GroundTruthSupervision(prompted, GroundTruthLoss()))
+        return dict.fromkeys(phases, truth)
     features = {name: choice.features and phase.features for name, phase in phases.items()}
     wanting = [name for name in phases if features[name]]
     if wanting and not cache.config.kept_levels:
@@ -118,10 +134,13 @@ def supervisions_of(
             f"sam3.phases.{wanting[0]}.features is true, but the cache has none: expected "
             "sam3.cache.mode full or online"
         )
-    return {
+    taught = {
         name: TeacherSupervision(cache, prompted, loss, features=wanted)
         for name, wanted in features.items()
     }
+    if choice.supervision == "both":
+        return {name: BothSupervision(teacher, truth) for name, teacher in taught.items()}
+    return {**taught}
 
 
 def supervised_pairs(

@@ -301,6 +301,7 @@ def select(
         "photo": _outwards([place for place in some if photos[place]]),
         "box": kind("box"),
         "caption": kind("caption"),
+        "phrase": kind("phrase"),
         "generic": kind("generic"),
         "any": order,
     }

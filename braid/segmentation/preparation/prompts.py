@@ -5,10 +5,14 @@
     box       an example; its targets are the annotations of its name, or it alone where the others
               are not known
     caption   a sentence about the image; its targets are the annotations that it names
+    phrase    one of a given list, whether the image has it or not
 
 Only an exhaustive image, one of which every object is annotated, has known targets of its phrases;
-in any other, what is not annotated may be there all the same. A prompt on it still has the
-teacher's prediction.
+in any other, what is not annotated may be there all the same, unless the image says that it is
+exhaustive in this phrase. A prompt of unknown targets still has the teacher's prediction.
+
+A negative prompt means nothing that is in the image: a phrase or a caption of another image, or a
+box around nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from itertools import islice, zip_longest
+from itertools import chain, islice, zip_longest
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -124,6 +129,8 @@ def _bare(phrase: str) -> str:
 # ---- Sampling ----------------------------------------------------------------------------------
 
 _Value = TypeVar("_Value")
+_TRIES = 20  # places of a box, or captions, before an image is taken to have no room for a negative
+_SIDE = 0.25  # of a box on an image without annotations
 
 
 class Records(Protocol):
@@ -136,12 +143,15 @@ class Records(Protocol):
 
 
 class Vocabulary:
-    """Every phrase that some image has, and how often to use it where it is absent."""
+    """Every phrase that some image has, and how often to use it where it is absent; captions."""
 
     def __init__(self, images: Records) -> None:
         counts = Counter[str]()
+        self.captions: list[str] = []
         for index in range(len(images)):
-            counts.update(phrases_of(images.record(index)))
+            record = images.record(index)
+            counts.update(phrases_of(record))
+            self.captions += record.captions
         self.phrases = sorted(counts)
         # In proportion to the odds of being there: else the text alone would tell whether it is.
         count = torch.tensor([counts[phrase] for phrase in self.phrases], dtype=torch.float32)
@@ -154,7 +164,29 @@ class Vocabulary:
             yield from (self.phrases[place] for place in order.tolist())
 
 
-def sample_prompts(images: Records, config: PromptsConfig, seed: int) -> list[list[Prompt]]:
+def all_phrases(config: PromptsConfig, file: Path | None) -> list[str]:
+    """The phrases of a list and of a file, each once, as they first come.
+
+    Raises:
+        ValueError: the file cannot be read, or has no phrase.
+    """
+    lines: list[str] = []
+    if file is not None:
+        try:
+            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if plain(line)]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"sam3.prompts.phrases_file {file}: unreadable ({error})") from None
+        if not lines:
+            raise ValueError(f"sam3.prompts.phrases_file {file}: empty, expected a phrase a line")
+    return list(dict.fromkeys(plain(phrase) for phrase in (*config.phrases, *lines)))
+
+
+def sample_prompts(
+    images: Records,
+    config: PromptsConfig,
+    seed: int,
+    phrases: Sequence[str] = (),  # of `all_phrases`
+) -> list[list[Prompt]]:
     """The prompts of every image, in the order of the images; the ids of these decide the choice.
 
     Raises:
@@ -162,14 +194,14 @@ def sample_prompts(images: Records, config: PromptsConfig, seed: int) -> list[li
     """
     vocabulary = Vocabulary(images)
     for phrase in config.withheld:
-        if plain(phrase) not in vocabulary.phrases:
+        if plain(phrase) not in (*vocabulary.phrases, *phrases):
             raise ValueError(
                 f"sam3.prompts.withheld: {phrase!r} is not in the images, expected some of: "
                 + (", ".join(vocabulary.phrases[:20]) or "nothing, as no annotation has a name")
             )
     records = (images.record(index) for index in range(len(images)))
     prompts = [
-        prompts_of(record, vocabulary, config, stream(seed, "prompts", record.id))
+        prompts_of(record, vocabulary, config, stream(seed, "prompts", record.id), phrases)
         for record in records
     ]
     if not any(prompts):
@@ -185,13 +217,15 @@ def prompts_of(
     vocabulary: Vocabulary,
     config: PromptsConfig,
     generator: torch.Generator,  # on the CPU
+    phrases: Sequence[str] = (),
 ) -> list[Prompt]:
     """The prompts of one image, by kind; a random choice of them where there could be more."""
     candidates: dict[Kind, Iterator[Prompt]] = {
         "generic": _generic(record, config),
         "category": _categories(record, vocabulary, config, generator),
         "box": _boxes(record, config, generator),
-        "caption": _captions(record, config, generator),
+        "caption": _captions(record, vocabulary, config, generator),
+        "phrase": _phrases(phrases, record, config, generator),
     }
     turns = [candidates[kind] for kind in _shuffled(config.kinds, generator)]
     chosen = list(islice(_in_turns(turns), config.per_image))
@@ -207,7 +241,8 @@ def phrases_of(record: Record) -> list[str]:
 def targets_of(phrase: str, record: Record) -> Targets | None:
     """The annotations that a phrase means; None unless they are certain, and all there are."""
     hits = [matches(phrase, annotation.name) for annotation in record.annotations]
-    if not record.exhaustive or None in hits:
+    same = (_parsed(phrase) == _parsed(complete) for complete in record.complete)
+    if None in hits or not (record.exhaustive or any(same)):
         return None
     return tuple(index for index, hit in enumerate(hits) if hit)
 
@@ -220,19 +255,26 @@ def _generic(record: Record, config: PromptsConfig) -> Iterator[Prompt]:
 def _categories(
     record: Record, vocabulary: Vocabulary, config: PromptsConfig, generator: torch.Generator
 ) -> Iterator[Prompt]:
-    """Phrases of the image, with absent ones among them at regular distances."""
+    """Phrases of the image, and absent ones: first those that it says it has not."""
     present = _shuffled(phrases_of(record), generator)
-    absent = (phrase for phrase in vocabulary.shuffled(generator) if _is_absent(phrase, record))
-    due = torch.rand((), generator=generator).item()
-    while True:
-        due += config.negative_fraction
-        phrase = next(absent, None) if due >= 1 else None
-        due -= due >= 1
-        phrase = phrase or next(present, None)
-        if phrase is None:
-            return
-        labeled = not mentioned(config.withheld, phrase)
-        yield Prompt("category", phrase, None, targets_of(phrase, record), labeled)
+    stated = [plain(phrase) for phrase in record.complete if targets_of(phrase, record) == ()]
+    others = (phrase for phrase in vocabulary.shuffled(generator) if _is_absent(phrase, record))
+    absent = dict.fromkeys(stated)
+    negatives = chain(absent, (phrase for phrase in others if phrase not in absent))
+    for phrase in _mixed(present, negatives, config.negative_fraction.category, generator):
+        yield _of_phrase("category", phrase, record, config)
+
+
+def _phrases(
+    phrases: Sequence[str], record: Record, config: PromptsConfig, generator: torch.Generator
+) -> Iterator[Prompt]:
+    for phrase in _shuffled(phrases, generator):
+        yield _of_phrase("phrase", phrase, record, config)
+
+
+def _of_phrase(kind: Kind, phrase: str, record: Record, config: PromptsConfig) -> Prompt:
+    labeled = not mentioned(config.withheld, phrase)
+    return Prompt(kind, phrase, None, targets_of(phrase, record), labeled)
 
 
 def _is_absent(phrase: str, record: Record) -> bool:
@@ -243,25 +285,88 @@ def _is_absent(phrase: str, record: Record) -> bool:
 
 
 def _boxes(record: Record, config: PromptsConfig, generator: torch.Generator) -> Iterator[Prompt]:
-    for index in _shuffled(range(len(record.annotations)), generator):
-        example = record.annotations[index]
-        left, top, right, bottom = example.box
-        box = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
-        alike = targets_of(example.name, record) if example.name else None
-        labeled = not mentioned(config.withheld, example.name or "")
-        yield Prompt("box", VISUAL, box, alike or (index,), labeled)
+    """Boxes around objects, and boxes around nothing."""
+    examples = _shuffled(range(len(record.annotations)), generator)
+    yield from _mixed(
+        (_around(index, record, config) for index in examples),
+        _empty_boxes(record, generator),
+        config.negative_fraction.box,
+        generator,
+    )
+
+
+def _around(index: int, record: Record, config: PromptsConfig) -> Prompt:
+    example = record.annotations[index]
+    left, top, right, bottom = example.box
+    box = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
+    alike = targets_of(example.name, record) if example.name else None
+    labeled = not mentioned(config.withheld, example.name or "")
+    return Prompt("box", VISUAL, box, alike or (index,), labeled)
+
+
+def _empty_boxes(record: Record, generator: torch.Generator) -> Iterator[Prompt]:
+    """Boxes as large as those of objects, where no box of an object is."""
+    boxes = torch.tensor([part.box for part in record.annotations]).view(-1, 4)
+    sizes = boxes[:, 2:] - boxes[:, :2] if len(boxes) else torch.tensor([[_SIDE, _SIDE]])
+    targets = () if record.exhaustive else None
+    for _ in range(_TRIES):
+        size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
+        low = torch.rand(2, generator=generator) * (1 - size)
+        high = low + size
+        if not ((boxes[:, :2] < high) & (low < boxes[:, 2:])).all(1).any():
+            x, y, width, height = (*((low + high) / 2).tolist(), *size.tolist())
+            yield Prompt("box", VISUAL, (x, y, width, height), targets, True)
 
 
 def _captions(
-    record: Record, config: PromptsConfig, generator: torch.Generator
+    record: Record, vocabulary: Vocabulary, config: PromptsConfig, generator: torch.Generator
 ) -> Iterator[Prompt]:
-    for caption in _shuffled(record.captions, generator):
-        groups = [targets_of(phrase, record) for phrase in mentioned(phrases_of(record), caption)]
-        certain = [group for group in groups if group is not None]
-        targets = tuple(sorted({index for group in certain for index in group}))
-        known = bool(groups) and len(certain) == len(groups)
-        labeled = not mentioned(config.withheld, caption)
-        yield Prompt("caption", caption, None, targets if known else None, labeled)
+    """Captions of the image, and such of other images as name nothing in it."""
+    yield from _mixed(
+        (_of_caption(caption, record, config) for caption in _shuffled(record.captions, generator)),
+        _other_captions(record, vocabulary, config, generator),
+        config.negative_fraction.caption,
+        generator,
+    )
+
+
+def _of_caption(caption: str, record: Record, config: PromptsConfig) -> Prompt:
+    groups = [targets_of(phrase, record) for phrase in mentioned(phrases_of(record), caption)]
+    certain = [group for group in groups if group is not None]
+    targets = tuple(sorted({index for group in certain for index in group}))
+    known = bool(groups) and len(certain) == len(groups)
+    labeled = not mentioned(config.withheld, caption)
+    return Prompt("caption", caption, None, targets if known else None, labeled)
+
+
+def _other_captions(
+    record: Record, vocabulary: Vocabulary, config: PromptsConfig, generator: torch.Generator
+) -> Iterator[Prompt]:
+    captions = vocabulary.captions
+    for place in torch.randint(max(1, len(captions)), (_TRIES,), generator=generator).tolist():
+        for caption in captions[place : place + 1]:
+            phrases = mentioned(vocabulary.phrases, caption)
+            if phrases and all(targets_of(phrase, record) == () for phrase in phrases):
+                labeled = not mentioned(config.withheld, caption)
+                yield Prompt("caption", caption, None, (), labeled)
+
+
+def _mixed(
+    present: Iterator[_Value],
+    absent: Iterator[_Value],
+    fraction: float,  # of the absent ones
+    generator: torch.Generator,
+) -> Iterator[_Value]:
+    """Both, the absent ones at regular distances, until those that are there have run dry."""
+    due = torch.rand((), generator=generator).item() if fraction else 0.0
+    while True:
+        due += fraction
+        value = next(absent, None) if due >= 1 else None
+        due -= due >= 1
+        value = next(present, None) if value is None else value
+        if value is None:
+            return
+        yield value
 
 
 def _shuffled(values: Sequence[_Value], generator: torch.Generator) -> Iterator[_Value]:

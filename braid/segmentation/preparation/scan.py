@@ -100,9 +100,12 @@ def scan(folder: Path, *, val: int, faults: Literal["skip", "fatal"]) -> Scan:
     """
     if not folder.is_dir():
         raise ValueError(f"sam3.data.source: {folder}: no such folder")
+    stems = _stems(folder)
+    if stems:  # before minutes of reading
+        _require_training(folder, len(stems), val)
     all_faults: list[Fault] = []
     records: dict[int, Record] = {}
-    for stem in progress(_stems(folder), "scan", "image"):
+    for stem in progress(stems, "scan", "image"):
         record = _checked_pair(folder, stem, all_faults)
         if record is not None and record.id in records:
             reason = f"has the same id as {records[record.id].file}"
@@ -197,10 +200,14 @@ def _require(folder: Path, good: int, faults: Sequence[Fault], val: int, mode: s
     if not good:
         reason = f"the first fault: {first}" if first else "expected sa_<id>.jpg and sa_<id>.json"
         raise ValueError(f"{folder}: no image can be read; {reason}")
-    if val >= good:
+    _require_training(folder, good, val)
+
+
+def _require_training(folder: Path, images: int, val: int) -> None:
+    """Some images are left to train on."""
+    if val >= images:
         raise ValueError(
-            f"sam3.data.val is {val}, expected less than the {good} images that can be read in "
-            f"{folder}"
+            f"sam3.data.val is {val}, expected less than the {images} images of {folder}"
         )
 
 

@@ -5,7 +5,7 @@
         print(found.prompt, found.presence, found.scores)
 
 The folder has config.json (of a model type of its own: other classes refuse it), the weights, the
-tokenizer, transformers' image processor, README.md and, where they were asked for, ONNX files.
+tokenizer, transformers' image processor, README.md and, with --onnx, the ONNX files.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -30,6 +31,7 @@ from braid.common.config import Config, Count
 from braid.common.io import load_model, save_model
 from braid.common.torchvision import mend_torchvision
 from braid.segmentation.config import ArchitectureConfig
+from braid.segmentation.sam3.checkpoint import TEXT
 from braid.segmentation.sam3.geometry import spread
 from braid.segmentation.sam3.predictor import (
     load_tokenizer,
@@ -83,8 +85,13 @@ def new_student(
     tokenizer: Any,
     kinds: Iterable[str],  # of the prompts to learn from
     backbone_weights: Path | None = None,
+    text_weights: Path | None = None,
 ) -> Any:
-    """A student of this teacher, as `build_student` makes it."""
+    """A student of this teacher, as `build_student` makes it, and with weights of its encoders.
+
+    Raises:
+        ValueError: as `build_student`, `load_backbone` and `load_text_encoder`.
+    """
     architecture = {name: getattr(config, name) for name in ArchitectureConfig.model_fields}
     recipe = StudentRecipe(
         heads=heads_of(teacher),
@@ -94,21 +101,21 @@ def new_student(
         kinds=tuple(kinds),
         **architecture,
     )
-    return build_student(recipe, backbone_weights)
+    student = build_student(recipe)
+    if backbone_weights is not None:
+        load_backbone(student.vision_encoder.backbone, backbone_weights)
+    if text_weights is not None:
+        load_text_encoder(student.text_encoder, text_weights)
+    return student
 
 
-def build_student(recipe: StudentRecipe, backbone_weights: Path | None = None) -> Any:
+def build_student(recipe: StudentRecipe) -> Any:
     """A `Sam3Model` that `predict` runs like the teacher, with weights from the global stream.
 
-    Args:
-        recipe: the architecture.
-        backbone_weights: a file of timm's weights for the backbone; None: random ones.
-
-    Returns:
-        The model in evaluation mode; its images come in the teacher's normalization.
+    It is in evaluation mode, and its images come in the teacher's normalization.
 
     Raises:
-        ValueError: the backbone or its weights do not fit, or heads do not divide the text's width.
+        ValueError: timm has no such backbone, or heads do not divide the text's width.
     """
     mend_torchvision()
     from transformers import Sam3Model
@@ -121,8 +128,6 @@ def build_student(recipe: StudentRecipe, backbone_weights: Path | None = None) -
     model.recipe = recipe
     model.save_pretrained = _no_pretrained
     _initialize(model)
-    if backbone_weights is not None:
-        load_backbone(model.vision_encoder.backbone, backbone_weights)
     if recipe.checkpointing:
         checkpoint_layers(_heavy_layers(model))
     return model.eval()
@@ -474,7 +479,31 @@ def load_backbone(backbone: nn.Module, path: Path) -> None:
         raise ValueError(f"sam3.student.backbone_weights {path}: unreadable ({error})") from None
     # Where timm cuts the features out of a classifier, `stages.0` becomes `stages_0`.
     weights |= {name.replace(".", "_", 1): tensor for name, tensor in weights.items()}
-    own = backbone.state_dict()
+    _load(backbone, weights, f"sam3.student.backbone_weights {path}", "backbone")
+
+
+def load_text_encoder(encoder: nn.Module, path: Path) -> None:
+    """Give a text encoder the weights of its like: of a file of its own, or of a whole model's.
+
+    Raises:
+        ValueError: the file is missing or broken, or lacks a weight of the encoder.
+    """
+    key = f"sam3.student.text_weights {path}"
+    try:
+        weights = load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{key}: unreadable ({error})") from None
+    weights |= {name.rpartition(f"{TEXT[0]}.")[2]: tensor for name, tensor in weights.items()}
+    _load(encoder, weights, key, "text encoder")
+
+
+def _load(module: nn.Module, weights: Mapping[str, Tensor], key: str, what: str) -> None:
+    """Load those of the weights that are the module's own.
+
+    Raises:
+        ValueError: one is missing or has another shape.
+    """
+    own = module.state_dict()
     wrong = [
         name
         for name, tensor in own.items()
@@ -482,7 +511,7 @@ def load_backbone(backbone: nn.Module, path: Path) -> None:
     ]
     if wrong:
         raise ValueError(
-            f"sam3.student.backbone_weights {path}: {len(wrong)} of the backbone's {len(own)} "
-            f"tensors are missing or have another shape, the first is {wrong[0]}"
+            f"{key}: {len(wrong)} of the {what}'s {len(own)} tensors are missing or have another "
+            f"shape, the first is {wrong[0]}"
         )
-    backbone.load_state_dict({name: weights[name] for name in own})
+    module.load_state_dict({name: weights[name] for name in own})

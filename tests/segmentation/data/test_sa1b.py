@@ -75,6 +75,12 @@ def test_what_sa1b_does_not_have_is_absent(pair):
     assert [annotation.name for annotation in record.annotations] == [None, None]
 
 
+def test_an_image_may_be_exhaustive_in_some_phrases(pair):
+    change_json(pair, lambda content: content.update(exhaustive=["dog", "a cat"]))
+    record = read_record(pair)
+    assert (record.exhaustive, record.complete) == (False, ("dog", "a cat"))
+
+
 def test_a_box_that_is_a_pixel_short_is_that_of_the_mask(pair):
     change_json(pair, lambda content: content["annotations"][0].update(bbox=[0.0, 0.0, 29.0, 19.0]))
     assert read_record(pair).annotations[0].box == pytest.approx((0, 0, 0.5, 0.5))

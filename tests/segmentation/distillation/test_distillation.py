@@ -15,6 +15,7 @@ from braid.common.rng import generator
 from braid.segmentation.config import DistillConfig, PhaseConfig, StudentTrainingConfig
 from braid.segmentation.data.prompted import Pair
 from braid.segmentation.distillation.distillation import (
+    BothSupervision,
     Distillation,
     GroundTruthSupervision,
     TeacherSupervision,
@@ -97,10 +98,11 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:
     assert values["loss"] == pytest.approx(0, abs=1e-4)
 
 
-@pytest.mark.parametrize("supervision", ["teacher", "ground_truth"])
+@pytest.mark.parametrize("supervision", ["teacher", "ground_truth", "both"])
 def test_a_batch_is_overfitted(supervision: str) -> None:
     truth = GroundTruthSupervision(FewImages(), GroundTruthLoss())  # type: ignore[arg-type]
-    taught = from_teacher() if supervision == "teacher" else truth
+    both = BothSupervision(from_teacher(), truth)
+    taught: Any = {"teacher": from_teacher(), "ground_truth": truth, "both": both}[supervision]
     objective = Distillation(tiny_teacher(1), sampler(), taught, epochs(), config())
     batch = sampler().batch(PAIRS[:4])
     optimizer = torch.optim.Adam(objective.parameters(), lr=2e-3)
@@ -209,7 +211,7 @@ def test_the_precision_of_the_training_is_not_the_teachers() -> None:
     """What a cache keeps in 16 bits cannot be joined under autocast to another precision."""
     taught, batch = from_teacher(), sampler().batch(PAIRS[:3])
     halves = {"encoder": torch.float16, "presence": torch.float32}
-    asked: list[Prediction] = []
+    targets: list[Prediction] = []
 
     class Cached:
         texts = taught.teacher.texts
@@ -218,8 +220,8 @@ def test_the_precision_of_the_training_is_not_the_teachers() -> None:
             given = taught.teacher.predictions(pairs)
             assert given.encoder is not None
             kept = [row.half() for row in given.encoder]
-            asked.append(replace(given, encoder=torch.stack(kept), fpn=()))
-            return asked[-1]
+            targets.append(replace(given, encoder=torch.stack(kept), fpn=()))
+            return targets[-1]
 
     plain = TeacherSupervision(Cached(), FewImages(), some_loss(16), features=True)  # type: ignore[arg-type]
     student = predict(tiny_teacher(1), batch.pixels, batch.inputs, features=True)
@@ -227,7 +229,7 @@ def test_the_precision_of_the_training_is_not_the_teachers() -> None:
         with torch.autocast("cpu", precision):
             plain(student, batch.pairs)
     expected = taught.teacher.predictions(batch.pairs)
-    for given in asked:
+    for given in targets:
         assert {name: getattr(given, name).dtype for name in halves} == halves
         assert torch.equal(given.masks, expected.masks)
 
@@ -236,19 +238,44 @@ def choice(supervision: Any, *, features: bool = True) -> StudentTrainingConfig:
     return StudentTrainingConfig(supervision=supervision, heads=False, features=features)
 
 
-def test_features_that_the_cache_has_not_are_asked_for_by_their_key() -> None:
+def test_features_that_the_cache_lacks_are_named_by_their_key() -> None:
     def features_of(choice: StudentTrainingConfig, levels: int) -> dict[str, bool]:
         cache: Any = SimpleNamespace(config=SimpleNamespace(kept_levels=levels))
         supervisions = supervisions_of(choice, PHASES, FewImages(), cache, some_loss())  # type: ignore[arg-type]
         return {name: supervision.features for name, supervision in supervisions.items()}
 
     assert features_of(choice("teacher"), 3) == {"features": True, "outputs": False}
+    assert features_of(choice("both"), 3) == {"features": True, "outputs": False}
     for bare in (choice("teacher", features=False), choice("ground_truth")):
         assert features_of(bare, 0) == {"features": False, "outputs": False}
-    with pytest.raises(
-        ValueError, match=r"sam3\.phases\.features\.features is true, but the cache"
-    ):
-        features_of(choice("teacher"), 0)
+    for supervision in ("teacher", "both"):
+        with pytest.raises(
+            ValueError, match=r"sam3\.phases\.features\.features is true, but the cache"
+        ):
+            features_of(choice(supervision), 0)
+
+
+def test_both_is_the_teachers_terms_and_those_of_ground_truth_that_is_not_withheld() -> None:
+    class Withheld(FewImages):
+        def prompt(self, pair: Pair) -> Any:
+            return replace(super().prompt(pair), labeled=pair[1] == 0)
+
+    taught, batch = from_teacher(), sampler().batch(PAIRS[:4])
+    hidden, shown = (
+        GroundTruthSupervision(images, GroundTruthLoss())  # type: ignore[arg-type]
+        for images in (Withheld(), FewImages())
+    )
+    student = predict(tiny_teacher(1), batch.pixels, batch.inputs, features=True)
+    terms = BothSupervision(taught, hidden)(student, batch.pairs)
+    alone = taught(student, batch.pairs)
+    assert {name: terms[name] for name in alone} == alone
+    truth = {f"truth_{name}": term for name, term in hidden(student, batch.pairs).items()}
+    assert set(terms) == set(alone) | set(truth)
+    assert all(torch.equal(terms[name], term) for name, term in truth.items())
+    first = predict(tiny_teacher(1), batch.pixels, sampler().batch(PAIRS[:1]).inputs)
+    expected = shown(first, PAIRS[:1])
+    for name, term in hidden(student, batch.pairs).items():
+        torch.testing.assert_close(term, expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_ground_truth_is_shown_of_labeled_prompts_alone() -> None:
@@ -257,7 +284,7 @@ def test_ground_truth_is_shown_of_labeled_prompts_alone() -> None:
             return [(split, filters, place) for place in range(300)]
 
     prompted: Any = Splits()
-    for supervision, shown in (("teacher", None), ("ground_truth", True)):
+    for supervision, shown in (("teacher", None), ("both", None), ("ground_truth", True)):
         train, held_out = supervised_pairs(prompted, choice(supervision))
         assert train[7] == ("train", {"labeled": shown, "known": shown}, 7)
         assert len(train) == 300

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from braid.segmentation.config import PromptsConfig
+from braid.segmentation.config import NegativesConfig, PromptsConfig
 from braid.segmentation.data.prompted import Prompt
 from braid.segmentation.data.sa1b import Annotation, Record, encode
 from braid.segmentation.preparation.prompts import (
     Vocabulary,
+    all_phrases,
     matches,
     mentioned,
     parts,
@@ -23,16 +24,26 @@ from braid.segmentation.preparation.prompts import (
 
 ALL = ("generic", "category", "box", "caption")
 CONFIG = PromptsConfig(
-    kinds=ALL, generic="objects in the image", per_image=100, negative_fraction=0.4, withheld=()
+    kinds=ALL,
+    generic="objects in the image",
+    phrases=(),
+    phrases_file="none",
+    per_image=100,
+    negative_fraction={"category": 0.4, "box": 0.0, "caption": 0.0},
+    withheld=(),
 )
 COLORS, SHAPES = ("red", "blue", "green"), ("circle", "star", "square")
 
 
-def changed(**changes):
+def changed(negative_fraction=None, **changes):
+    """The config with other values; a fraction of negatives for each kind."""
+    if negative_fraction is not None:
+        fractions = {"category": 0.0, "box": 0.0, "caption": 0.0, **negative_fraction}
+        changes["negative_fraction"] = NegativesConfig(**fractions)
     return CONFIG.model_copy(update=changes)
 
 
-def image(*names, exhaustive=True, captions=(), identity=1):
+def image(*names, exhaustive=True, captions=(), identity=1, complete=()):
     """An image with an object for each name, side by side from the left."""
     annotations = []
     for index, name in enumerate(names):
@@ -40,7 +51,9 @@ def image(*names, exhaustive=True, captions=(), identity=1):
         mask[2:6, 2 * index : 2 * index + 2] = True
         annotations.append(Annotation(encode(mask), (index / 10, 0.2, index / 10 + 0.1, 0.6), name))
     file = f"sa_{identity}.jpg"
-    return Record(identity, file, 20, 10, tuple(annotations), tuple(captions), exhaustive)
+    return Record(
+        identity, file, 20, 10, tuple(annotations), tuple(captions), exhaustive, tuple(complete)
+    )
 
 
 class Images(list):
@@ -60,10 +73,10 @@ def scenes(count=200, most=4):
     return Images(drawn)
 
 
-def sampled(record, others=(), seed=0, **changes):
+def sampled(record, others=(), seed=0, phrases=(), **changes):
     images = Images([record, *others])
     generator = torch.Generator().manual_seed(seed)
-    return prompts_of(record, Vocabulary(images), changed(**changes), generator)
+    return prompts_of(record, Vocabulary(images), changed(**changes), generator, phrases)
 
 
 def texts(prompts, kind):
@@ -73,7 +86,7 @@ def texts(prompts, kind):
 def test_an_exhaustive_image_has_targets_of_each_kind_of_prompt():
     captions = ["A blue star and two red circles", "a red star", "the sky"]
     record = image("red circle", "blue star", "red circle", captions=captions)
-    prompts = sampled(record, negative_fraction=0.0)
+    prompts = sampled(record, negative_fraction={})
     assert texts(prompts, "generic") == {"objects in the image": (0, 1, 2)}
     assert texts(prompts, "category") == {
         "red circle": (0, 2),
@@ -107,7 +120,7 @@ def test_targets_of_what_may_not_be_annotated_are_unknown_but_for_a_box():
     names = ("red circle", "blue star", "red circle", None)
     for record in (image(*names[:3], exhaustive=False), image(*names)):
         record = replace(record, captions=("a red circle",))
-        prompts = sampled(record, [image("green star")] * 5, negative_fraction=0.5)
+        prompts = sampled(record, [image("green star")] * 5, negative_fraction={"category": 0.5})
         kinds = {"category", "caption"} | ({"generic"} if not record.exhaustive else set())
         assert {p.targets for p in prompts if p.kind in kinds} == {None}
         boxes = [prompt.targets for prompt in prompts if prompt.kind == "box"]
@@ -223,7 +236,7 @@ def test_negatives_are_certain_and_of_the_given_fraction():
 
 
 def test_a_fraction_of_0_has_no_negatives():
-    prompts = sample_prompts(scenes(30), changed(negative_fraction=0.0), seed=0)
+    prompts = sample_prompts(scenes(30), changed(negative_fraction={}), seed=0)
     assert all(prompt.targets != () for of_image in prompts for prompt in of_image)
 
 
@@ -334,3 +347,93 @@ def test_rows_count_prompts_by_kind():
     known = sum(prompt.targets is not None for prompt in every)
     assert rows["all"]["negative_fraction"] == pytest.approx(negatives / known, abs=1e-4)
     assert prompt_rows([[]])[0]["negative_fraction"] is None
+
+
+def test_phrases_are_prompts_on_any_image_there_or_not():
+    phrases = ("dogs", "cat", "truck")
+    kinds = ("phrase", "box")
+    for seed in range(3):
+        prompts = sampled(image("a dog", "fire truck"), seed=seed, phrases=phrases, kinds=kinds)
+        assert texts(prompts, "phrase") == {"dogs": (0,), "cat": (), "truck": None}
+    bare = sampled(image(None, exhaustive=False), phrases=phrases, kinds=kinds)
+    assert texts(bare, "phrase") == dict.fromkeys(phrases)  # of unknown truth: for the teacher
+    chosen = [sampled(image(), seed=seed, phrases=phrases, kinds=kinds) for seed in range(30)]
+    first = Counter(prompts[0].text for prompts in chosen)
+    assert set(first) == set(phrases)
+    one = [sampled(image(), seed=s, phrases=phrases, kinds=kinds, per_image=1) for s in range(30)]
+    assert {prompts[0].text for prompts in one} == set(phrases)
+    shown = sampled(image(), phrases=phrases, kinds=kinds, withheld=("cat",))
+    assert {prompt.text for prompt in shown if not prompt.labeled} == {"cat"}
+    images = Images([image("red circle")])
+    withheld = changed(withheld=("cat",), kinds=("phrase",))
+    assert len(sample_prompts(images, withheld, 0, ["cat", "dog"])[0]) == 2
+
+
+def test_phrases_are_those_of_the_list_and_of_the_file_once(tmp_path):
+    file = tmp_path / "phrases.txt"
+    file.write_text("Fire  Truck\n\n dog \n")
+    assert all_phrases(changed(phrases=("dog", "cat")), file) == ["dog", "cat", "fire truck"]
+    assert all_phrases(CONFIG, None) == []
+    file.write_text("\n \n")
+    with pytest.raises(ValueError, match=r"phrases_file .*phrases\.txt: empty, expected a phrase"):
+        all_phrases(CONFIG, file)
+    with pytest.raises(ValueError, match=r"phrases_file .*nowhere: unreadable"):
+        all_phrases(CONFIG, tmp_path / "nowhere")
+
+
+def test_an_image_may_be_exhaustive_in_some_phrases_and_state_negatives():
+    record = image("dog", "cat", None, exhaustive=False, complete=("a dog", "zebras"))
+    assert targets_of("dog", replace(record, annotations=record.annotations[:2])) == (0,)
+    assert targets_of("dog", record) is None  # the third object may be one
+    named = replace(record, annotations=record.annotations[:2])
+    expected = {"cat": None, "dogs": (0,), "zebra": (), "horse": None}
+    assert {phrase: targets_of(phrase, named) for phrase in expected} == expected
+    others = [image("horse")] * 20
+    for seed in range(5):
+        prompts = sampled(named, others, seed=seed, negative_fraction={"category": 0.5})
+        negatives = [p for p in prompts if p.kind == "category" and p.text in ("zebras", "horse")]
+        assert ("zebras", ()) in {(prompt.text, prompt.targets) for prompt in negatives}
+    first = sampled(
+        named, others, kinds=("category",), negative_fraction={"category": 0.9}, per_image=2
+    )
+    assert "zebras" in {prompt.text for prompt in first}  # before what other images have
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5])
+def test_boxes_around_nothing_are_of_the_given_fraction(fraction):
+    prompts = sample_prompts(
+        scenes(), changed(kinds=("box",), per_image=4, negative_fraction={"box": fraction}), seed=0
+    )
+    boxes = [prompt for of_image in prompts for prompt in of_image]
+    negatives = [prompt for prompt in boxes if prompt.targets == ()]
+    assert len(negatives) / len(boxes) == pytest.approx(fraction, abs=0.05)
+    # Objects are a tenth wide and .2 to .6 high, side by side from the left.
+    for record, of_image in zip(scenes(), prompts, strict=True):
+        for prompt in of_image:
+            x, y, width, height = prompt.box
+            assert (width, height) == pytest.approx((0.1, 0.4))
+            meets = x - width / 2 < len(record.annotations) / 10 and abs(y - 0.4) < 0.4
+            assert meets or not prompt.targets
+            if not prompt.targets:
+                assert not meets
+                assert 0 <= x - width / 2 < x + width / 2 <= 1 + 1e-6
+    bare = sampled(
+        image(None, exhaustive=False), kinds=("box",), negative_fraction={"box": 0.5}, per_image=9
+    )
+    assert {prompt.targets for prompt in bare} == {(0,), None}  # what is there is not all known
+
+
+def test_captions_of_other_images_are_negatives_of_the_given_fraction():
+    images = scenes()
+    only = changed(kinds=("caption",), per_image=2, negative_fraction={"caption": 0.4})
+    prompts = sample_prompts(images, only, seed=0)
+    every = [prompt for of_image in prompts for prompt in of_image]
+    negatives = sum(prompt.targets == () for prompt in every)
+    assert negatives / len(every) == pytest.approx(0.4, abs=0.08)
+    for record, of_image in zip(images, prompts, strict=True):
+        names = {annotation.name for annotation in record.annotations}
+        for prompt in of_image:
+            if prompt.text in record.captions:
+                assert prompt.targets
+            else:
+                assert not any(name in prompt.text for name in names)

@@ -174,12 +174,24 @@ def test_more_validation_images_than_there_are(tmp_path, val):
         scan(tmp_path, val=val, faults="skip")
 
 
+def test_too_many_for_validation_are_refused_before_any_file_is_read(tmp_path, monkeypatch):
+    write_pairs(tmp_path, [1, 2])
+    monkeypatch.setattr(f"{scan.__module__}.read_record", None)
+    with pytest.raises(ValueError, match=r"expected less than the 2 images"):
+        scan(tmp_path, val=2, faults="skip")
+    (tmp_path / "sa_2.json").write_text("{")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"expected less than the 1 images"):
+        scan(tmp_path, val=1, faults="skip")
+
+
 def test_folders_without_a_good_pair(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere: no such folder"):
         scan(tmp_path / "nowhere", val=1, faults="skip")
     with pytest.raises(ValueError, match=r"no image can be read; expected sa_<id>\.jpg"):
         scan(tmp_path, val=1, faults="skip")
-    (tmp_path / "sa_1.json").write_text("{}")
+    for number in (1, 2):
+        (tmp_path / f"sa_{number}.json").write_text("{}")
     with pytest.raises(ValueError, match=r"no image can be read; the first fault: sa_1\.json"):
         scan(tmp_path, val=1, faults="skip")
 
@@ -206,7 +218,13 @@ def test_every_file_is_read_once_for_all_that_prompts_are_made_of(tmp_path, monk
     )
     sketches = scan(tmp_path, val=1, faults="fatal").sketches
     config = PromptsConfig(
-        kinds=("generic", "box"), generic="all", per_image=3, negative_fraction=0.4, withheld=()
+        kinds=("generic", "box"),
+        generic="all",
+        phrases=(),
+        phrases_file="none",
+        per_image=3,
+        negative_fraction={"category": 0.4, "box": 0.4, "caption": 0.0},
+        withheld=(),
     )
     prompts = sample_prompts(sketches, config, seed=0)
     whole = [read_record(path) for path in sorted(read)]

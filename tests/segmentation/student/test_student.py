@@ -279,6 +279,14 @@ def test_the_recipe_is_json_and_knows_the_teachers_heads():
     assert IMAGE_SIZE == 56
 
 
+def encoders(student):
+    """A weight of the text encoder and one of the image encoder."""
+    return (
+        student.text_encoder.embeddings.token_embedding.weight,
+        student.vision_encoder.pyramid.lateral[0].weight,
+    )
+
+
 def test_a_student_of_a_teacher_has_its_heads_and_a_tokenizer_of_its_own(tmp_path):
     teacher = tiny_teacher()
     tokenizer = student_tokenizer(None, ["a red circle", "a star"], teacher)
@@ -294,3 +302,7 @@ def test_a_student_of_a_teacher_has_its_heads_and_a_tokenizer_of_its_own(tmp_pat
     save_student(tmp_path, student, tokenizer)
     read = student_tokenizer(tmp_path / "tokenizer", [], teacher)
     assert len(read) == len(tokenizer)
+    parts = (ArchitectureConfig(**architecture), teacher, tokenizer, ["box"])
+    again = new_student(*parts, text_weights=tmp_path / "model.safetensors")
+    same = [torch.equal(*pair) for pair in zip(encoders(student), encoders(again), strict=True)]
+    assert same == [True, False]

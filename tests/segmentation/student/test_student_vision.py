@@ -1,4 +1,4 @@
-"""The student's image encoder: normalization, pyramid, backbones of timm and their weights."""
+"""The student's encoders: normalization, pyramid, backbones of timm, weights from files."""
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from braid.segmentation.student.student import (
     Pyramid,
     StudentVision,
     load_backbone,
+    load_text_encoder,
     make_backbone,
     normalization,
 )
@@ -156,3 +157,24 @@ def test_a_file_of_code_is_not_run(tmp_path):
     backbone, _ = make_backbone("repvit_m0_9", OPTIONS)
     with pytest.raises(ValueError, match=r"trap\.pth: unreadable"):
         load_backbone(backbone, tmp_path / "trap.pth")
+
+
+@pytest.mark.parametrize("prefix", ["", "text_encoder.", "model.text_encoder."])
+def test_a_text_encoder_takes_weights_of_its_own_or_of_a_whole_model(tmp_path, prefix):
+    given, student = (tiny_student(seed).text_encoder for seed in (1, 2))
+    state = {f"{prefix}{name}": value.clone() for name, value in given.state_dict().items()}
+    save_file({**state, "vision_encoder.x": torch.zeros(1)}, tmp_path / "text.safetensors")
+    load_text_encoder(student, tmp_path / "text.safetensors")
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, given.state_dict()[name])
+
+
+def test_text_weights_that_do_not_fit_give_one_line(tmp_path):
+    path = tmp_path / "text.safetensors"
+    save_file(tiny_student(text_width=32).text_encoder.state_dict(), path)
+    with pytest.raises(ValueError, match=r"text_weights .*: \d+ of the text encoder's \d+ tensors"):
+        load_text_encoder(tiny_student().text_encoder, path)
+    path.write_bytes(b"no weights")
+    for name in ("text.safetensors", "nowhere.safetensors"):
+        with pytest.raises(ValueError, match=f"text_weights .*{name}: unreadable"):
+            load_text_encoder(tiny_student().text_encoder, tmp_path / name)

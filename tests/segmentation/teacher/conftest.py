@@ -22,7 +22,9 @@ def prompted(tmp_path_factory):
         kinds=("generic", "category", "box", "caption"),
         generic="objects",
         per_image=6,
-        negative_fraction=0.3,
+        phrases=(),
+        phrases_file="none",
+        negative_fraction={"category": 0.3, "box": 0.3, "caption": 0.0},
         withheld=(),
     )
     write_prompts(folder, sample_prompts(open_images(folder, cache_mib=1), config, 0))
