@@ -1,11 +1,17 @@
-"""How much do refined clips owe to the seed? The clips' refiners, trained and evaluated over seeds.
+"""How much do refined clips owe to the seed, and to what is varied? Refiners over both.
 
     python -m benchmarks.drift_seeds 0 1 2
+    python -m benchmarks.drift_seeds 0 drift_sinkhorn drift_own
 
-needs clips, quantizer and latent MAE (`dvc repro`), which stay the same. In a temporary
-copy of the repository it trains every refiner once per seed and evaluates them on held-out clips,
-writes all figures of metrics/drift.json to benchmarks/results/drift_seeds.csv, a row a seed, and
-prints their means with 95 % t-intervals.
+needs what `dvc repro` makes; clips, quantizer and latent MAE stay the same. In a temporary copy of
+the repository it trains and evaluates the refiners on held-out clips, once for each seed, or for
+each seed and recipe. A refiner is trained anew where something that it reads has changed, and what
+`dvc repro` trained and evaluated is taken as it is.
+
+Seeds alone give docs/results/drift_seeds.csv: each headline figure, and some of each method, by
+seed and as a mean with its 95 % t-interval; three minutes a seed. Recipes give rows of
+docs/results/drift_ablations.csv, means over the seeds, and leave its other rows; half a minute
+each, since no reader is trained for them.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,42 +31,111 @@ import yaml
 from scipy import stats
 
 from braid.stage.params import load_yaml
+from recipes.overrides import resolve
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks/results/drift_seeds.csv"
+SEEDS = ROOT / "docs/results/drift_seeds.csv"
+ABLATIONS = ROOT / "docs/results/drift_ablations.csv"
 FOLDERS = (
     *("stages", "braid", "data/clips", "data/pseudo_classes"),
     *("models/quantizer", "models/latent_mae"),
 )
 FILES = ("dvc.yaml", "none", "built_in")
+METHODS = ("interpolated", "refined", "paired", "cold")
+OF_METHODS = (
+    *("frechet", "frechet_pca", "mse_missing", "motion_energy"),
+    *("digit_missing", "motion_missing", "ghost"),
+)
+VARIED = ("frechet_ratio", "frechet_pca_ratio", "paired_error_ratio", "motion_energy")
+NO_READER = {"read_clips": 8, "reader_steps": 1}
+
+Inputs = dict[str, Any]  # what each refiner was trained with
 
 
 def main() -> None:
     """Train, tabulate, print."""
+    seeds = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    recipes = [word for word in sys.argv[1:] if not word.isdigit()]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for part in FOLDERS:
-            shutil.copytree(ROOT / part, copy / part)
-        for part in FILES:
-            shutil.copy(ROOT / part, copy)
-        for seed in sys.argv[1:]:
-            rows.append({"seed": int(seed), **_train(copy, int(seed))})
-            table = pd.DataFrame(rows)
-            table.to_csv(RESULTS, index=False, float_format="%.4f")
-    print(intervals(table).to_string(index=False, float_format="{:.3f}".format))
+        for part in (*FOLDERS, *FILES):
+            copied = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            copied(ROOT / part, copy / part)
+        for seed in seeds:
+            trained = adopted(copy, seed)
+            for recipe in recipes or ["default"]:
+                figures, trained = run(copy, seed, recipe, trained, reader=not recipes)
+                rows.append({"recipe": recipe, "seed": seed, **figures})
+                table = pd.DataFrame(rows)
+                save_ablations(table) if recipes else save_seeds(table)
+    print(table.to_string(index=False, float_format="{:.3f}".format))
 
 
-def _train(copy: Path, seed: int) -> dict[str, float]:
-    """The held-out figures of one seed."""
+def adopted(copy: Path, seed: int) -> Inputs:
+    """Take over what `dvc repro` trained, if it did with this seed."""
     params = load_yaml(ROOT / "params.yaml")
-    (copy / "params.yaml").write_text(yaml.safe_dump({**params, "seed": seed}))
+    if seed != params["seed"] or not (ROOT / "models/drift").is_dir():
+        return {}
+    for part in ("models/drift", "metrics/tables/drift_training"):
+        shutil.copytree(ROOT / part, copy / part, dirs_exist_ok=True)
+    return inputs(params)
+
+
+def run(
+    copy: Path, seed: int, recipe: str, trained: Inputs, reader: bool
+) -> tuple[dict[str, float], Inputs]:
+    """The held-out figures, and what the refiners in the copy were trained with."""
+    params = load_yaml(ROOT / "params.yaml")
+    settings = (params if recipe == "default" else resolve(ROOT, recipe, params)) | {"seed": seed}
+    wanted, drift = inputs(settings), settings["drift"]
+    if recipe == "default" and wanted == trained:
+        return figures_of(ROOT, drift["evaluation"]["refiner"]), wanted
+    if not reader:
+        drift = drift | {"evaluation": drift["evaluation"] | NO_READER}
+    (copy / "params.yaml").write_text(yaml.safe_dump(settings | {"drift": drift}))
+    for name in in_order(drift["refiners"]):
+        if trained.get(name) != wanted[name]:
+            _stage(copy, "train_drift", name)
+    _stage(copy, "evaluate_drift")
+    return figures_of(copy, drift["evaluation"]["refiner"]), wanted
+
+
+def inputs(settings: Mapping[str, Any]) -> Inputs:
+    """What each refiner is trained with; of the loss and of most of a batch regression has none."""
+    drift: Inputs = {}
+    shared = {part: settings["drift"][part] for part in ("corruption", "refiner", "optimizer")}
+    for name in in_order(refiners := settings["drift"]["refiners"]):
+        own, batches = refiners[name], settings["drift"]["batches"]
+        compared = {"loss": settings["drift"]["loss"], "batches": batches}
+        if own["objective"] == "paired":
+            compared = {"classes": batches["classes"]}
+        start = drift.get(Path(own["start"]).name)
+        drift[name] = {"seed": settings["seed"], **shared, **compared, **own, "start": start}
+    return drift
+
+
+def _stage(copy: Path, name: str, *item: str) -> None:
     environment = {**os.environ, "BRAID_SCRATCH": str(copy / "scratch")}
-    stages = [["train_drift", name] for name in in_order(params["drift"]["refiners"])]
-    for name, *item in (*stages, ["evaluate_drift"]):
-        command = [sys.executable, "-m", f"stages.{name}", *item]
-        subprocess.run(command, cwd=copy, env=environment, check=True)
-    return dict(numbers(json.loads((copy / "metrics/drift.json").read_text())))
+    command = [sys.executable, "-m", f"stages.{name}", *item]
+    subprocess.run(command, cwd=copy, env=environment, check=True)
+
+
+def figures_of(
+    root: Path,
+    refiner: str,  # the one that is evaluated
+) -> dict[str, float]:
+    """Headline figures, how far the end of the training is from its best, figures of methods."""
+    headline = dict(numbers(json.loads((root / "metrics/drift.json").read_text())))
+    scores = pd.read_csv(root / f"metrics/tables/drift_training/{refiner}.csv", index_col="method")
+    headline["last_over_best"] = scores["frechet"]["last"] / scores["frechet"]["refined"]
+    methods = pd.read_csv(root / "plots/drift_methods.csv", index_col="method")
+    each = {
+        f"{method}.{figure}": float(methods[figure][method])
+        for method in METHODS
+        for figure in OF_METHODS
+    }
+    return {**headline, **each}
 
 
 def in_order(refiners: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -95,6 +170,30 @@ def intervals(
         mean = values.mean()
         rows.append({"figure": name, "mean": mean, "low": mean - half, "high": mean + half})
     return pd.DataFrame(rows)
+
+
+def save_seeds(
+    table: pd.DataFrame,  # a row a seed
+) -> None:
+    """Write a row a figure: its mean, its interval, and each seed's."""
+    by_seed = table.drop(columns="recipe")
+    each = by_seed.set_index("seed").T.add_prefix("seed_").reset_index(drop=True)
+    saved = pd.concat([intervals(by_seed), each], axis=1)
+    saved.to_csv(SEEDS, index=False, float_format="%.4g")
+
+
+def save_ablations(
+    table: pd.DataFrame,  # a row a recipe and seed
+    path: Path = ABLATIONS,
+) -> None:
+    """Write a row a recipe, the mean over its seeds, after those of other recipes."""
+    columns: Sequence[str] = (*VARIED, "last_over_best")
+    means = table.groupby("recipe", sort=False)[list(columns)].mean()
+    means["seeds"] = table.groupby("recipe", sort=False)["seed"].count()
+    old = pd.read_csv(path, index_col="recipe")
+    old = old.assign(seeds=old.get("seeds", 1))
+    kept = old.drop(index=means.index, errors="ignore")
+    pd.concat([kept, means]).to_csv(path, float_format="%.3f")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -76,6 +77,8 @@ class HarmonicConfig(Config):
 class KeyframesConfig(Config):
     """Which frames or points are given, and noise."""
 
+    section: ClassVar[str]  # of params.yaml, for messages
+
     levels: Count  # beside level 0, which has every frame
     min_keyframes: Annotated[int, Field(ge=2)]  # at the coarsest level
     schedule: Literal["doubling", "linear", "geometric"]
@@ -89,6 +92,8 @@ class KeyframesConfig(Config):
 class CorruptionConfig(KeyframesConfig, HarmonicConfig):
     """Keyframes, interpolation and noise."""
 
+    section: ClassVar[str] = "drift.corruption"
+
     interpolator: Interpolator
     sinkhorn_temperature: Positive  # of the cosines between tokens
     sinkhorn_reach: Positive  # cells; standard deviation of the prior on displacements
@@ -97,6 +102,8 @@ class CorruptionConfig(KeyframesConfig, HarmonicConfig):
 
 class MazeCorruptionConfig(KeyframesConfig):
     """Keyframes, interpolation and noise of trajectories; what moves in images has no say here."""
+
+    section: ClassVar[str] = "maze_drift.corruption"
 
     interpolator: Literal["linear", "cubic"]
 
@@ -225,6 +232,12 @@ class StoryboardConfig(Config):
     clip: Whole  # which of the held-out clips
     keyframes: tuple[Whole, ...] = Field(strict=False, min_length=2)  # the given latent frames
     alpha: Annotated[float, Field(ge=1)]  # guidance; 1: none
+
+    @model_validator(mode="after")
+    def _keyframes_ascend(self) -> StoryboardConfig:
+        if any(later <= frame for frame, later in pairwise(self.keyframes)):
+            raise ValueError(f"keyframes are {list(self.keyframes)}, expected them to ascend")
+        return self
 
 
 class DriftConfig(Config):

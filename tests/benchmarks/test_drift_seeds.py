@@ -6,8 +6,19 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from benchmarks.drift_seeds import FOLDERS, ROOT, in_order, intervals, numbers
+from benchmarks.drift_seeds import (
+    FOLDERS,
+    ROOT,
+    VARIED,
+    figures_of,
+    in_order,
+    inputs,
+    intervals,
+    numbers,
+    save_ablations,
+)
 from braid.stage.params import load_yaml
+from recipes.overrides import resolve
 
 
 def test_a_refiner_comes_after_the_one_it_starts_from() -> None:
@@ -39,3 +50,39 @@ def test_intervals_are_student_s() -> None:
     assert row == pytest.approx({"mean": 0.4, "low": low, "high": high})
     (alone,) = intervals(pd.DataFrame({"seed": [0], "x": [0.2]})).to_dict("records")
     assert pd.isna(alone["low"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "paired", "drift"),
+    [
+        ("drift_sinkhorn", True, False),
+        ("drift_own", True, False),
+        ("drift_encoder", True, False),
+        ("drift_unclamped", False, False),
+    ],
+)
+def test_a_refiner_is_taken_over_if_nothing_that_it_reads_is_varied(recipe, paired, drift) -> None:
+    params = load_yaml(ROOT / "params.yaml")
+    before, after = inputs(params), inputs(resolve(ROOT, recipe, params))
+    assert (before["paired"] == after["paired"], before["drift"] == after["drift"]) == (
+        paired,
+        drift,
+    )
+    assert inputs(params | {"seed": 7})["paired"] != before["paired"]
+
+
+def test_figures_are_those_of_the_committed_run() -> None:
+    figures = figures_of(ROOT, "drift")
+    interpolated, refined = figures["interpolated.frechet"], figures["refined.frechet"]
+    assert figures["frechet_ratio"] == pytest.approx(refined / interpolated, rel=1e-4)
+    assert figures["last_over_best"] >= 1
+
+
+def test_a_recipe_s_row_is_replaced_and_others_stay(tmp_path) -> None:
+    path = tmp_path / "ablations.csv"
+    path.write_text(f"recipe,{','.join(VARIED)},last_over_best\na,1,1,1,1,1\nb,2,2,2,2,1\n")
+    values = {name: [3.0, 4.0] for name in (*VARIED, "last_over_best")}
+    save_ablations(pd.DataFrame({"recipe": ["a", "a"], "seed": [0, 1], **values}), path)
+    table = pd.read_csv(path, index_col="recipe")
+    assert table["frechet_ratio"].to_dict() == {"b": 2, "a": 3.5}
+    assert table["seeds"].to_dict() == {"b": 1, "a": 2}

@@ -254,7 +254,7 @@ def test_a_file_of_ones_own_goes_through_all_stages(repo: Path) -> None:
         (
             {"maze_drift.corruption.min_keyframes": 99},
             ("train_drift_maze", "paired"),
-            "corruption.min_keyframes is 99",
+            "maze_drift.corruption.min_keyframes is 99",
         ),
         (
             {"maze_drift.evaluation.components": 5000},

@@ -35,11 +35,12 @@ def level_counts(frames: int, config: KeyframesConfig) -> list[int]:
     fewest, levels = config.min_keyframes, config.levels
     if fewest > frames:
         raise ValueError(
-            f"corruption.min_keyframes is {fewest}, expected 2 to {frames}, the frames of a clip"
+            f"{config.section}.min_keyframes is {fewest}, expected 2 to {frames}, the frames of a "
+            "clip"
         )
     if levels > frames - fewest:
         raise ValueError(
-            f"corruption.levels is {levels}, expected 1 to {frames - fewest}: between "
+            f"{config.section}.levels is {levels}, expected 1 to {frames - fewest}: between "
             f"{fewest} and {frames} keyframes no more levels differ"
         )
     counts = [fewest]

@@ -97,8 +97,15 @@ def clip_objective(
 
     Raises:
         ValueError: the latent MAE or the start cannot be read, a start of other shapes, an unknown
-            family of features, or pictures that do not show all channels.
+            family of features, patches that do not divide the clips' frames, or pictures that do
+            not show all channels.
     """
+    sides, patch = split.latents(torch.zeros(1, dtype=torch.long)).shape[-2:], refiner.config.patch
+    if any(side % patch for side in sides):
+        raise ValueError(
+            f"drift.refiner.patch is {patch}, expected a divisor of the sides of a latent frame, "
+            f"{sides[0]} and {sides[1]}"
+        )
     refiner.to(run.device)
     if start is None:
         examples = split.latents(torch.arange(min(EXAMPLES, len(split))))

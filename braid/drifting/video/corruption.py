@@ -87,7 +87,8 @@ class Corruption:
         if self.config.student_replace_prob > 0:
             if anchors is None:
                 raise ValueError(
-                    "corruption.student_replace_prob is positive, but there are no anchors"
+                    f"{self.config.section}.student_replace_prob is positive, but there are no "
+                    "anchors"
                 )
             source = torch.where(replaced[:, None, :, None, None], anchors, latents)
         filled = interpolate(source, mask, self.config)
@@ -131,7 +132,8 @@ class Corruption:
         if self.config.noise != "none":
             if ids is None or generator is None:
                 raise ValueError(
-                    f"corruption.noise is {self.config.noise}: expected ids and a generator"
+                    f"{self.config.section}.noise is {self.config.noise}: expected ids and a "
+                    "generator"
                 )
             seed, ids = generator.initial_seed(), ids.to(latents.device)
             filled = self._add_noise(filled, mask, ids, seed, keyframe_noise=0.0)

@@ -61,8 +61,8 @@ class Picture(nn.Module):
         """Least squares from a cell's channels to its pixels, over all cells.
 
         Raises:
-            ValueError: the moments do not divide a latent frame's video frames, or pictures do not
-                show all channels, as a preview of three colors does not.
+            ValueError: the moments do not divide a latent frame's video frames, pictures are finer
+                than what is decoded, or they do not show all channels, as a preview does not.
         """
         sums = [[torch.zeros(()), torch.zeros(())] for _ in range(2)]
         for some in clips.split(_CHUNK):
@@ -91,6 +91,12 @@ class Picture(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Channels and a one [T, n H W, C + 1], and pixels [T, n H W, M 3 r r], of each cell."""
         stride = (frames.shape[1] - 1) // (clips.shape[2] - 1)
+        side = frames.shape[2] // clips.shape[3]
+        if 1 < side < self.detail:  # a preview has one, and too few colors: see `fit`
+            raise ValueError(
+                f"drift.refiner.detail is {self.detail}, expected at most {side}, the decoded "
+                "pixels a side of a latent cell"
+            )
         if stride % self.moments:
             raise ValueError(
                 f"drift.refiner.moments is {self.moments}, expected a divisor of the {stride} "

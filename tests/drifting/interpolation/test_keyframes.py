@@ -41,13 +41,13 @@ def test_levels_differ_wherever_they_can(schedule):
 @pytest.mark.parametrize(
     ("key", "changes"),
     [
-        ("corruption.levels", {"levels": 7}),
-        ("corruption.levels", {"levels": 1, "min_keyframes": 9}),
-        ("corruption.min_keyframes", {"min_keyframes": 10}),
+        ("drift.corruption.levels", {"levels": 7}),
+        ("drift.corruption.levels", {"levels": 1, "min_keyframes": 9}),
+        ("drift.corruption.min_keyframes", {"min_keyframes": 10}),
     ],
 )
 def test_a_schedule_that_a_clip_is_too_short_for_is_refused(key, changes):
-    with pytest.raises(ValueError, match=key):
+    with pytest.raises(ValueError, match=f"^{key} is"):
         level_counts(9, configs.corruption(**{"schedule": "linear", **changes}))
 
 

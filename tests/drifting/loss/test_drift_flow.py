@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ from braid.drifting.loss.drift import DriftLoss, Samples
 from tests.drifting.drift_example import drift_loss
 
 
-def raw_drift(loss: DriftLoss, x: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+def raw_drift(
+    loss: DriftLoss, x: Tensor, positives: Tensor, step: float = math.inf
+) -> tuple[Tensor, Tensor]:
     """V before lambda, in the units of x [N, D], and its root mean square in those of phi."""
     x = x.clone().requires_grad_()
     samples = Samples(x[None, :, None], positives[None, :, None])
-    result = loss({"x": samples}, torch.zeros(1), statistics=True)
+    result = loss({"x": samples}, torch.zeros(1), step=step, statistics=True)
     (gradient,) = torch.autograd.grad(result.loss, x)
     unit = result.statistics["field_scale_x"] / math.sqrt(x.shape[1])
     size = result.statistics[f"field_sq_x_{loss.config.temperatures[0]:g}"].sqrt()
@@ -31,13 +34,13 @@ def two_modes(count: int, generator: torch.Generator) -> Tensor:
     return torch.cat([side, torch.zeros(count, 1)], 1) + noise
 
 
-def flow(tau: float, start: tuple[float, float], attraction: float = 1.0) -> tuple[float, Tensor]:
+def flow(tau: float, start: tuple[float, float], **switches: Any) -> tuple[float, Tensor]:
     """Energy distance to the data and place of 128 particles after 150 steps x += V."""
     generator = torch.Generator().manual_seed(0)
     x = torch.tensor(start) + 0.1 * torch.randn(128, 2, generator=generator)
-    loss = drift_loss(temperatures=[tau], attraction=attraction)
-    for _ in range(150):
-        x = x + raw_drift(loss, x, two_modes(128, generator))[0]
+    loss = drift_loss(temperatures=[tau], **switches)
+    for step in range(150):
+        x = x + raw_drift(loss, x, two_modes(128, generator), step)[0]
     return energy_distance(x, two_modes(2000, generator)), x
 
 
@@ -51,6 +54,25 @@ def test_particles_reach_both_modes_from_anywhere(start):
 @pytest.mark.parametrize("start", [(0.0, 0.0), (1.0, 0.0)])
 def test_at_a_small_temperature_alone_they_stay_stuck(start):
     assert flow(0.05, start)[0] > 0.3
+
+
+@pytest.mark.parametrize("start", [(0.0, 0.0), (1.0, 0.0)])
+@pytest.mark.parametrize(
+    ("switches", "most"),
+    [
+        ({"coupling": "sinkhorn"}, 0.15),
+        ({"coupling": "sinkhorn", "normalization": "separate"}, 0.1),
+        ({"annealing": 20.0, "annealing_steps": 100}, 0.05),
+    ],
+    ids=["sinkhorn", "separate", "annealed"],
+)
+def test_a_sinkhorn_coupling_and_annealing_cure_that(switches, most, start):
+    assert flow(0.05, start, **switches)[0] < most  # from .9 and .6
+
+
+def test_separate_sides_help_a_small_temperature_but_do_not_cure_it():
+    error = flow(0.05, (0.0, 0.0), normalization="separate")[0]
+    assert 0.2 < error < 0.7 * flow(0.05, (0.0, 0.0))[0]
 
 
 @pytest.mark.parametrize("start", [(0.0, 0.0), (4.0, 4.0), (1.0, 0.0)])

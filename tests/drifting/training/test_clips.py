@@ -53,12 +53,18 @@ def no_decoder(clips: torch.Tensor) -> torch.Tensor:
     raise AssertionError("nothing is moved, so nothing need be decoded")
 
 
-def objective(folder: Path | None, replaced: float = 0.0, start: Path | None = None, **settings):
+def objective(
+    folder: Path | None,
+    replaced: float = 0.0,
+    start: Path | None = None,
+    refiner: Refiner | None = None,
+    **settings,
+):
     corruption = Corruption(5, configs.corruption(levels=1, student_replace_prob=replaced))
     parts = configs.refiner_training(**settings), configs.class_batches(), configs.loss()
     run = Run(seed=0, device=torch.device("cpu"), log_every=7)
     return clip_objective(
-        *parts, toy_refiner(), corruption, split(), folder, start, no_decoder, run
+        *parts, refiner or toy_refiner(), corruption, split(), folder, start, no_decoder, run
     )
 
 
@@ -67,6 +73,12 @@ def test_a_split_counts_its_own_clips() -> None:
     assert len(validation) == 10
     assert torch.equal(validation.latents(torch.tensor([0, 2])), data.clips[[0, 8]])
     assert torch.equal(validation.classes, data.labels[::4])
+
+
+def test_patches_that_do_not_divide_a_frame_are_refused_before_training() -> None:
+    refiner = Refiner(2, 2, 2, configs.refiner(patch=3))  # of clips whose frames are 4 x 4
+    with pytest.raises(ValueError, match=r"^drift.refiner.patch is 3, expected .* 4 and 4$"):
+        objective(None, objective="paired", refiner=refiner)
 
 
 def test_drifting_has_the_branches_of_its_params(tmp_path: Path) -> None:

@@ -205,7 +205,9 @@ def test_impossible_params_are_named(key, value):
 
 def test_bad_clips_are_refused():
     corruption = Corruption(FRAMES, configs.corruption(student_replace_prob=0.1, noise="gauss"))
-    with pytest.raises(ValueError, match=r"student_replace_prob is positive.*no anchors"):
+    with pytest.raises(
+        ValueError, match=r"^drift.corruption.student_replace_prob is positive.*no anchors"
+    ):
         corruption(clips(), LEVEL, IDS, generator(0))
     with pytest.raises(ValueError, match=r"expected latents \[B, C, 9, H, W\]"):
         corruption(clips()[:, :, :5], LEVEL, IDS, generator(0), clips())

@@ -66,6 +66,8 @@ def test_pictures_of_all_moments_give_the_latents_back() -> None:
 def test_a_picture_that_hides_channels_and_odd_moments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"detail is 4.*all of their 16 channels.*detail 0"):
         Picture(16, DETAIL, 2).fit(latents(), decoder("wan", latents()))
+    with pytest.raises(ValueError, match=r"drift.refiner.detail is 100, expected at most 8, the"):
+        Picture(16, 100, 2).fit(latents(), decode)
     with pytest.raises(ValueError, match=r"moments is 3, expected a divisor of the 4"):
         Picture(16, DETAIL, 3).fit(latents(), decode)
 
