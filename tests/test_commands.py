@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from braid.clips.codec.codec import TRANSFORM
+from braid.clips.codec.codec import TRANSFORM, decode
 from braid.clips.preparation.moving_digits import LAYOUT, write_digit_shards
 from braid.clips.preparation.scan import scan_shards, write_manifest
 from braid.clips.shards.dataset import open_clips
@@ -201,6 +201,26 @@ def test_a_held_out_clip_a_storyboard_and_pictures_are_completed(
     assert colors[0][0] > 230 > 30 > colors[0][2]
     assert colors[1][2] > 230 > 30 > colors[1][0]
 
+    Path("mine").mkdir()
+    for name, number in (("red", 1), ("blue", 2)):
+        Path(f"{name}.png").rename(f"mine/{number}.png")
+    run("complete", "--pictures", "mine", "--at", "0", "4", "--out", "a/folder")
+    assert torch.equal(latents("a/folder"), latents("a/pictures"))
+
+
+def test_a_video_is_completed_from_its_own_frames(folder: Path) -> None:
+    """A held-out clip as an animated PNG gives what the clip itself gives."""
+    write_clips(folder)
+    clips = open_clips(folder / "data/clips")
+    frames = (decode(clips.latents(clips.indices("test")[:1]))[0].clamp(0, 1) * 255).round().byte()
+    first, *rest = (Image.fromarray(frame.numpy()) for frame in frames.permute(1, 2, 3, 0))
+    first.save("mine.png", save_all=True, append_images=rest, duration=50)
+    run("complete", "--video", "mine.png", "--at", "0", "4", "--out", "a/video")
+    run("complete", "--clip", "0", "--at", "0", "4", "--out", "a/clip")
+    difference = (latents("a/video") - latents("a/clip")).abs().mean(dim=(0, 2, 3))
+    assert difference[[0, 4]].max() < 0.03  # colors were clamped and rounded
+    assert difference.min() > 0
+
 
 def test_what_cannot_be_completed_is_one_line(folder: Path) -> None:
     assert "data/clips/manifest.json: cannot be read" in fault(
@@ -219,6 +239,7 @@ def test_what_cannot_be_completed_is_one_line(folder: Path) -> None:
             "4",
         ): "no.safetensors: expected safetensors",
         ("--pictures", "a.png", "--at", "0", "4"): "1 pictures at frames [0, 4], expected a frame",
+        ("--video", "a.gif", "--at", "0", "4"): "a.gif: not a readable video",
         ("--clip", "1", "--at", "0", "4", "--prompt", "a " * 17): "prompt 'a a",
         ("--clip", "1", "--at", "0", "4", "--refiner", "none"): "none: expected config.json",
     }.items():

@@ -228,10 +228,11 @@ class DriftEvaluationConfig(Config):
 class StoryboardConfig(Config):
     """Given latent frames that the refiner makes a clip of."""
 
-    source: str = Field(pattern=r"(\.safetensors|^data/clips)$")  # a storyboard, or held-out clips
+    source: str  # a .safetensors, a folder of pictures, a video file, or data/clips: held-out clips
     clip: Whole  # which of the held-out clips
     keyframes: tuple[Whole, ...] = Field(strict=False, min_length=2)  # the given latent frames
     alpha: Annotated[float, Field(ge=1)]  # guidance; 1: none
+    prompt: str | None = None  # words, of the built-in clips; null: those of the source, or none
 
     @model_validator(mode="after")
     def _keyframes_ascend(self) -> StoryboardConfig:

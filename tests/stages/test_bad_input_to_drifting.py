@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from braid.clips.shards.dataset import open_clips
@@ -154,6 +155,16 @@ def test_a_user_s_storyboard_is_filled_in_and_a_wrong_one_is_named(
     override(damaged, {"drift.storyboards.mine": board})
     path.write_bytes(b"broken")
     assert "mine.safetensors: expected" in fault(damaged, "impute_storyboard", "mine")
+    words = board | {"prompt": "a red seven"}
+    override(damaged, {"drift.storyboards.mine": words | {"source": "data/clips"}})
+    assert "prompt: of the built-in clips only" in fault(damaged, "impute_storyboard", "mine")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    override(damaged, {"drift.storyboards.mine": board | {"source": str(folder)}})
+    assert "0 pictures at frames [0, 1, 2]" in fault(damaged, "impute_storyboard", "mine")
+    for name in "abc":
+        Image.new("RGB", (9, 9)).save(folder / f"{name}.png")
+    assert "clips.wan_vae is none, expected" in fault(damaged, "impute_storyboard", "mine")
 
 
 def test_a_refiner_is_compiled_where_its_params_say_so(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -162,14 +165,19 @@ def draw_clip(
     title: str,
     decode: DecodeClips,
     animated: Sequence[str] = (),  # of the methods; none: all
-) -> None:
-    """A strip (.png) and an animation (.gif) of one clip."""
+    mp4: bool = False,  # where PyAV is installed
+) -> list[Path]:
+    """A strip (.png) and an animation (.gif, perhaps .mp4 too) of one clip; the files written."""
     frames = {name: decode(latents[None])[0] for name, latents in methods.items()}
     keyframes, stride = _keyframes(given, len(next(iter(frames.values()))))
     title = f"{title}   decoder: {decode.name}"
-    strip(path.with_suffix(".png"), frames, keyframes, stride, title)
-    moving = {name: frames[name] for name in animated or frames}
-    animation(path.with_suffix(".gif"), moving, keyframes)
+    endings = [".png", ".gif", *([".mp4"] if mp4 and find_spec("av") else [])]
+    files = [path.with_suffix(ending) for ending in endings]
+    strip(files[0], frames, keyframes, stride, title)
+    pictures = side_by_side({name: frames[name] for name in animated or frames}, keyframes)
+    for file, write in zip(files[1:], (save_gif, save_mp4), strict=False):
+        write(file, pictures)
+    return files
 
 
 def strip(
@@ -208,12 +216,11 @@ def _reduce(path: Path) -> None:
     reduced.save(path, optimize=True)
 
 
-def animation(
-    path: Path,
+def side_by_side(
     methods: Mapping[str, Tensor],  # name to frames [F, h, w, 3] in [0, 1]
     given: Sequence[int] = (),  # frames that are keyframes
-) -> None:
-    """The methods' clips side by side, as a GIF: names above, a bar over given frames."""
+) -> list[Image.Image]:
+    """The methods' clips beside one another: names above, a bar over given frames."""
     clips = [_bytes(frames) for frames in methods.values()]
     pixels = np.concatenate(clips, axis=2).repeat(GIF_SCALE, axis=1).repeat(GIF_SCALE, axis=2)
     width = pixels.shape[2] // len(clips)
@@ -227,11 +234,28 @@ def animation(
         if number in given:
             draw.rectangle((0, _CAPTION - 3, frame.shape[1], _CAPTION - 1), fill=_FRAME)
         pictures.append(picture)
+    return pictures
+
+
+def save_gif(path: Path, pictures: Sequence[Image.Image]) -> None:
+    """An animation of few colors."""
     # One palette for all frames: what does not change costs nothing then.
     palette = Image.fromarray(np.concatenate([np.asarray(frame) for frame in pictures]))
     palette = palette.quantize(_GIF_COLORS)
     first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in pictures)
     first.save(path, save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
+
+
+def save_mp4(path: Path, pictures: Sequence[Image.Image]) -> None:
+    """A film in H.264, by PyAV."""
+    with import_module("av").open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(1000, FRAME_MS))
+        stream.width, stream.height = pictures[0].size  # even, as `GIF_SCALE` is
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures:
+            frame = import_module("av").VideoFrame.from_image(picture)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 def tradeoff(

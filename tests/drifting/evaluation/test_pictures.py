@@ -10,10 +10,11 @@ from PIL import Image
 from braid.clips.preparation.moving_digits import read_words
 from braid.drifting.evaluation.clips import Completed, Method, Sample
 from braid.drifting.evaluation.pictures import (
-    animation,
     draw_evaluation,
     first_of_each,
     largest,
+    save_gif,
+    side_by_side,
     strip,
     tradeoff,
 )
@@ -32,7 +33,7 @@ def test_a_strip_is_the_same_each_time_and_marks_keyframes(tmp_path: Path) -> No
 
 def test_an_animation_has_every_frame_and_every_method(tmp_path: Path) -> None:
     path = tmp_path / "clip.gif"
-    animation(path, METHODS, [0])
+    save_gif(path, side_by_side(METHODS, [0]))
     with Image.open(path) as shown:
         assert shown.n_frames == 5
         assert shown.size == (2 * 8 * 2, 8 * 2 + 16)
