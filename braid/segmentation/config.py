@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from braid.common.config import Config, Count, Fraction, Name, NonNegative, Whole
+from braid.common.config import Config, Count, Distinct, Fraction, Named, NonNegative, Whole
 from braid.training.config import OptimizerConfig
 
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
@@ -33,20 +33,12 @@ class ShapesConfig(Config):
 class PromptsConfig(Config):
     """Which prompts an image has."""
 
-    kinds: tuple[Literal["generic", "category", "box", "caption"], ...] = Field(
-        strict=False, min_length=1
-    )
+    kinds: Distinct[Literal["generic", "category", "box", "caption"]] = Field(min_length=1)
     generic: Annotated[str, Field(min_length=1)]  # the text of a generic prompt
     per_image: Count  # prompts, at most; the kinds take turns
     negative_fraction: Annotated[float, Field(ge=0, lt=1)]  # of the category prompts
     # phrases: no student is shown the ground truth of prompts that mention one
-    withheld: tuple[str, ...] = Field(strict=False)
-
-    @model_validator(mode="after")
-    def _kinds_differ(self) -> PromptsConfig:
-        if len(set(self.kinds)) < len(self.kinds):
-            raise ValueError(f"kinds: {', '.join(self.kinds)}, expected each at most once")
-        return self
+    withheld: Distinct[str]
 
 
 class TeacherConfig(Config):
@@ -185,7 +177,7 @@ class Sam3Config(Config):
     student: StudentConfig
     matching: MatchingConfig
     losses: LossesConfig
-    phases: Annotated[dict[Name, PhaseConfig], Field(min_length=1)]
+    phases: Named[PhaseConfig]
     distill: DistillConfig
-    students: dict[Name, StudentTrainingConfig]
+    students: Named[StudentTrainingConfig]
     evaluation: EvaluationConfig
