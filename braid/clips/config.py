@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from braid.clustering.config import KMeansConfig
-from braid.common.config import Config, Count, Fraction, NonNegative, Whole
+from braid.common.config import Config, Count, Distinct, Fraction, NonNegative, Whole
 
 
 class DigitsConfig(Config):
@@ -48,7 +48,7 @@ class RepresentationConfig(Config):
 
     clips: Count  # at most, as equal numbers of each class as there are
     components: Count  # of an encoder's standardized features
-    neighbors: tuple[Count, ...] = Field(strict=False, min_length=1)  # retrieval at each of these
+    neighbors: Distinct[Count] = Field(min_length=1)  # retrieval at each of these
     bootstrap: Count  # resamples behind each 95 % interval
     map: Literal["tsne", "umap"]  # umap: an extra of pyproject.toml
     map_clips: Annotated[int, Field(ge=4)]  # at most, on a map

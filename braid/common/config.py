@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -26,8 +27,9 @@ _Item = TypeVar("_Item")
 
 
 def _once(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
-    if len(set(values)) < len(values):
-        raise ValueError("expected each of them once")
+    repeated = [value for value, count in Counter(values).items() if count > 1]
+    if repeated:
+        raise ValueError(f"expected each once, got more of {repeated}")
     return values
 
 

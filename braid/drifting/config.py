@@ -7,7 +7,18 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from braid.common.config import Config, Count, Fraction, Name, NonNegative, Positive, Steps, Whole
+from braid.common.config import (
+    Config,
+    Count,
+    Distinct,
+    Fraction,
+    Name,
+    Named,
+    NonNegative,
+    Positive,
+    Steps,
+    Whole,
+)
 from braid.training.config import OptimizerConfig
 
 
@@ -40,7 +51,7 @@ class LatentMaeConfig(MaeConfig):
 class DriftLossConfig(Config):
     """The drifting loss; symbols as in braid/drifting/loss/drift.py."""
 
-    temperatures: tuple[Positive, ...] = Field(strict=False, min_length=1)  # tau, mean distances
+    temperatures: Distinct[Positive] = Field(min_length=1)  # tau, mean distances
     annealing: Annotated[float, Field(ge=1)]  # times tau at first, falling exponentially to 1
     annealing_steps: Whole  # updates until it is 1
     coupling: Literal["softmax", "sinkhorn"]  # A: both softmaxes, or a scaling of both sides' sums
@@ -115,19 +126,16 @@ Family = Literal["location", "clip", "frame", "patch2", "patch4", "motion", "rms
 class DriftFeaturesConfig(Config):
     """What the drift is computed in, see braid/drifting/video/features.py."""
 
-    vanilla: tuple[VanillaFamily, ...] = Field(strict=False, min_length=1)
+    vanilla: Distinct[VanillaFamily] = Field(min_length=1)
     vanilla_weight: NonNegative
     encoder_weight: NonNegative  # of the latent MAE's features; 0: it is not run
-    families: tuple[Family, ...] = Field(strict=False, min_length=1)  # of the latent MAE's features
+    families: Distinct[Family] = Field(min_length=1)  # of the latent MAE's features
     locations: Count  # vectors a group of them, at most
 
     @model_validator(mode="after")
     def _something_drifts(self) -> DriftFeaturesConfig:
         if not self.encoder_weight + self.vanilla_weight:
             raise ValueError("encoder_weight and vanilla_weight are both 0")
-        for name in ("vanilla", "families"):
-            if len(set(names := getattr(self, name))) < len(names):
-                raise ValueError(f"{name} is {list(names)}, expected each of them once")
         return self
 
 
@@ -230,7 +238,7 @@ class StoryboardConfig(Config):
 
     source: str  # a .safetensors, a folder of pictures, a video file, or data/clips: held-out clips
     clip: Whole  # which of the held-out clips
-    keyframes: tuple[Whole, ...] = Field(strict=False, min_length=2)  # the given latent frames
+    keyframes: Distinct[Whole] = Field(min_length=2)  # the given latent frames
     alpha: Annotated[float, Field(ge=1)]  # guidance; 1: none
     prompt: str | None = None  # words, of the built-in clips; null: those of the source, or none
 
@@ -249,7 +257,7 @@ class DriftConfig(Config):
     corruption: CorruptionConfig
     batches: BatchesConfig
     refiner: RefinerConfig
-    refiners: dict[Name, RefinerTrainingConfig]
+    refiners: Named[RefinerTrainingConfig]
     optimizer: OptimizerConfig
     evaluation: DriftEvaluationConfig
     storyboards: dict[Name, StoryboardConfig]
@@ -277,7 +285,7 @@ class ImageMaeConfig(MaeConfig):
 class KeypatchConfig(HarmonicConfig):
     """Which patches of an image are given, and what the others start as."""
 
-    given: tuple[Whole, ...] = Field(strict=False, min_length=1)  # how many, level by level
+    given: Distinct[Whole] = Field(min_length=1)  # how many, level by level
     interpolator: Literal["inverse_distance", "harmonic"]
     noise: NonNegative  # standard deviation on interpolated patches; with none given it is 1
 
@@ -289,9 +297,7 @@ class ImageFeaturesConfig(Config):
     resnet: str  # file of timm's weights
     resnet_name: str  # in timm: resnet18, resnet50.a1_in1k
     resnet_side: Whole  # pixels that images are resized to; 0: as they come
-    families: tuple[Literal["location", "clip", "patch2", "patch4", "rms"], ...] = Field(
-        strict=False, min_length=1
-    )
+    families: Distinct[Literal["location", "clip", "patch2", "patch4", "rms"]] = Field(min_length=1)
     locations: Count  # vectors a group, at most
     encoder_weight: NonNegative  # of the encoder's features; 0: it is not run
     vanilla_weight: NonNegative  # of the images themselves
@@ -332,7 +338,7 @@ class ImageEvaluationConfig(Config):
     components: Count  # of the PCA space
     neighbors: Count  # of precision, recall, density and coverage
     alpha: Annotated[float, Field(ge=1)]  # guidance; 1: none
-    alphas: tuple[Annotated[float, Field(ge=1)], ...] = Field(strict=False, min_length=1)
+    alphas: Distinct[Annotated[float, Field(ge=1)]] = Field(min_length=1)
     samples: Count  # pictured, a class
 
 
@@ -372,7 +378,7 @@ class MazeTrainingConfig(Config):
     lr_scale: Positive  # times optimizer.lr
     validate_every: Count  # steps between evaluations on the validation split
     batches: DriftBatchesConfig
-    features: tuple[Literal["tokens", "pairs", "clip"], ...] = Field(strict=False)  # of the drift
+    features: Distinct[Literal["tokens", "pairs", "clip"]]  # of the drift
 
     @model_validator(mode="after")
     def _only_drifting_has_features(self) -> MazeTrainingConfig:
@@ -412,7 +418,7 @@ class MazeDriftConfig(Config):
     corruption: MazeCorruptionConfig
     keyframes: PhaseOneConfig
     refiner: MazeRefinerConfig
-    refiners: dict[Name, MazeTrainingConfig]
+    refiners: Named[MazeTrainingConfig]
     optimizer: OptimizerConfig
     evaluation: MazeEvaluationConfig
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from braid.common.config import Config, Count, Fraction, Name, NonNegative, Positive, Steps, Whole
+from braid.common.config import (
+    Config,
+    Count,
+    Distinct,
+    Fraction,
+    Named,
+    NonNegative,
+    Positive,
+    Steps,
+    Whole,
+)
 from braid.training.config import OptimizerConfig
 
 FeatureGroup = Literal[
@@ -15,24 +24,15 @@ FeatureGroup = Literal[
 ]
 
 
-def _once(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names, none of which stands twice."""
-    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-    if repeated:
-        raise ValueError(f"expected each name once, got more of {repeated}")
-    return names
-
-
 def _groups_once(groups: tuple[FeatureGroup, ...]) -> tuple[FeatureGroup, ...]:
-    """The groups, none of which stands twice, by itself or within sh."""
+    """The groups, of which sh holds two others."""
     whole = {"sh_dc", "sh_rest"} & {*groups} if "sh" in groups else set()
     if whole:
         raise ValueError(f"sh holds {sorted(whole)}: expected sh or its parts")
-    _once(groups)
     return groups
 
 
-FeatureGroups = Annotated[tuple[FeatureGroup, ...], AfterValidator(_groups_once)]
+FeatureGroups = Annotated[Distinct[FeatureGroup], AfterValidator(_groups_once)]
 Weighting = Literal["opacity", "mass", "contribution"]
 Split = Literal["hard", "trilinear"]
 Mask = Literal["weight", "face"]
@@ -121,7 +121,7 @@ class VaeSizes(Config):
 class VaeConfig(VaeSizes):
     """The MLP VAE on per-cell features."""
 
-    groups: FeatureGroups = Field(strict=False, min_length=1)  # what it is trained on
+    groups: FeatureGroups = Field(min_length=1)  # what it is trained on
     harmonics: Annotated[int, Field(ge=0, le=3)]  # highest degree of the groups sh and sh_rest
     steps: Steps
     validate_every: Steps  # the weights that validate best are kept
@@ -208,7 +208,7 @@ class DistillConfig(Config):
 class VariantConfig(Config):
     """A Stage 2 variant: which teacher features, and through what."""
 
-    groups: FeatureGroups = Field(strict=False)  # none: the response alone, a control
+    groups: FeatureGroups  # none: the response alone, a control
     vae: bool  # the frozen VAE decoder is in the loop
     photos: Fraction  # of the views; the others are the teacher's, from random poses. 0: all are
     length: Positive  # of the training, times distill.steps
@@ -226,14 +226,14 @@ class EvaluationConfig(Config):
     stop: Annotated[float, Field(ge=0, lt=1)]  # transmittance at which a ray ends
     frames: Count  # timed
     turntable: Count  # frames of the animation around the scene
-    figure_frames: tuple[Whole, ...] = Field(strict=False, min_length=1)  # test views pictured
+    figure_frames: Distinct[Whole] = Field(min_length=1)  # test views pictured
     lpips_weights: str  # file of torchvision's AlexNet; none: no LPIPS
 
 
 class RadianceConfig(Config):
     """The strand: what is fitted, rendered, distilled and evaluated."""
 
-    scenes: dict[Name, SceneConfig]
+    scenes: Named[SceneConfig]
     bricks: BricksConfig
     teacher: TeacherConfig
     own_teacher: OwnTeacherConfig
@@ -246,8 +246,8 @@ class RadianceConfig(Config):
     optimizer: StudentOptimizerConfig
     response: ResponseConfig
     distill: DistillConfig
-    variants: dict[Name, VariantConfig] = Field(min_length=1)
-    students: Annotated[tuple[str, ...], AfterValidator(_once)] = Field(strict=False, min_length=1)
+    variants: Named[VariantConfig]
+    students: Distinct[str] = Field(min_length=1)
     evaluation: EvaluationConfig
 
     @model_validator(mode="after")

@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from braid.common.config import BUILT_IN, NONE, Config, Count, Fraction, Name, NonNegative, Whole
+from braid.common.config import (
+    BUILT_IN,
+    NONE,
+    Config,
+    Count,
+    Distinct,
+    Fraction,
+    Named,
+    NonNegative,
+    Whole,
+)
 from braid.training.config import OptimizerConfig
 
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
@@ -45,8 +55,8 @@ class NegativesConfig(Config):
 class PromptsConfig(Config):
     """Which prompts an image has."""
 
-    kinds: tuple[Literal["generic", "category", "box", "caption", "phrase"], ...] = Field(
-        strict=False, min_length=1
+    kinds: Distinct[Literal["generic", "category", "box", "caption", "phrase"]] = Field(
+        min_length=1
     )
     generic: Annotated[str, Field(min_length=1)]  # the text of a generic prompt
     phrases: tuple[Phrase, ...] = Field(strict=False)  # of kind phrase, there or not
@@ -54,13 +64,7 @@ class PromptsConfig(Config):
     per_image: Count  # prompts, at most; the kinds take turns
     negative_fraction: NegativesConfig
     # phrases: no student is shown the ground truth of prompts that mention one
-    withheld: tuple[str, ...] = Field(strict=False)
-
-    @model_validator(mode="after")
-    def _kinds_differ(self) -> PromptsConfig:
-        if len(set(self.kinds)) < len(self.kinds):
-            raise ValueError(f"kinds: {', '.join(self.kinds)}, expected each at most once")
-        return self
+    withheld: Distinct[str]
 
     @model_validator(mode="after")
     def _phrases_are_a_kind(self) -> PromptsConfig:
@@ -209,9 +213,9 @@ class Sam3Config(Config):
     student: StudentConfig
     matching: MatchingConfig
     losses: LossesConfig
-    phases: Annotated[dict[Name, PhaseConfig], Field(min_length=1)]
+    phases: Named[PhaseConfig]
     distill: DistillConfig
-    students: dict[Name, StudentTrainingConfig]
+    students: Named[StudentTrainingConfig]
     evaluation: EvaluationConfig
 
     @model_validator(mode="after")

@@ -23,21 +23,21 @@ def test_students_are_the_response_or_a_variant() -> None:
         radiance(students=["response", "color"])
 
 
-@pytest.mark.parametrize("name", ["variants", "students"])
+@pytest.mark.parametrize("name", ["scenes", "variants", "students"])
 def test_there_is_something_to_train_and_to_evaluate(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name}\n.*at least 1 item"):
-        radiance(**{name: {} if name == "variants" else []})
+        radiance(**{name: [] if name == "students" else {}})
 
 
 def test_a_student_is_evaluated_once() -> None:
-    with pytest.raises(ValueError, match=r"students\n.*each name once, got more of \['sh'\]"):
+    with pytest.raises(ValueError, match=r"students\n.*each once, got more of \['sh'\]"):
         radiance(students=["response", "sh", "sh"])
 
 
 @pytest.mark.parametrize(
     ("groups", "line"),
     [
-        (["opacity", "count", "opacity"], r"each name once, got more of \['opacity'\]"),
+        (["opacity", "count", "opacity"], r"each once, got more of \['opacity'\]"),
         (["sh", "sh_rest"], r"sh holds \['sh_rest'\]: expected sh or its parts"),
     ],
 )
