@@ -54,6 +54,8 @@ def test_the_truth_itself_scores_perfectly_and_interpolation_does_not() -> None:
     )
     assert own["frechet"] == pytest.approx(0, abs=1e-6)
     assert own["frechet_pca"] == pytest.approx(0, abs=1e-4)
+    assert own["energy"] == own["energy_pca"] == pytest.approx(0, abs=1e-6)
+    assert evaluator().distances(clips, completions=False)["energy_pca"] < -0.01
     assert own["coverage"] == own["recall"] == own["class_coverage"] == own["motion_energy"] == 1
     assert own["mse_all"] == own["keyframe_mse"] == 0
     assert interpolated["frechet"] > 0.01
