@@ -15,6 +15,7 @@ from braid.drifting.evaluation.clips import (
     headline,
     interpolation_table,
     methods_table,
+    trained_steps,
 )
 from braid.drifting.evaluation.pictures import draw_evaluation
 from braid.drifting.video.corruption import Corruption
@@ -41,8 +42,9 @@ def main() -> None:
         figures = compare(completed, test, train, decode, config, device, seed)
 
         stage.write_metrics(headline(figures))
-        steps = {name: refiner.steps for name, refiner in params.refiners.items()}
-        stage.write_table("plots/drift_methods.csv", methods_table(figures, completed, steps))
+        steps = trained_steps(params.refiners)
+        methods = methods_table(figures, completed, steps, config.read_clips)
+        stage.write_table("plots/drift_methods.csv", methods)
         table = interpolation_table(test.latents, params.corruption)
         stage.write_table("plots/interpolators.csv", table)
         stage.runtime |= costs(completed)

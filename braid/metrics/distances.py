@@ -47,15 +47,23 @@ def frechet_distance(real: Points, generated: Points) -> float:
     return float(difference @ difference + spread - 2 * np.sqrt(cross).sum())
 
 
-def energy_distance(real: Points, generated: Points) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'|, pairs of different samples: unbiased, may be below 0."""
-    between = cdist(real, generated).mean()
-    return float(2 * between - _mean_pair_distance(real) - _mean_pair_distance(generated))
+def energy_distance(
+    real: Points,
+    generated: Points,
+    matched: bool = False,  # the k-th generated sample was made from the k-th real one
+) -> float:
+    """2 E|x - y| - E|x - x'| - E|y - y'|, pairs of independent samples: unbiased, may be below 0.
+
+    A sample and what was made from it are no such pair, as a sample and itself are none.
+    """
+    between = _mean_of_others(real, generated) if matched else cdist(real, generated).mean()
+    return float(2 * between - sum(_mean_of_others(points, points) for points in (real, generated)))
 
 
-def _mean_pair_distance(points: Points) -> float:
-    count = len(points)
-    return float(cdist(points, points).sum() / (count * (count - 1)))
+def _mean_of_others(first: Points, second: Points) -> float:
+    """The mean distance of a sample to those of the other set, but the one in its own place."""
+    distances, count = cdist(first, second), len(first)
+    return float((distances.sum() - distances.trace()) / (count * (count - 1)))
 
 
 def manifold(real: Points, generated: Points, neighbors: int) -> dict[str, float]:

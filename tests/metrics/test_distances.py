@@ -51,6 +51,15 @@ def test_the_energy_distance_of_two_points_by_hand() -> None:
     assert energy_distance(first, second) == pytest.approx(2 * between - 2 - 4)
 
 
+def test_the_energy_distance_of_matched_sets_leaves_out_the_matches() -> None:
+    real, other = RANDOM.normal(size=(500, 8)), RANDOM.normal(size=(500, 8))
+    assert energy_distance(real, real, matched=True) == pytest.approx(0, abs=1e-12)
+    assert energy_distance(real, real + 1e-3, matched=True) == pytest.approx(0, abs=1e-5)
+    assert energy_distance(real, real + 1e-3) < -0.01  # as if better than real samples
+    independent = energy_distance(real, other + 1)
+    assert energy_distance(real, other + 1, matched=True) == pytest.approx(independent, rel=0.01)
+
+
 def test_real_samples_are_precise_and_cover_and_a_collapsed_set_is_seen() -> None:
     real, other = RANDOM.normal(size=(300, 4)), RANDOM.normal(size=(300, 4))
     good = manifold(real, other, 5)

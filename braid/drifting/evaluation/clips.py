@@ -17,7 +17,12 @@ from torch import Tensor
 from braid.common.progress import progress
 from braid.common.rng import generator
 from braid.common.timing import timed
-from braid.drifting.config import CorruptionConfig, DriftEvaluationConfig, MazeCorruptionConfig
+from braid.drifting.config import (
+    CorruptionConfig,
+    DriftEvaluationConfig,
+    MazeCorruptionConfig,
+    RefinerTrainingConfig,
+)
 from braid.drifting.evaluation.reader import (
     HEADS,
     NO_WORDS,
@@ -30,8 +35,8 @@ from braid.drifting.evaluation.reader import (
 )
 from braid.drifting.interpolation.interpolation import FRECHET_RATIO, METHODS, interpolate
 from braid.drifting.interpolation.keyframes import level_counts, nested_masks
-from braid.drifting.video.corruption import Corruption
-from braid.drifting.video.refiner import Refiner, cold_sample, refine
+from braid.drifting.video.corruption import Corrupted, Corruption
+from braid.drifting.video.refiner import CHUNK, Refiner, cold_sample, refine
 from braid.metrics.distances import (
     PcaSpace,
     RandomConvolutions,
@@ -139,6 +144,8 @@ def complete(
     }
     if corruption.config.interpolator == "linear" and corruption.config.noise == "none":
         del runs["start"]
+    first = Corrupted(*(values[:CHUNK] for values in start))
+    refine(refiner, first, classes[:CHUNK], level, alpha)  # the first call warms the device up
     methods = {
         name: _timed(*run, len(truth), truth.device)
         for name, run in progress(runs.items(), "complete", "method")
@@ -178,7 +185,8 @@ def compare(
     """Figures of each method, of other real clips, and of chance.
 
     `real` has two meanings: as a distribution, how far train clips are from the held-out ones; to
-    the reader, the held-out clips themselves.
+    the reader, the held-out clips themselves. The former is no floor for completions, which share
+    their keyframes with the held-out clips: a perfect one is at distance 0.
     """
     spaces = RandomConvolutions(test.latents.shape[1]), PcaSpace(train.latents, config.components)
     evaluator = ClipEvaluator(test.latents, completed, *spaces, device)
@@ -189,7 +197,7 @@ def compare(
     }
     chosen = torch.randperm(len(train.latents), generator=generator(seed, "real"))
     others = train.latents[chosen[: len(test.latents)]]
-    figures |= {"real": evaluator.distances(others), "chance": {}}
+    figures |= {"real": evaluator.distances(others, completions=False), "chance": {}}
     viewer, count = Viewer(decode, completed.given), config.read_clips
     reader = TrainedReader(viewer, test, train, config, seed)
     read = {**clips, "real": test.latents}
@@ -250,16 +258,19 @@ class ClipEvaluator:
         self.real = convolutions.points(truth)
         self.real_pca = pca.points(truth)
 
-    def distances(self, clips: Tensor) -> dict[str, float]:
-        """How far clips [n, C, T, H, W] are from the held-out ones as a distribution."""
+    def distances(self, clips: Tensor, completions: bool = True) -> dict[str, float]:
+        """How far clips [n, C, T, H, W] are from the held-out ones as a distribution.
+
+        `completions` are of these very clips, in their order; otherwise they are independent.
+        """
         points, pca = self.convolutions.points(clips), self.pca.points(clips)
         hit = covered(self.real, points, NEIGHBORS)
         by_class = [hit[self.classes == label].mean() for label in np.unique(self.classes)]
         return {
             "frechet": frechet_distance(self.real, points),
             "frechet_pca": frechet_distance(self.real_pca, pca),
-            "energy": energy_distance(self.real, points),
-            "energy_pca": energy_distance(self.real_pca, pca),
+            "energy": energy_distance(self.real, points, matched=completions),
+            "energy_pca": energy_distance(self.real_pca, pca, matched=completions),
             **manifold(self.real, points, NEIGHBORS),
             "class_coverage": float(np.mean(by_class)),
             **self._motion(clips),
@@ -314,16 +325,36 @@ def headline(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def methods_table(
     figures: Mapping[str, Mapping[str, Any]],  # by method
     completed: Completed,
-    steps: Mapping[str, int],  # of training, by refiner
+    steps: Mapping[str, int | None],  # of training, by refiner, see `trained_steps`
+    read: int,  # clips that are read, at most: the columns from `sharpness` on
 ) -> list[dict[str, Any]]:
     """A row for each method: training steps, network calls and clips, and all figures."""
     rows = []
+    count = len(completed.classes)
+    clips = {"clips": count, "clips_read": min(read, count)}
     for name, row in figures.items():
         method = completed.methods.get(name)
         trained = steps.get(method.refiner) if method else None
         counts = {"steps": trained, "calls": method.calls if method else None}
-        rows.append({"method": name, **counts, "clips": len(completed.classes), **row})
+        rows.append({"method": name, **counts, **clips, **row})
     return rows
+
+
+def trained_steps(refiners: Mapping[str, RefinerTrainingConfig]) -> dict[str, int | None]:
+    """Updates behind each refiner's weights, those of what it starts from with them.
+
+    None: it starts from a folder that none of these is trained into.
+    """
+    names = {f"models/drift/{name}": name for name in refiners}
+
+    def steps(name: str) -> int | None:
+        settings = refiners[name]
+        if settings.start == "none":
+            return settings.steps
+        before = steps(names[settings.start]) if settings.start in names else None
+        return None if before is None else before + settings.steps
+
+    return {name: steps(name) for name in refiners}
 
 
 def drift_status(refined: Figures, interpolated: Figures) -> str:

@@ -30,6 +30,7 @@ from braid.drifting.config import (
 from braid.drifting.interpolation.keyframes import frames_at, neighbors
 
 FRECHET_RATIO = 0.7  # of refined clips to interpolated ones, at most: better, in every status
+CHUNK = 64  # clips at once: the harmonic system and the transport take many times their memory
 
 
 def interpolate(
@@ -47,7 +48,9 @@ def interpolate(
             f"interpolation: expected latents [B, C, T, H, W] and a mask [B, T], got "
             f"{list(latents.shape)} and {list(mask.shape)}"
         )
-    filled = METHODS[config.interpolator](latents, mask, config)
+    method = METHODS[config.interpolator]
+    parts = zip(latents.split(CHUNK), mask.split(CHUNK), strict=True)
+    filled = torch.cat([method(*part, config) for part in parts])
     return torch.where(mask[:, None, :, None, None], latents, filled)
 
 

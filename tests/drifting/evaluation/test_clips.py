@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from braid.drifting.evaluation.clips import (
     headline,
     interpolation_table,
     methods_table,
+    trained_steps,
 )
 from braid.drifting.interpolation.interpolation import interpolate
 from braid.drifting.interpolation.keyframes import nested_masks
@@ -54,6 +57,8 @@ def test_the_truth_itself_scores_perfectly_and_interpolation_does_not() -> None:
     )
     assert own["frechet"] == pytest.approx(0, abs=1e-6)
     assert own["frechet_pca"] == pytest.approx(0, abs=1e-4)
+    assert own["energy"] == own["energy_pca"] == pytest.approx(0, abs=1e-6)
+    assert evaluator().distances(clips, completions=False)["energy_pca"] < -0.01
     assert own["coverage"] == own["recall"] == own["class_coverage"] == own["motion_energy"] == 1
     assert own["mse_all"] == own["keyframe_mse"] == 0
     assert interpolated["frechet"] > 0.01
@@ -127,6 +132,29 @@ def test_all_methods_have_the_same_keyframes_and_keep_them_where_clamped() -> No
     assert list(costs(results)) == [f"milliseconds_{name}" for name in names]
 
 
+def test_the_first_method_s_time_is_without_the_warm_up() -> None:
+    refiner, calls = toy_refiner(), []
+
+    def slow_at_first(*_: object) -> None:
+        time.sleep(0 if calls else 0.5)
+        calls.append(1)
+
+    refiner.register_forward_pre_hook(slow_at_first)
+    methods = completed(toy_corruption(), refiner, toy_refiner()).methods
+    assert methods["refined"].milliseconds * 40 < 500
+
+
+def test_steps_are_those_of_all_trainings_behind_the_weights() -> None:
+    refiners = {
+        "long": configs.refiner_training(start="models/drift/drift", steps=5),
+        "drift": configs.refiner_training(start="models/drift/paired", steps=40),
+        "paired": configs.refiner_training(start="none", steps=700),
+        "other": configs.refiner_training(start="/models/elsewhere", steps=9),
+    }
+    steps = {"long": 745, "drift": 740, "paired": 700, "other": None}
+    assert trained_steps(refiners) == steps
+
+
 def test_the_reference_is_linear_whatever_the_refiners_start_from() -> None:
     bent = Corruption(5, configs.corruption(levels=1, min_keyframes=2, interpolator="harmonic"))
     refiners = toy_refiner(), toy_refiner()
@@ -165,13 +193,14 @@ def test_methods_real_clips_and_chance_are_compared() -> None:
         assert figures["real"]["frechet"] == pytest.approx(0, abs=1e-6)  # the same clips
         assert figures["real"]["sharpness"] == 1
         assert "mse_missing" not in figures["real"]
-        rows = methods_table(figures, results, {"drift": 9, "one": 7, "two": 8})
+        rows = methods_table(figures, results, {"drift": 9, "one": 7, "two": 8}, 10)
         assert [row["steps"] for row in rows] == [None, 7, 7, 7, 8, 8, None, None]
         assert rows[1] == {
             "method": "refined",
             "steps": 7,
             "calls": 1,
             "clips": 40,
+            "clips_read": 10,
             **figures["refined"],
         }
         read = prompts[0] != "a clip"

@@ -5,7 +5,7 @@ import torch
 
 from braid.common.rng import generator
 from braid.drifting.config import Interpolator
-from braid.drifting.interpolation.interpolation import METHODS, interpolate
+from braid.drifting.interpolation.interpolation import METHODS, interpolate, linear
 from tests.drifting import configs
 
 SHAPES = [(3, 4, 9, 8, 8), (2, 3, 21, 5, 7), (2, 2, 3, 1, 1), (2, 5, 6, 1, 4)]
@@ -75,6 +75,20 @@ def test_the_batch_split_keeps_the_bytes(method):
     for size in (1, 3):
         pairs = zip(latents.split(size), mask.split(size), strict=True)
         assert torch.equal(torch.cat([run(*pair, method) for pair in pairs]), whole)
+
+
+def test_many_clips_are_made_a_few_at_a_time(monkeypatch):
+    sizes = []
+
+    def counted(latents, *_):
+        sizes.append(len(latents))
+        return linear(latents, *_)
+
+    monkeypatch.setitem(METHODS, "harmonic", counted)
+    latents = clips((150, 2, 5, 1, 1))
+    mask = masks(latents.shape)
+    assert torch.equal(run(latents, mask, "harmonic"), run(latents, mask, "linear"))
+    assert sizes == [64, 64, 22]
 
 
 def test_linear_frame_by_frame():
