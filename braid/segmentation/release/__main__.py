@@ -2,7 +2,8 @@
 
     python -m braid.segmentation.release models/sam3_student/distilled efficient_sam3 --onnx
 
-reads metrics/sam3.json, data/sa1b and models/sam3_teacher for the card, where they are.
+The card says where teacher and images came from, and what the student scores, by the files of the
+repository in which the student lies; what is not there it calls unknown.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from braid.segmentation.release.onnx import export_onnx
 from braid.segmentation.release.segmenter import WEIGHTS, Segmenter
@@ -48,8 +51,6 @@ Images: {data}. Teacher: {teacher}. Prompts it learned from: {kinds}.
 
 ## Figures
 
-On held-out images, by `dvc repro evaluate_sam3`; scores count from {score} on, cgF1 from 0.5.
-
 {figures}
 
 ## Limits
@@ -60,8 +61,27 @@ On held-out images, by `dvc repro evaluate_sam3`; scores count from {score} on, 
 
 {license}
 """
+MEASURED = """On held-out images, by `dvc repro evaluate_sam3`; scores count from {score} on,
+for cgF1 from 0.5.
+
+| figure | value |
+|---|---|
+{rows}"""
+UNKNOWN = "unknown"
 TRAINED_HERE = "a tiny `Sam3Model` that the repository trains"
 BUILT_IN = "drawn by the repository, and crops of photos of scikit-image and scikit-learn"
+TEACHER_LICENSES = {
+    UNKNOWN: "Unknown: this command did not find the teacher, whose license applies to the heads.",
+    TRAINED_HERE: "The teacher was trained by the repository; no third party's weights are in it.",
+}
+IMAGE_LICENSES = {
+    UNKNOWN: "Unknown: this command did not find the images, whose license applies.",
+    BUILT_IN: "Photos under the licenses of scikit-image and scikit-learn.",
+}
+CHECKPOINT_LICENSE = (
+    "Its heads are a derivative of the teacher's: the license of that checkpoint applies (SAM "
+    "License for facebook/sam3)."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,17 +100,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             export_onnx(segmenter, options.folder / "onnx")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    card = model_card(segmenter, options.folder, Path.cwd())
+    card = model_card(segmenter, options.folder, options.student.resolve())
     (options.folder / "README.md").write_text(card, encoding="utf-8")
     print(f"{options.folder}: {', '.join(sorted(path.name for path in options.folder.iterdir()))}")
 
 
-def model_card(segmenter: Segmenter, folder: Path, repository: Path) -> str:
-    """README.md of a released folder, of what the repository knows about the student."""
-    recipe = segmenter.model.recipe
-    teacher = _json(repository / "models/sam3_teacher/source.json").get("source")
-    root = str(_json(repository / "data/sa1b/manifest.json").get("root", ""))
-    own = not root.startswith("/")
+def model_card(segmenter: Segmenter, folder: Path, student: Path) -> str:
+    """README.md of a released folder.
+
+    Args:
+        segmenter: what was released.
+        folder: the folder.
+        student: where it came from; <repository>/models/sam3_student/<student>, or all is unknown.
+    """
+    recipe, repository = segmenter.model.recipe, (student / "../../..").resolve()
+    teacher, images = _teacher(repository / "models/sam3_teacher"), _images(repository)
     words = [word for word in ("circle", "dog") if _known(segmenter, word)]
     built = (
         f"- vision: timm's `{recipe.backbone}` under a feature pyramid, images of "
@@ -100,20 +124,37 @@ def model_card(segmenter: Segmenter, folder: Path, repository: Path) -> str:
         f"- heads of SAM3: {recipe.queries} queries\n"
         f"- weights: `{WEIGHTS}`, {(folder / WEIGHTS).stat().st_size / 1e6:.1f} MB"
     )
+    licenses = (
+        TEACHER_LICENSES.get(teacher, CHECKPOINT_LICENSE),
+        IMAGE_LICENSES.get(images, "The license of the images applies (SA-1B: research only)."),
+    )
     return CARD.format(
         parameters=f"{count_parameters(segmenter.model):,}",
         folder=folder.name,
         word=words[0] if words else "thing",
         onnx=_onnx(folder),
         architecture=built,
-        data=BUILT_IN if own else f"of {root}",
-        teacher=f"`{teacher}`" if teacher else TRAINED_HERE,
+        data=images,
+        teacher=teacher,
         kinds=", ".join(recipe.kinds),
-        score=0.3,
-        figures=_figures(_json(repository / "metrics/sam3.json")),
-        limits=_limits(segmenter, own),
-        license=_license(teacher, own),
+        figures=_figures(repository, student.name),
+        limits=_limits(segmenter, images == BUILT_IN),
+        license=" ".join(licenses),
     )
+
+
+def _teacher(folder: Path) -> str:
+    source = _json(folder / "source.json").get("source")
+    if source:
+        return f"`{source}`"
+    return TRAINED_HERE if (folder / "config.json").is_file() else UNKNOWN
+
+
+def _images(repository: Path) -> str:
+    root = _json(repository / "data/sa1b/manifest.json").get("root")
+    if root is None:
+        return UNKNOWN
+    return f"of {root}" if root.startswith("/") else BUILT_IN
 
 
 def _onnx(folder: Path) -> str:
@@ -131,14 +172,18 @@ def _known(segmenter: Segmenter, word: str) -> bool:
     return segmenter.tokenizer.unk_token_id not in segmenter.tokenizer(word)["input_ids"][1:-1]
 
 
-def _figures(metrics: Mapping[str, Any]) -> str:
-    if not metrics:
-        return "None at hand."
+def _figures(repository: Path, student: str) -> str:
+    """What evaluate_sam3 measured, if it was of this student."""
+    metrics, params = _json(repository / "metrics/sam3.json"), repository / "params.yaml"
+    config = yaml.safe_load(params.read_text(encoding="utf-8")) if params.is_file() else {}
+    evaluation = config.get("sam3", {}).get("evaluation", {})
+    if not metrics or evaluation.get("student") != student:
+        return "None: `sam3.evaluation.student` is another one, or evaluate_sam3 has not run."
     rows = [
         f"| {name} | {value:.3f} |" if isinstance(value, float) else f"| {name} | {value} |"
         for name, value in metrics.items()
     ]
-    return "\n".join(["| figure | value |", "|---|---|", *rows])
+    return MEASURED.format(score=evaluation["score"], rows="\n".join(rows))
 
 
 def _limits(segmenter: Segmenter, own: bool) -> str:
@@ -151,19 +196,6 @@ def _limits(segmenter: Segmenter, own: bool) -> str:
     if "box" not in segmenter.model.recipe.kinds:
         limits.append("- It never learned from boxes: what it predicts for one means nothing.")
     return "\n".join(limits)
-
-
-def _license(teacher: str | None, own: bool) -> str:
-    parts = [
-        "Its heads are a derivative of the teacher's: the license of that checkpoint applies (SAM "
-        "License for facebook/sam3)."
-        if teacher
-        else "The teacher was trained by the repository; no third party's weights are in it.",
-        "Photos under the licenses of scikit-image and scikit-learn."
-        if own
-        else "The license of the images applies (SA-1B: research only).",
-    ]
-    return " ".join(parts)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
     python -m braid.segmentation.release.coco models/sam3_student/distilled predictions
 
-writes truth.json and results.json for the held-out prompts of data/sa1b whose truth is known, and
-prints the mask AP that pycocotools finds between them. As in SA-Co, an «image» is a prompt on an
-image: it holds `text_input`, and all of its objects are of one category.
+writes truth.json and results.json for the held-out prompts of data/sa1b that are words and whose
+truth is known, and prints the mask AP that pycocotools finds between them. As in SA-Co, an «image»
+is a prompt on an image: it holds `text_input`, and all of its objects are of one category. Prompts
+with a box are left out: the format has no place for it, and their truth may be the example alone.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         prompted = open_prompted(options.data, cache_mib=128)
-        pairs = prompted.pairs("val", known=True)
+        pairs = word_pairs(prompted)
         segmenter = open_segmenter(options.model)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -63,8 +64,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{options.out}: {len(pairs)} prompts, {len(results)} masks, mask AP {ap:.4f}")
 
 
+def word_pairs(prompted: PromptedImages) -> list[Pair]:
+    """The held-out prompts of words whose targets are known, and then all there are.
+
+    Raises:
+        ValueError: there is none.
+    """
+    known = prompted.pairs("val", known=True)
+    pairs = [pair for pair in known if prompted.prompt(pair).box is None]
+    if not pairs:
+        raise ValueError("no held-out prompt of words has a known truth, expected one or more")
+    return pairs
+
+
 def ground_truth(prompted: PromptedImages, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """The targets of prompts, as COCO's instances; all are known."""
+    """The targets of prompts of words, as COCO's instances; all are known."""
     images, annotations = [], list[dict[str, Any]]()
     for number, pair in enumerate(pairs, start=1):
         record, prompt = prompted.images.record(pair[0]), prompted.prompt(pair)

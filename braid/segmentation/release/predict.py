@@ -4,8 +4,8 @@
     python -m braid.segmentation.release.predict street.jpg --box 40 60 220 310 --model folder
 
 writes street.png, the picture with the masks, and street.json, with scores, boxes and run lengths,
-into --out. The model is a folder that `python -m braid.segmentation.release` wrote, or one of
-models/sam3_student.
+into --out, never over a picture that is given. The model is a folder that `python -m
+braid.segmentation.release` wrote, or one of models/sam3_student.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from braid.segmentation.release.pictures import Box, Found, as_json, drawn, upright
+from braid.segmentation.release.pictures import Found, as_json, drawn, upright
 
+Segment = Callable[[Image.Image], list[Found]]
 STUDENT = "models/sam3_student/distilled"  # of the embedded run
 
 
@@ -27,43 +29,62 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; what is wrong is said in one line."""
     options = _parser().parse_args(arguments)
     try:
-        for picture in options.pictures:
-            print(_segment(picture, options))
+        places = _places(options.pictures, options.out)
+        segment = _segmenter(options)
+        for picture, place in places.items():
+            print(_segment(picture, place, segment))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def _segment(picture: Path, options: argparse.Namespace) -> str:
+def _places(pictures: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """Where each picture with its masks goes; the JSON lies beside it.
+
+    Raises:
+        ValueError: it would replace a picture that is given, or that of another one.
+    """
+    places = {picture: out / f"{picture.stem}.png" for picture in pictures}
+    given, taken = {picture.resolve() for picture in pictures}, dict[Path, Path]()
+    for picture, place in places.items():
+        if place.resolve() in given:
+            raise ValueError(f"{place}: is a picture that is given, expected another --out")
+        other = taken.setdefault(place, picture)
+        if other != picture:
+            raise ValueError(f"{other} and {picture} would both be {place}, expected other names")
+    return places
+
+
+def _segment(picture: Path, place: Path, segment: Segment) -> str:
     """Write both files for one picture; what was found, in words."""
     try:
         image = upright(Image.open(picture))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{picture}: cannot be read as a picture ({error})") from None
-    boxes: list[Box] = [tuple(box) for box in options.box]
-    found = _found(image, boxes, options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    place = options.out / picture.stem
-    drawn(image, found).save(place.with_suffix(".png"))
-    content = as_json(picture.name, image, found)
-    place.with_suffix(".json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+    found = segment(image)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    drawn(image, found).save(place)
+    content = json.dumps(as_json(picture.name, image, found)) + "\n"
+    (place.parent / f"{picture.stem}.json").write_text(content, encoding="utf-8")
     counts = ", ".join(f"{part.prompt}: {len(part.scores)}" for part in found)
-    return f"{place.with_suffix('.png')}: {counts}"
+    return f"{place}: {counts}"
 
 
-def _found(image: Image.Image, boxes: Sequence[Box], options: argparse.Namespace) -> list[Found]:
+def _segmenter(options: argparse.Namespace) -> Segment:
+    """The model, opened once, with the prompts and the score of the options."""
+    words, boxes = options.words, [tuple(box) for box in options.box]
     if options.onnx:
         from braid.segmentation.release.onnx import OnnxSegmenter
 
         if boxes:
             raise ValueError("--onnx takes --words, expected no --box")
-        return OnnxSegmenter(options.model).segment(image, words=options.words, score=options.score)
+        return partial(OnnxSegmenter(options.model).segment, words=words, score=options.score)
     from braid.segmentation.release.segmenter import open_segmenter
 
     segmenter = open_segmenter(options.model)
     kinds = segmenter.model.recipe.kinds
     if boxes and "box" not in kinds:
         print(f"warning: this student learned from {', '.join(kinds)} alone", file=sys.stderr)
-    return segmenter.segment(image, words=options.words, boxes=boxes, score=options.score)
+    return partial(segmenter.segment, words=words, boxes=boxes, score=options.score)
 
 
 def _parser() -> argparse.ArgumentParser:

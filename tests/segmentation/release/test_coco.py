@@ -8,7 +8,7 @@ from pycocotools import mask as coco
 
 from braid.segmentation.data.prompted import Prompt, open_prompted, write_prompts
 from braid.segmentation.preparation.scan import scan, write_manifest
-from braid.segmentation.release.coco import ground_truth, main, mask_ap
+from braid.segmentation.release.coco import ground_truth, main, mask_ap, word_pairs
 from braid.segmentation.release.pictures import run_lengths
 from tests.segmentation.release.test_segmenter import some_segmenter
 from tests.segmentation.sa1b_files import MASKS, write_pairs
@@ -18,6 +18,7 @@ PROMPTS = [
     Prompt("category", "red star", None, (0, 1), True),
     Prompt("category", "circle", None, (), True),
     Prompt("category", "star", None, None, True),  # unknown: no part of the files
+    Prompt("box", "visual", (0.5, 0.5, 0.2, 0.2), (0,), True),  # nor this: not all that are alike
 ]
 
 
@@ -32,7 +33,7 @@ def folder(tmp_path):
 
 def truth_of(folder):
     prompted = open_prompted(folder / "sa1b", cache_mib=0)
-    return ground_truth(prompted, prompted.pairs("val", known=True))
+    return ground_truth(prompted, word_pairs(prompted))
 
 
 def result(image, mask, score):
@@ -80,3 +81,13 @@ def test_the_command_writes_what_pycocotools_reads(folder, monkeypatch, capsys):
     assert 0 <= mask_ap(truth, results) <= 1
     with pytest.raises(SystemExit, match=r"error: none: expected config\.json"):
         main(["none", "out", "--data", "sa1b"])
+
+
+def test_boxes_alone_are_refused(folder, monkeypatch):
+    """As on SA-1B, whose other prompts have no known truth."""
+    monkeypatch.chdir(folder)
+    some_segmenter().save_pretrained("model")
+    write_prompts(folder / "sa1b", [PROMPTS[2:]] * 3)
+    with pytest.raises(SystemExit, match="error: no held-out prompt of words has a known truth"):
+        main(["model", "out", "--data", "sa1b"])
+    assert not (folder / "out").exists()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from braid.segmentation.release import segmenter
 from braid.segmentation.release.predict import main
 from braid.segmentation.student.student import save_student
 from tests.segmentation.release.test_segmenter import PICTURE, some_segmenter
@@ -13,8 +14,8 @@ from tests.segmentation.release.test_segmenter import PICTURE, some_segmenter
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    segmenter = some_segmenter()
-    save_student(tmp_path / "models/sam3_student/distilled", segmenter.model, segmenter.tokenizer)
+    some = some_segmenter()
+    save_student(tmp_path / "models/sam3_student/distilled", some.model, some.tokenizer)
     PICTURE.save(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -40,12 +41,38 @@ def test_a_released_folder_and_another_place_are_taken(place, capsys):
 
 
 def test_a_student_without_boxes_says_so(place, capsys):
-    segmenter = some_segmenter()
-    recipe = segmenter.model.recipe.model_copy(update={"kinds": ("generic",)})
-    segmenter.model.recipe = recipe
-    segmenter.save_pretrained(place / "other")
+    other = some_segmenter()
+    other.model.recipe = other.model.recipe.model_copy(update={"kinds": ("generic",)})
+    other.save_pretrained(place / "other")
     main(["a.png", "--box", "5", "5", "30", "30", "--model", "other"])
     assert "warning: this student learned from generic alone" in capsys.readouterr().err
+
+
+def test_no_picture_replaces_another(place):
+    """Neither a given one nor that of another name up to the last point."""
+    before = (place / "a.png").read_bytes()
+    with pytest.raises(SystemExit, match=r"error: a.png: is a picture that is given"):
+        main(["a.png", "--words", "star", "--out", "."])
+    assert (place / "a.png").read_bytes() == before
+    for name in ("x/a.png", "a.b.png"):
+        (place / name).parent.mkdir(exist_ok=True)
+        PICTURE.save(place / name)
+    with pytest.raises(SystemExit, match=r"error: a.png and x/a.png would both be predictions/a"):
+        main(["a.png", "x/a.png", "--words", "star"])
+    assert not (place / "predictions").exists()
+    main(["a.png", "a.b.png", "--words", "star"])
+    names = sorted(path.name for path in (place / "predictions").iterdir())
+    assert names == ["a.b.json", "a.b.png", "a.json", "a.png"]
+
+
+def test_the_model_is_opened_once(place, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        segmenter, "open_segmenter", lambda folder: opened.append(folder) or some_segmenter()
+    )
+    PICTURE.save(place / "b.png")
+    main(["a.png", "b.png", "--words", "star"])
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize(

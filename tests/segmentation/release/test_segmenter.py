@@ -132,37 +132,64 @@ def test_prompts_that_cannot_be_understood_are_refused(segmenter):
         segmenter.segment(PICTURE, words=["circle", "red zebra"])
 
 
+def write_repository(place, files):
+    for path, content in files.items():
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        (place / path).write_text(json.dumps(content))
+
+
+EVALUATED = {
+    "metrics/sam3.json": {"cgf1_ratio": 0.91, "status": "ok"},
+    "params.yaml": {"sam3": {"evaluation": {"student": "distilled", "score": 0.4}}},
+}
+DISTILLED = "models/sam3_student/distilled"
+
+
 def test_the_command_writes_a_folder_and_its_card(segmenter, tmp_path, monkeypatch, capsys):
-    save_student(tmp_path / "student", segmenter.model, segmenter.tokenizer)
-    (tmp_path / "metrics").mkdir()
-    (tmp_path / "metrics/sam3.json").write_text(json.dumps({"cgf1_ratio": 0.91, "status": "ok"}))
-    monkeypatch.chdir(tmp_path)
-    main(["student", "out"])
+    write_repository(tmp_path, EVALUATED)
+    write_repository(tmp_path, {"models/sam3_teacher/config.json": {}})
+    write_repository(tmp_path, {"data/sa1b/manifest.json": {"root": "images"}})
+    save_student(tmp_path / DISTILLED, segmenter.model, segmenter.tokenizer)
+    monkeypatch.chdir(tmp_path / "metrics")  # the card is of the student's place, not of this one
+    main([f"../{DISTILLED}", "out"])
     assert WEIGHTS in capsys.readouterr().out
-    card = (tmp_path / "out/README.md").read_text()
-    for text in ("| cgf1_ratio | 0.910 |", "category", "drawn by the repository", "No third"):
-        assert text.lower() in card.lower(), text
+    card = Path("out/README.md").read_text()
+    for text in (
+        "| cgf1_ratio | 0.910 |",
+        "scores count from 0.4 on",
+        "category",
+        "drawn by the repository",
+        "no third",
+        "licenses of scikit-image",
+    ):
+        assert text in card, text
+    assert "nknown" not in card
     assert digest(open_segmenter("out").segment(PICTURE, **ALL)) == digest(
-        open_segmenter("student").segment(PICTURE, **ALL)
+        open_segmenter(f"../{DISTILLED}").segment(PICTURE, **ALL)
     )
     with pytest.raises(SystemExit, match="error: nowhere"):
         main(["nowhere", "out"])
 
 
 def test_a_card_names_the_teacher_and_the_images_that_are_not_built_in(segmenter, folder, tmp_path):
-    for place, content in {
-        "models/sam3_teacher/source.json": {"source": "facebook/sam3"},
-        "data/sa1b/manifest.json": {"root": "/data/sa1b"},
-    }.items():
-        (tmp_path / place).parent.mkdir(parents=True)
-        (tmp_path / place).write_text(json.dumps(content))
-    card = model_card(segmenter, folder, tmp_path)
-    for text in (
-        "`facebook/sam3`",
-        "of /data/sa1b",
-        "SAM License",
-        "research only",
-        "None at hand",
-    ):
+    write_repository(
+        tmp_path,
+        {
+            "models/sam3_teacher/source.json": {"source": "facebook/sam3"},
+            "data/sa1b/manifest.json": {"root": "/data/sa1b"},
+        },
+    )
+    card = model_card(segmenter, folder, tmp_path / DISTILLED)
+    for text in ("`facebook/sam3`", "of /data/sa1b", "SAM License", "research only"):
         assert text in card, text
     assert "drawn" not in card
+
+
+def test_a_card_claims_nothing_of_what_is_not_at_hand(segmenter, folder, tmp_path):
+    """Neither that no third party's weights are in it, nor another student's figures."""
+    write_repository(tmp_path, EVALUATED)
+    card = model_card(segmenter, folder, tmp_path / "models/sam3_student/truth_only")
+    assert "Images: unknown. Teacher: unknown." in card
+    assert card.count("Unknown: this command did not find the") == 2
+    for text in ("trained by the repository", "scikit-image", "cgf1_ratio", "drawn shapes"):
+        assert text not in card, text
