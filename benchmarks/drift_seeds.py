@@ -47,7 +47,7 @@ OF_METHODS = (
     *("digit_missing", "motion_missing", "ghost"),
 )
 VARIED = ("frechet_ratio", "frechet_pca_ratio", "paired_error_ratio", "motion_energy")
-NO_READER = {"read_clips": 8, "reader_steps": 1}
+NO_READER = {"read_clips": 8, "reader_steps": 1, "strips": 1}
 
 Inputs = dict[str, Any]  # what each refiner was trained with
 
@@ -59,9 +59,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for part in (*FOLDERS, *FILES):
-            copied = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-            copied(ROOT / part, copy / part)
+        prepare(copy)
         for seed in seeds:
             trained = adopted(copy, seed)
             for recipe in recipes or ["default"]:
@@ -72,12 +70,25 @@ def main() -> None:
     print(table.to_string(index=False, float_format="{:.3f}".format))
 
 
+def prepare(copy: Path) -> None:
+    """Fill a folder with what the stages need."""
+    for part in (*FOLDERS, *FILES):
+        copied = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copied(ROOT / part, copy / part)
+
+
+def settings_of(recipe: str) -> dict[str, Any]:
+    """params.yaml with a recipe in it."""
+    params = load_yaml(ROOT / "params.yaml")
+    return params if recipe == "default" else resolve(ROOT, recipe, params)
+
+
 def adopted(copy: Path, seed: int) -> Inputs:
     """Take over what `dvc repro` trained, if it did with this seed."""
-    params = load_yaml(ROOT / "params.yaml")
+    params = settings_of("default")
     if seed != params["seed"] or not (ROOT / "models/drift").is_dir():
         return {}
-    for part in ("models/drift", "metrics/tables/drift_training"):
+    for part in ("models/drift", "metrics/tables/drift_training", "plots/drift_validation"):
         shutil.copytree(ROOT / part, copy / part, dirs_exist_ok=True)
     return inputs(params)
 
@@ -86,8 +97,7 @@ def run(
     copy: Path, seed: int, recipe: str, trained: Inputs, reader: bool
 ) -> tuple[dict[str, float], Inputs]:
     """The held-out figures, and what the refiners in the copy were trained with."""
-    params = load_yaml(ROOT / "params.yaml")
-    settings = (params if recipe == "default" else resolve(ROOT, recipe, params)) | {"seed": seed}
+    settings = settings_of(recipe) | {"seed": seed}
     wanted, drift = inputs(settings), settings["drift"]
     if recipe == "default" and wanted == trained:
         return figures_of(ROOT, drift["evaluation"]["refiner"]), wanted
