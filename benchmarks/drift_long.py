@@ -28,7 +28,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
-from benchmarks.drift_seeds import OF_METHODS, ROOT, adopted, prepare, run, settings_of
+from benchmarks.drift_seeds import OF_METHODS, ROOT, adopted, evaluated, prepare, run, settings_of
 from braid.common.io import read_json
 from braid.common.plotting import BLUE, GREEN, ORANGE, save, styled
 
@@ -50,7 +50,7 @@ def main() -> None:
         prepare(copy)
         trained = adopted(copy, seed)
         for recipe in sys.argv[1:] or RUNS:
-            _, trained = run(copy, seed, recipe, trained, reader=True)
+            _, trained = run(copy, seed, recipe, trained, evaluated)
             root, drift = ROOT if recipe == "default" else copy, settings_of(recipe)["drift"]
             each = {name: curve(root, name, drift) for name in drift["refiners"]}
             curves += [part.assign(run=recipe) for part in each.values()]
