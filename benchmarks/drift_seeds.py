@@ -11,7 +11,7 @@ each seed and recipe. A refiner is trained anew where something that it reads ha
 Seeds alone give docs/results/drift_seeds.csv: each headline figure, and some of each method, by
 seed and as a mean with its 95 % t-interval; three minutes a seed. Recipes give rows of
 docs/results/drift_ablations.csv, means over the seeds, and leave its other rows; half a minute
-each, since no reader is trained for them.
+each, for they are read by no reader and drawn in no picture.
 """
 
 from __future__ import annotations
@@ -22,14 +22,25 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 import yaml
 from scipy import stats
 
+from braid.clips.preparation.moving_digits import read_words
+from braid.clips.shards.dataset import open_clips
+from braid.common.rng import generator
+from braid.drifting.config import DriftConfig
+from braid.drifting.evaluation.clips import ClipEvaluator, Sample, complete
+from braid.drifting.evaluation.clips import headline as clips_headline
+from braid.drifting.video.corruption import Corruption
+from braid.drifting.video.refiner import load_refiner
+from braid.metrics.distances import PcaSpace, RandomConvolutions
+from braid.pseudo_classes.quantizer import load_quantizer
 from braid.stage.params import load_yaml
 from recipes.overrides import resolve
 
@@ -47,7 +58,6 @@ OF_METHODS = (
     *("digit_missing", "motion_missing", "ghost"),
 )
 VARIED = ("frechet_ratio", "frechet_pca_ratio", "paired_error_ratio", "motion_energy")
-NO_READER = {"read_clips": 8, "reader_steps": 1}
 
 Inputs = dict[str, Any]  # what each refiner was trained with
 
@@ -59,46 +69,58 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for part in (*FOLDERS, *FILES):
-            copied = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-            copied(ROOT / part, copy / part)
+        prepare(copy)
         for seed in seeds:
             trained = adopted(copy, seed)
             for recipe in recipes or ["default"]:
-                figures, trained = run(copy, seed, recipe, trained, reader=not recipes)
+                score = figures_without_reader if recipes else evaluated
+                figures, trained = run(copy, seed, recipe, trained, score)
                 rows.append({"recipe": recipe, "seed": seed, **figures})
                 table = pd.DataFrame(rows)
                 save_ablations(table) if recipes else save_seeds(table)
     print(table.to_string(index=False, float_format="{:.3f}".format))
 
 
+def prepare(copy: Path) -> None:
+    """Fill a folder with what the stages need."""
+    for part in (*FOLDERS, *FILES):
+        copied = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copied(ROOT / part, copy / part)
+
+
+def settings_of(recipe: str) -> dict[str, Any]:
+    """params.yaml with a recipe in it."""
+    params = load_yaml(ROOT / "params.yaml")
+    return params if recipe == "default" else resolve(ROOT, recipe, params)
+
+
 def adopted(copy: Path, seed: int) -> Inputs:
     """Take over what `dvc repro` trained, if it did with this seed."""
-    params = load_yaml(ROOT / "params.yaml")
+    params = settings_of("default")
     if seed != params["seed"] or not (ROOT / "models/drift").is_dir():
         return {}
-    for part in ("models/drift", "metrics/tables/drift_training"):
+    for part in ("models/drift", "metrics/tables/drift_training", "plots/drift_validation"):
         shutil.copytree(ROOT / part, copy / part, dirs_exist_ok=True)
     return inputs(params)
 
 
 def run(
-    copy: Path, seed: int, recipe: str, trained: Inputs, reader: bool
+    copy: Path,
+    seed: int,
+    recipe: str,
+    trained: Inputs,
+    score: Callable[[Path, Mapping[str, Any]], dict[str, float]],
 ) -> tuple[dict[str, float], Inputs]:
     """The held-out figures, and what the refiners in the copy were trained with."""
-    params = load_yaml(ROOT / "params.yaml")
-    settings = (params if recipe == "default" else resolve(ROOT, recipe, params)) | {"seed": seed}
+    settings = settings_of(recipe) | {"seed": seed}
     wanted, drift = inputs(settings), settings["drift"]
     if recipe == "default" and wanted == trained:
         return figures_of(ROOT, drift["evaluation"]["refiner"]), wanted
-    if not reader:
-        drift = drift | {"evaluation": drift["evaluation"] | NO_READER}
-    (copy / "params.yaml").write_text(yaml.safe_dump(settings | {"drift": drift}))
+    (copy / "params.yaml").write_text(yaml.safe_dump(settings))
     for name in in_order(drift["refiners"]):
         if trained.get(name) != wanted[name]:
             _stage(copy, "train_drift", name)
-    _stage(copy, "evaluate_drift")
-    return figures_of(copy, drift["evaluation"]["refiner"]), wanted
+    return score(copy, settings), wanted
 
 
 def inputs(settings: Mapping[str, Any]) -> Inputs:
@@ -121,14 +143,52 @@ def _stage(copy: Path, name: str, *item: str) -> None:
     subprocess.run(command, cwd=copy, env=environment, check=True)
 
 
+def evaluated(copy: Path, settings: Mapping[str, Any]) -> dict[str, float]:
+    """All figures, by the stage that makes them."""
+    _stage(copy, "evaluate_drift")
+    return figures_of(copy, settings["drift"]["evaluation"]["refiner"])
+
+
+def figures_without_reader(copy: Path, settings: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an ablation: distances and errors, as `evaluate_drift` has them."""
+    drift = DriftConfig(**settings["drift"])
+    config, clips = drift.evaluation, open_clips(copy / "data/clips")
+    train = Sample.of(clips, "train", config.train_clips, read_words)
+    test = Sample.of(clips, "test", config.test_clips, read_words)
+    folder = copy / "models/drift"
+    completed = complete(
+        test,
+        load_quantizer(copy / "models/quantizer").assign,
+        Corruption(clips.shape[1], drift.corruption),
+        load_refiner(folder / config.refiner),
+        load_refiner(folder / config.paired),
+        config,
+        generator(settings["seed"], "test"),
+    )
+    spaces = RandomConvolutions(clips.shape[0]), PcaSpace(train.latents, config.components)
+    evaluator = ClipEvaluator(test.latents, completed, *spaces, torch.device("cpu"))
+    figures: dict[str, dict[str, float]] = {
+        name: evaluator.distances(method.clips) | evaluator.errors(method.clips)
+        for name, method in completed.methods.items()
+        if name in ("interpolated", "refined")
+    }
+    headline = numbers(clips_headline(figures | {"real": {}}))
+    return {**dict(headline), "last_over_best": last_over_best(copy, config.refiner)}
+
+
+def last_over_best(root: Path, refiner: str) -> float:
+    """The validation score at the end of a training over its best."""
+    scores = pd.read_csv(root / f"metrics/tables/drift_training/{refiner}.csv", index_col="method")
+    return float(scores["frechet"]["last"] / scores["frechet"]["refined"])
+
+
 def figures_of(
     root: Path,
     refiner: str,  # the one that is evaluated
 ) -> dict[str, float]:
     """Headline figures, how far the end of the training is from its best, figures of methods."""
     headline = dict(numbers(json.loads((root / "metrics/drift.json").read_text())))
-    scores = pd.read_csv(root / f"metrics/tables/drift_training/{refiner}.csv", index_col="method")
-    headline["last_over_best"] = scores["frechet"]["last"] / scores["frechet"]["refined"]
+    headline["last_over_best"] = last_over_best(root, refiner)
     methods = pd.read_csv(root / "plots/drift_methods.csv", index_col="method")
     each = {
         f"{method}.{figure}": float(methods[figure][method])

@@ -156,6 +156,24 @@ class BatchesConfig(Config):
     bank_unconditional: Whole  # newest clips that those of any class come from; 0: all there are
     alpha_max: Annotated[float, Field(ge=1)]  # guidance is drawn from [1, alpha_max]
     alpha_power: NonNegative  # density ~ alpha^-power
+    alpha_values: tuple[float, ...] = Field((), strict=False)  # those alone instead; []: any
+    alpha_probabilities: tuple[Fraction, ...] = Field((), strict=False)  # of each of them
+    no_guidance: Fraction = 0.0  # of the classes, which get alpha 1 whatever is drawn
+
+    @model_validator(mode="after")
+    def _alphas_have_probabilities(self) -> Self:
+        values, probabilities = self.alpha_values, self.alpha_probabilities
+        total = 1.0 if values else 0.0
+        if len(values) != len(probabilities) or abs(sum(probabilities) - total) > 1e-6:
+            raise ValueError(
+                f"alpha_probabilities are {list(probabilities)}, expected {len(values)} that add "
+                f"up to {total:g}"
+            )
+        if not all(1 <= value <= self.alpha_max for value in values):
+            raise ValueError(
+                f"alpha_values are {list(values)}, expected 1 to alpha_max: {self.alpha_max}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _banks_are_large_enough(self) -> Self:

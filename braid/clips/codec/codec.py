@@ -128,7 +128,7 @@ def _repeated(
 
 
 def _wan(folder: Path) -> Callable[[Tensor], Tensor]:
-    vae = _load_wan(folder)
+    vae = load_wan(folder)
     mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (WAN_MEAN, WAN_STD))
 
     def video(latents: Tensor) -> Tensor:
@@ -139,7 +139,12 @@ def _wan(folder: Path) -> Callable[[Tensor], Tensor]:
     return video
 
 
-def _load_wan(folder: Path) -> Any:
+def load_wan(folder: Path) -> Any:
+    """An AutoencoderKLWan.
+
+    Raises:
+        ValueError: diffusers is not installed, or the folder holds no such model.
+    """
     if not folder.is_dir():
         raise ValueError(f"clips.wan_vae: {folder}: no such folder")
     mend_torchvision()  # which diffusers imports

@@ -33,8 +33,8 @@ from braid.clips.codec.codec import (
     TRANSFORM,
     WAN_MEAN,
     WAN_STD,
-    _load_wan,
     encode,
+    load_wan,
 )
 from braid.clips.preparation.moving_digits import ROWS, WIDTH, embed_prompt
 
@@ -159,7 +159,7 @@ def encoder(codec: str, wan_vae: Path | None) -> Encode:
             f"clips.wan_vae is none, expected the folder of an AutoencoderKLWan: "
             f"pictures become latents of the codec {codec} by nothing else"
         )
-    vae = _load_wan(wan_vae)
+    vae = load_wan(wan_vae)
     mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (WAN_MEAN, WAN_STD))
 
     def encode_wan(video: Tensor) -> Tensor:

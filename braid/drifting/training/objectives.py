@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from braid.drifting.config import DriftBatchesConfig, PositiveSampling
+from braid.drifting.config import BatchesConfig, DriftBatchesConfig, PositiveSampling
 from braid.drifting.loss.drift import DriftLoss, Samples
 from braid.drifting.training.memory_bank import Drawn, MemoryBank, MemoryBanks
 from braid.drifting.video.corruption import Corrupted, ForwardProcess
@@ -181,7 +181,7 @@ class DriftObjective(Refinement):
     def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss terms of one step."""
         config, cpu, logged = self.batches, _on_cpu(generator), step % self.log_every == 0
-        alpha = draw_alpha(config.classes, config.alpha_max, config.alpha_power, cpu)
+        alpha = draw_alpha(config.classes, config, cpu)
         alpha = alpha.to(self.device)
         refined = self.refine(alpha, cpu)
         self._refresh(refined, cpu)
@@ -332,22 +332,33 @@ def _rows(classes: Tensor, clips: Tensor) -> tuple[Tensor, Tensor]:
 
 def draw_alpha(
     count: int,
-    alpha_max: float,
-    power: float,
+    config: BatchesConfig,
     generator: torch.Generator,
 ) -> Tensor:
-    """Guidance [count] on [1, alpha_max] with density ~ alpha^-power, by its inverse CDF.
+    """Guidance [count] by its inverse CDF, and none for a fraction; on the generator's device.
 
-    Power 0 is uniform, 1 log-uniform. On the generator's device.
-
-    Raises:
-        ValueError: alpha_max is below 1, or one of the two is not finite.
+    On [1, alpha_max] with density ~ alpha^-power, of which power 0 is uniform, 1 log-uniform; or
+    one of some values.
     """
-    if not (1 <= alpha_max < math.inf and math.isfinite(power)):
-        raise ValueError(
-            f"guidance: expected 1 <= alpha_max and a power, both finite, got {alpha_max}, {power}"
-        )
     uniform = torch.rand(count, generator=generator, device=generator.device)
+    if config.alpha_values:
+        bounds = uniform.new_tensor(config.alpha_probabilities).cumsum(0)[:-1]
+        values = uniform.new_tensor(config.alpha_values)
+        alpha = values[torch.searchsorted(bounds, uniform, right=True)]
+    else:
+        alpha = _power_law(uniform, config.alpha_max, config.alpha_power)
+    if config.no_guidance:
+        chance = torch.rand(count, generator=generator, device=generator.device)
+        alpha = alpha.masked_fill(chance < config.no_guidance, 1)
+    return alpha
+
+
+def _power_law(
+    uniform: Tensor,  # [n] in [0, 1)
+    alpha_max: float,
+    power: float,
+) -> Tensor:
+    """What has the density ~ alpha^-power on [1, alpha_max], [n]."""
     # alpha^(1 - power) is uniform; in logarithms, for that says nothing at power 1.
     exponent = (1 - power) * math.log(alpha_max)
     if abs(exponent) < 1e-6:

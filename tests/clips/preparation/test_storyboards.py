@@ -232,7 +232,7 @@ def test_pictures_of_wan_clips_need_its_vae_and_are_normalized(
             )
             return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: raw))
 
-    monkeypatch.setattr(storyboards, "_load_wan", lambda folder: Vae())
+    monkeypatch.setattr(storyboards, "load_wan", lambda folder: Vae())
     latents = encoder(WAN, tmp_path)(torch.full((1, 3, 5, 8, 8), 0.75))
     assert torch.allclose(latents, torch.tensor(3.0), atol=1e-5)
     assert torch.equal(seen[0], torch.full((1, 3, 5, 8, 8), 0.5))
