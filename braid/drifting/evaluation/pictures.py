@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,12 +14,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from braid.common.plotting import BLUE, GREEN, INK, ORANGE, PALE, save, styled
+from braid.common.plotting import BLUE, INK, ORANGE, PALE, save, styled
 
 if TYPE_CHECKING:
     from braid.drifting.evaluation import clips, images
@@ -29,6 +31,7 @@ _GIF_COLORS = 32  # more, and dithering, only make it larger
 _PNG_COLORS = 128
 _CAPTION = 16  # pixels above a GIF
 _FRAME = (213, 94, 0)  # color of given frames
+_MARKERS = "oDs^vPX<>"  # of methods, which may lie on one another
 
 
 class DecodeClips(Protocol):
@@ -264,35 +267,33 @@ def tradeoff(
     reference: str,  # the method whose figures are the unit
     title: str,
 ) -> None:
-    """Distribution against paired error, of methods that have one, relative to a reference's."""
+    """Distribution against paired error, of methods that have one, relative to a reference's.
+
+    On logarithmic scales: good methods are near one another and far from the reference.
+    """
     paired = {name: row for name, row in methods.items() if "mse_missing" in row}
     with styled():
-        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
         for ax, measure in zip(axes, ("frechet", "frechet_pca"), strict=True):
-            for turn, (name, figures) in enumerate(paired.items()):
+            for (name, figures), marker in zip(paired.items(), cycle(_MARKERS), strict=False):
                 x = figures[measure] / methods[reference][measure]
                 y = figures["mse_missing"] / methods[reference]["mse_missing"]
                 color = PALE if name == reference else ORANGE if "refined" in name else BLUE
-                ax.scatter(x, y, color=color, s=30, zorder=3)
-                above = turn % 2  # neighbors in the list are near each other in the chart too
-                ax.annotate(
-                    name,
-                    (x, y),
-                    xytext=(0, 7 if above else -12),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=7,
-                )
-            ax.axvline(1, color=PALE, lw=0.8, ls=":")
-            ax.axhline(1, color=PALE, lw=0.8, ls=":")
-            ax.set_xlabel(f"{measure} / {reference}'s")
-            ax.margins(0.18)
+                ax.scatter(x, y, color=color, marker=marker, s=36, alpha=0.8, lw=0, label=name)
+            ax.axvline(1, color=PALE, lw=0.8, ls=":", zorder=0)
+            ax.axhline(1, color=PALE, lw=0.8, ls=":", zorder=0)
+            ax.set(xlabel=f"{measure} / {reference}'s", xscale="log", yscale="log")
+            ax.margins(0.1)
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axis.set_minor_locator(NullLocator())
         axes[0].set_ylabel(f"error of missing frames / {reference}'s")
-        axes[0].text(
-            0.02, 0.94, "lower left is better", transform=axes[0].transAxes, color=GREEN, fontsize=7
-        )
-        figure.suptitle(title, fontsize=9, color=INK)
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=6, frameon=False)
+        heading = f"{title}; lower left is better; scales are logarithmic"
+        figure.suptitle(heading, fontsize=9, color=INK)
         save(figure, path)
 
 

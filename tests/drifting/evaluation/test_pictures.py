@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from braid.clips.preparation.moving_digits import read_words
+from braid.drifting.evaluation import pictures
 from braid.drifting.evaluation.clips import Completed, Method, Sample
 from braid.drifting.evaluation.pictures import (
     draw_evaluation,
@@ -53,6 +56,22 @@ def test_the_tradeoff_is_drawn_from_ratios_alone(tmp_path: Path) -> None:
         methods = dict(zip(("interpolated", "refined"), scaled, strict=True))
         tradeoff(tmp_path / f"{name}.png", methods, "interpolated", "clips")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_methods_of_the_tradeoff_are_told_apart_where_they_coincide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: figures.append(figure))
+    row = {"frechet": 1.0, "frechet_pca": 2.0, "mse_missing": 0.5}
+    names = ["interpolated", "refined", "unclamped", "shuffled", "paired", "cold"]
+    tradeoff(tmp_path / "a.png", {**dict.fromkeys(names, row), "real": {}}, "interpolated", "clips")
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    for ax in figures[0].axes:
+        assert not ax.texts
+        outlines = [points.get_paths()[0].vertices.round(3).tolist() for points in ax.collections]
+        assert len({str(outline) for outline in outlines}) == len(names)
 
 
 class Repeat:
