@@ -256,7 +256,7 @@ class StoryboardConfig(Config):
 
     source: str  # a .safetensors, a folder of pictures, a video file, or data/clips: held-out clips
     clip: Whole  # which of the held-out clips
-    keyframes: Distinct[Whole] = Field(min_length=2)  # the given latent frames
+    keyframes: tuple[Whole, ...] = Field(strict=False, min_length=2)  # the given latent frames
     alpha: Annotated[float, Field(ge=1)]  # guidance; 1: none
     prompt: str | None = None  # words, of the built-in clips; null: those of the source, or none
 

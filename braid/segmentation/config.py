@@ -59,7 +59,7 @@ class PromptsConfig(Config):
         min_length=1
     )
     generic: Annotated[str, Field(min_length=1)]  # the text of a generic prompt
-    phrases: tuple[Phrase, ...] = Field(strict=False)  # of kind phrase, there or not
+    phrases: Distinct[Phrase]  # of kind phrase, there or not
     phrases_file: str  # more of them, a line each; none: no more
     per_image: Count  # prompts, at most; the kinds take turns
     negative_fraction: NegativesConfig

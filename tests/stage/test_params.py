@@ -85,7 +85,6 @@ def test_scalars_follow_yaml_1_2(tmp_path: Path, text: str, value: object) -> No
         ("radiance.students", ["sh", "sh"]),
         ("radiance.evaluation.figure_frames", [1, 1]),
         ("drift.loss.temperatures", [0.02, 0.2, 0.02]),
-        ("drift.storyboards.held_out.keyframes", [0, 3, 3]),
         ("image_drift.features.families", ["clip", "clip"]),
         ("sam3.prompts.withheld", ["red star", "red star"]),
         ("seed", 2**32),
