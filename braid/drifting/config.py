@@ -96,7 +96,7 @@ class KeyframesConfig(Config):
     placement: Literal["even", "random", "selected"]  # of keyframes in training
     noise: Literal["none", "dist", "gauss", "bridge"]  # bridge: smooth bends, 0 at keyframes
     sigma: NonNegative  # of the noise, latent units; of a bridge over a whole clip
-    keyframe_noise: Fraction  # of sigma, on keyframes
+    keyframe_noise: Fraction  # of sigma, on interior keyframes, which are then proposals
     student_replace_prob: Fraction  # interior keyframes replaced by phase-1 anchors
 
 

@@ -32,7 +32,7 @@ CORRUPTION: dict[str, Any] = {
     "dustbin": -2.0,
     "noise": "none",
     "sigma": 0.02,
-    "keyframe_noise": 0.25,
+    "keyframe_noise": 0.0,
     "student_replace_prob": 0.0,
 }
 LOSS: dict[str, Any] = {

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from braid.common.rng import generator
+from braid.drifting.video.refiner import Attention
 from braid.training import checkpoint
 from braid.training.optimizers import Optimizer, adamw, hidden_matrices, muon
 
@@ -66,13 +67,21 @@ def test_one_kernel_for_all_tensors_makes_the_same_steps() -> None:
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-6)
 
 
-def test_biases_and_norms_do_not_decay() -> None:
+def test_biases_norms_and_gains_do_not_decay() -> None:
     module = Mixed()
+    module.attention = Attention(8, heads=2)
     optimizer = muon(module, lr=0.1, weight_decay=0.3, exclude=["first"])
-    for part in optimizer.parts.values():
-        for group in part.param_groups:
-            for parameter in group["params"]:
-                assert group["weight_decay"] == (0.3 if parameter.ndim > 1 else 0.0)
+    decay = {
+        id(parameter): group["weight_decay"]
+        for part in optimizer.parts.values()
+        for group in part.param_groups
+        for parameter in group["params"]
+    }
+    kept = {"first.bias", "hidden.0.bias", "hidden.1.weight", "hidden.1.bias", "head.bias"}
+    kept |= {"attention.scale", "attention.qkv.bias", "attention.out.bias"}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            assert decay[id(parameter)] == (0.0 if name in kept else 0.3), name
 
 
 def test_a_module_of_one_kind_of_parameter_needs_one_optimizer() -> None:

@@ -115,7 +115,7 @@ class ImageProbe:
     ) -> None:
         self.truth, self.classes, self.counts = truth, classes, corruption.counts
         self.space, self.neighbors = space, neighbors
-        self.every = min(config.validate_every, config.steps)
+        self.every, self.steps = config.validate_every, config.steps
         ids, draw = torch.arange(len(truth)), generator(seed, "validation")
         self.corrupted = {
             level: corruption(truth, torch.full_like(ids, level), ids, draw)
@@ -129,7 +129,8 @@ class ImageProbe:
 
     def __call__(self, done: int, objective: nn.Module, ema: Ema | None) -> Figures | None:
         """Figures of the validation images, when they are due."""
-        if done % self.every or not isinstance(objective, Refinement):
+        due = done % self.every == 0 or done == self.steps
+        if not due or not isinstance(objective, Refinement):
             return None
         if ema is None:
             levels = self.evaluate(objective.refiner)

@@ -253,12 +253,12 @@ class MazeValidation(KeepBest):
             for level in range(1, corruption.levels + 1)
         }
         score = "collision" if settings.task == "refinement" else "energy_score"
-        every = min(settings.validate_every, settings.steps)
         straight = {
             level: [interpolate(self.truth, masks[level], corruption.config)] * repeats
             for level in self.corrupted
         }
-        super().__init__(every, score, self.figures(straight), SLACK)
+        every, steps = settings.validate_every, settings.steps
+        super().__init__(every, steps, score, self.figures(straight), SLACK)
 
     def scores(self, refiner: nn.Module) -> dict[str, float]:
         """The figures of a network."""

@@ -18,7 +18,7 @@ from braid.drifting.config import (
     DriftLossConfig,
     RefinerTrainingConfig,
 )
-from braid.drifting.interpolation.interpolation import FRECHET_RATIO
+from braid.drifting.interpolation.interpolation import FRECHET_RATIO, interpolate
 from braid.drifting.interpolation.keyframes import nested_masks
 from braid.drifting.loss.drift import DriftLoss
 from braid.drifting.mae.latent_mae import load_latent_mae
@@ -38,6 +38,7 @@ from braid.training.ema import Ema
 from braid.training.trainer import Row, Run, TrainResult
 
 EXAMPLES = 64  # clips that a refiner's pictures are fitted to, at most
+AT_MOST = 512  # validation clips, which each process keeps twice: 9 GB of full-size Wan latents
 
 
 class Clips(Protocol):
@@ -69,6 +70,11 @@ class ClipSplit:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def evenly(self, at_most: int) -> Tensor:
+        """Positions of so many clips, evenly spread over the split."""
+        count = min(at_most, len(self))
+        return torch.arange(count) * len(self) // count
 
     def latents(self, positions: Tensor) -> Tensor:
         """Latents [B, C, T, H, W] of clips [B]."""
@@ -161,16 +167,21 @@ DIVERGENCE = 1.25  # last score over best; scores of neighboring validations dif
 
 
 class KeepBest:
-    """A hook of the step loop that scores validation samples and keeps the best weights."""
+    """A hook of the step loop that scores validation samples and keeps the best weights.
+
+    They are scored every so often and at the end.
+    """
 
     def __init__(
         self,
         every: int,  # updates
+        steps: int,  # of the training
         score: str,  # which of the figures counts, less being better
         interpolated: dict[str, float],  # the figures of plain interpolation
         slack: float = 0.0,  # by which a score wavers beside `DIVERGENCE`, where it nears 0
     ) -> None:
-        self.every, self.score, self.interpolated, self.slack = every, score, interpolated, slack
+        self.every, self.steps, self.slack = every, steps, slack
+        self.score, self.interpolated = score, interpolated
         self.best: dict[str, float] = {}  # its step and figures
         self.last: dict[str, float] = {}
         self.weights: dict[str, Tensor] = {}
@@ -181,7 +192,8 @@ class KeepBest:
 
     def __call__(self, done: int, objective: nn.Module, ema: Ema | None) -> dict[str, float] | None:
         """Figures of the validation samples, when they are due."""
-        if done % self.every or not isinstance(objective, Refinement):
+        due = done % self.every == 0 or done == self.steps
+        if not due or not isinstance(objective, Refinement):
             return None
         if ema is None:
             return self.evaluate(done, objective)
@@ -256,16 +268,17 @@ class BestOnValidation(KeepBest):
         config: RefinerTrainingConfig,
         run: Run,
     ) -> None:
-        truth = split.latents(torch.arange(len(split)))
-        self.truth, self.classes, self.level = truth, split.classes, corruption.levels
+        chosen = split.evenly(AT_MOST)
+        truth, self.classes = split.latents(chosen), split.classes[chosen]
+        self.truth, self.level = truth, corruption.levels
         mask = nested_masks(len(truth), truth.shape[2], corruption.counts, None)[-1]
         draw = generator(run.seed, "validation")  # of the corruption's noise
         self.corrupted = corruption.impute(truth, mask, torch.arange(len(truth)), draw)
         self.space = RandomConvolutions(truth.shape[1]).to(run.device)
         self.real = self.space.points(truth)
         score = "mse_missing" if config.objective == "paired" else "frechet"
-        every = min(config.validate_every, config.steps)
-        super().__init__(every, score, self.figures(self.corrupted.latents))
+        plain = self.figures(interpolate(truth, mask, corruption.config))  # without noise
+        super().__init__(config.validate_every, config.steps, score, plain)
 
     def scores(self, refiner: nn.Module) -> dict[str, float]:
         """The figures of refined validation clips."""

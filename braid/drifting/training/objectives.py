@@ -24,6 +24,7 @@ from braid.drifting.config import BatchesConfig, DriftBatchesConfig, PositiveSam
 from braid.drifting.loss.drift import DriftLoss, Samples
 from braid.drifting.training.memory_bank import Drawn, MemoryBank, MemoryBanks
 from braid.drifting.video.corruption import Corrupted, ForwardProcess
+from braid.training import distributed
 from braid.training.trainer import Stateful
 
 Features = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, T, H, W] to groups of [B, L, D]
@@ -151,7 +152,9 @@ class PairedObjective(Refinement):
         error = (refined.clips - refined.truth).flatten(0, 1).square().mean(dim=(1, 3, 4))
         missing = ~refined.corrupted.mask
         self.diagnostics = {"repeated_clips": float(refined.repeated)}
-        return {"paired": (error * missing).sum() / missing.sum().clamp(min=1)}
+        # Levels are drawn, so processes miss different numbers of frames: each frame counts alike.
+        count = distributed.mean(missing.sum().float())
+        return {"paired": (error * missing).sum() / count.clamp(min=1)}
 
 
 class DriftObjective(Refinement):

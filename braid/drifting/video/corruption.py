@@ -26,7 +26,7 @@ from braid.drifting.interpolation.keyframes import (
     random_ranks,
 )
 
-WAVES = 3  # of a bridge
+WAVES = 3  # of a bridge, at most
 GIVEN_END, GIVEN, REPLACED, MISSING = 1.0, 0.95, 0.5, 0.0  # confidence of a frame
 
 
@@ -35,7 +35,7 @@ class Corrupted(NamedTuple):
 
     latents: Tensor  # [B, C, T, H, W]
     mask: Tensor  # [B, T] bool, True: a keyframe that is as it should be
-    confidence: Tensor  # [B, T] float32: 1 kept end, .95 keyframe, .5 replaced by an anchor, 0
+    confidence: Tensor  # [B, T] float32: 1 kept end, .95 keyframe, .5 proposed one, 0
 
 
 class ForwardProcess(Protocol):
@@ -92,9 +92,12 @@ class Corruption:
                 )
             source = torch.where(replaced[:, None, :, None, None], anchors, latents)
         filled = interpolate(source, mask, self.config)
-        noisy = self._add_noise(filled, mask, ids, seed, self.config.keyframe_noise)
-        # What an anchor replaced may be wrong: it is neither kept nor left out of an error.
-        return Corrupted(noisy, mask & ~replaced, _confidence(mask, replaced))
+        noisy = self._noisy_keyframes(mask)
+        filled = self._add_noise(filled, mask, ids, seed, noisy)
+        # A keyframe with noise or from an anchor is a proposal: it is neither kept nor left out of
+        # an error.
+        proposed = replaced | noisy
+        return Corrupted(filled, mask & ~proposed, _confidence(mask, proposed))
 
     def mask(
         self,
@@ -136,7 +139,7 @@ class Corruption:
                     "generator"
                 )
             seed, ids = generator.initial_seed(), ids.to(latents.device)
-            filled = self._add_noise(filled, mask, ids, seed, keyframe_noise=0.0)
+            filled = self._add_noise(filled, mask, ids, seed, torch.zeros_like(mask))
         return Corrupted(filled, mask, _confidence(mask, torch.zeros_like(mask)))
 
     def _check(self, latents: Tensor) -> None:
@@ -152,13 +155,21 @@ class Corruption:
         replaced[:, [0, -1]] = False
         return replaced & mask
 
+    def _noisy_keyframes(self, mask: Tensor) -> Tensor:
+        """The interior keyframes that get noise, [B, T] bool: all or none."""
+        amplitude = self.config.sigma * self.config.keyframe_noise
+        noisy = mask & (self.config.noise in ("gauss", "dist") and amplitude > 0)
+        noisy[:, [0, -1]] = False
+        return noisy
+
     def _add_noise(
-        self, clips: Tensor, mask: Tensor, ids: Tensor, seed: int, keyframe_noise: float
+        self, clips: Tensor, mask: Tensor, ids: Tensor, seed: int, noisy: Tensor
     ) -> Tensor:
         """Noise of each frame's own amplitude; frames of amplitude 0 keep their bits."""
         if self.config.noise == "none":
             return clips
-        fraction = torch.where(mask, keyframe_noise, self._noise_fraction(mask))
+        on_keyframes = self.config.keyframe_noise * noisy
+        fraction = torch.where(mask, on_keyframes, self._noise_fraction(mask))
         white = normals(seed, "noise", ids, clips[0].numel()).view_as(clips)
         if self.config.noise == "bridge":
             return clips + self.config.sigma * bridge(white, mask)
@@ -180,14 +191,16 @@ def bridge(
 ) -> Tensor:
     """Smooth random bends between keyframes, which are 0 there, [B, C, T, H, W].
 
-    The first WAVES terms of the Brownian bridge over each gap (Karhunen and Loeve): its variance
-    over a gap of all T frames is nearly fraction (1 - fraction), over a shorter one less.
+    The first WAVES terms of the Brownian bridge over each gap (Karhunen and Loeve), as many as it
+    has missing frames at most: its variance over a gap of all T frames is nearly
+    fraction (1 - fraction), over a shorter one less.
     """
     around, frames = neighbors(mask), mask.shape[1]
     bends = torch.zeros_like(white)
     for wave in range(1, WAVES + 1):
         height = frames_at(white, (around.left + wave).clamp(max=frames - 1))
         shape = (wave * math.pi * around.fraction).sin() * (around.gap / frames).sqrt()
+        shape = shape * (wave < around.gap)  # what lies beyond is the next gap's
         scale = (math.sqrt(2) / (wave * math.pi) * shape)[:, None, :, None, None]
         bends = bends + scale.to(white) * height
     return bends

@@ -147,7 +147,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
-        self.scale = nn.Parameter(torch.full((heads, 1, 1), math.sqrt(dim / heads)))
+        self.scale = nn.Parameter(torch.full((heads,), math.sqrt(dim / heads)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix sequences [B, L, D]."""
@@ -155,7 +155,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         queries, keys = (functional.normalize(vectors, dim=-1) for vectors in qkv[:2])
         mixed = functional.scaled_dot_product_attention(
-            queries * self.scale, keys, qkv[2], scale=1.0
+            queries * self.scale[:, None, None], keys, qkv[2], scale=1.0
         )
         return self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
 

@@ -131,6 +131,8 @@ def test_the_probe_evaluates_averaged_weights_when_it_is_due() -> None:
     torch.nn.init.zeros_(objective.refiner.out.weight)
     assert probe(2, objective, ema) == own != probe(2, objective, None)
     assert probe(3, objective, ema) is None
+    probe.steps = 3  # the last
+    assert probe(3, objective, ema) == own
 
 
 def test_the_table_has_both_methods_at_each_level() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from braid.drifting.evaluation.clips import drift_status
 from braid.drifting.training.clips import BestOnValidation, ClipSplit
+from braid.drifting.video.corruption import Corruption
 from braid.training.ema import Ema
 from braid.training.trainer import Run
 from tests.drifting import configs
@@ -25,12 +26,12 @@ class InMemory:
         return self.clips[indices]
 
 
-def make(**changes) -> BestOnValidation:
-    clips, labels = toy_clips()
+def make(corruption=None, clips=40, **changes) -> BestOnValidation:
+    clips, labels = toy_clips(clips)
     split = ClipSplit(InMemory(clips), torch.arange(len(clips)), labels)
     settings = {"objective": "paired", "steps": 10, "validate_every": 2}
     config = configs.refiner_training(**settings | changes)
-    return BestOnValidation(split, toy_corruption(), config, RUN)
+    return BestOnValidation(split, corruption or toy_corruption(), config, RUN)
 
 
 def test_the_best_weights_are_kept_and_averages_are_what_is_evaluated() -> None:
@@ -92,6 +93,26 @@ def test_a_short_training_is_evaluated_at_its_end() -> None:
     best = make(steps=3, validate_every=20)
     assert best(2, toy_objective("drift"), None) is None
     assert best(3, toy_objective("drift"), None) is not None
+
+
+def test_every_end_is_evaluated_whatever_the_steps_between() -> None:
+    best, objective = make(steps=7, validate_every=3), toy_objective("drift")
+    assert [n for n in range(1, 8) if best(n, objective, None)] == [3, 6, 7]
+    assert best.last["step"] == 7
+
+
+def test_plain_interpolation_is_without_the_noise_that_refiners_start_from() -> None:
+    noisy = configs.corruption(levels=1, min_keyframes=2, noise="gauss", sigma=1.0)
+    plain = make().interpolated
+    assert make(Corruption(5, noisy)).interpolated == plain
+
+
+def test_of_many_validation_clips_some_are_evaluated_spread_evenly(monkeypatch) -> None:
+    monkeypatch.setattr("braid.drifting.training.clips.AT_MOST", 8)
+    best, clips = make(clips=20), toy_clips(20)
+    assert torch.equal(best.truth, clips[0][[0, 2, 5, 7, 10, 12, 15, 17]])
+    assert best.classes.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+    assert best(2, toy_objective("drift"), None)
 
 
 def test_a_training_that_ends_much_worse_than_its_best_diverges() -> None:

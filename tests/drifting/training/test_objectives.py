@@ -14,6 +14,7 @@ from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import vanilla
 from braid.drifting.video.refiner import Refiner
 from braid.metrics.distances import energy_distance
+from braid.training import distributed
 from braid.training.trainer import Run, TrainResult, train
 from tests.drifting import configs
 from tests.drifting.toy_refinement import toy_clips, toy_corruption, toy_objective, toy_refiner
@@ -237,6 +238,25 @@ def test_a_replaced_keyframe_can_be_corrected_and_counts_in_the_paired_error(cla
     loss = objective(0, generator(0, "step"))["paired"]
     error = (refined.clips - refined.truth).square()[:, :, :, 1:-1].mean()
     torch.testing.assert_close(loss, error)
+
+
+def test_the_paired_error_of_two_processes_is_that_of_their_joint_batch(monkeypatch) -> None:
+    clips, labels = toy_clips()
+    corruption = Corruption(5, configs.corruption(levels=2, min_keyframes=2))
+    refiner = Refiner(2, 2, 3, configs.refiner())
+    parts = refiner, corruption, lambda positions: clips[positions], labels
+    objective = PairedObjective(*parts, configs.batches(generated=3))
+    errors, missing = [], []
+    for process in range(2):
+        refined = objective.refine(torch.ones(2), generator(process, "step"))
+        mask = ~refined.corrupted.mask
+        error = (refined.clips - refined.truth).flatten(0, 1).square().mean((1, 3, 4))
+        errors.append((error * mask).sum())
+        missing.append(mask.sum())
+    assert missing[0] != missing[1]
+    monkeypatch.setattr(distributed, "mean", lambda _: sum(missing) / 2)
+    losses = [objective(0, generator(process, "step"))["paired"] for process in range(2)]
+    torch.testing.assert_close(sum(losses) / 2, sum(errors) / sum(missing))
 
 
 def test_a_clip_that_a_step_draws_twice_gets_other_noise_the_second_time() -> None:

@@ -4,7 +4,7 @@ import torch
 from braid.common.rng import generator
 from braid.drifting.interpolation.interpolation import METHODS, interpolate
 from braid.drifting.interpolation.keyframes import nested_masks
-from braid.drifting.video.corruption import Corruption
+from braid.drifting.video.corruption import Corruption, bridge
 from tests.drifting import configs
 
 FRAMES, CLIPS = 9, 12
@@ -82,8 +82,8 @@ def noise_scale(**params):
     return corrupted(flat, level, sigma=0.3, **params).latents.std((1, 3, 4))
 
 
-def test_gaussian_noise_is_alike_on_all_missing_frames():
-    expected = torch.tensor([0.25, 1, 1, 1, 0.25, 1, 1, 1, 0.25]) * 0.3
+def test_gaussian_noise_is_alike_on_all_missing_frames_and_the_ends_have_none():
+    expected = torch.tensor([0, 1, 1, 1, 0.25, 1, 1, 1, 0]) * 0.3
     actual = noise_scale(noise="gauss", keyframe_noise=0.25)
     torch.testing.assert_close(actual, expected.expand(CLIPS, -1), rtol=0.05, atol=0)
 
@@ -92,6 +92,32 @@ def test_noise_grows_with_the_distance_to_keyframes():
     expected = torch.tensor([0, 0.5, 1, 0.5, 0, 0.5, 1, 0.5, 0]) * 0.3
     actual = noise_scale(noise="dist", keyframe_noise=0.0)
     torch.testing.assert_close(actual, expected.expand(CLIPS, -1), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("noise", ["gauss", "dist"])
+def test_a_noisy_keyframe_is_a_proposal(noise):
+    plain, actual = corrupted(), corrupted(noise=noise, sigma=0.5, keyframe_noise=0.5)
+    ends = torch.zeros_like(plain.mask)
+    ends[:, [0, -1]] = True
+    assert torch.equal(actual.mask, plain.mask & ends)
+    assert torch.equal(actual.confidence == 0.5, plain.mask & ~ends)
+    as_it_was = (actual.latents == clips()).movedim(2, 1).flatten(2).all(2)
+    assert torch.equal(as_it_was, actual.mask)
+    for none in ({"sigma": 0.0}, {"keyframe_noise": 0.0}, {"noise": "bridge"}):
+        settings = {"noise": noise, "sigma": 0.5, "keyframe_noise": 0.5, **none}
+        assert torch.equal(corrupted(**settings).mask, plain.mask)
+
+
+def test_bends_of_neighboring_gaps_are_independent():
+    white = torch.randn(4000, 1, FRAMES, 1, 1, generator=generator(0))
+    for keyframes in ([0, 2, 4, 6, 8], [0, 3, 6, 8]):
+        mask = torch.zeros(4000, FRAMES, dtype=torch.bool)
+        mask[:, keyframes] = True
+        bends = bridge(white, mask)[:, 0, :, 0, 0]
+        assert (bends[:, keyframes] == 0).all()
+        correlation = torch.corrcoef(bends[:, ~mask[0]].mT)
+        gap = torch.tensor([sum(k < t for k in keyframes) for t in (~mask[0]).nonzero()])
+        assert correlation[gap[:, None] != gap].abs().max() < 0.06
 
 
 def test_frames_without_noise_keep_their_bits():
