@@ -22,16 +22,16 @@ def main() -> None:
     with open_stage("evaluate_radiance") as stage:
         scene, variant = stage.item
         config, device = stage.params.radiance.evaluation, stage.device()
-        views = {name: v.to(device) for name, v in load_scene(stage.dep("data/scenes")).items()}
+        views, folder = load_scene(stage.dep("data/scenes")), stage.dep("models/student")
+        student, cameras = load_student(folder, None).to(device), views["test"].cameras.to(device)
+        view = partial(student.render, cameras, chunk=config.chunk, stop=config.stop)
+        stage.runtime |= asdict(measure_frames(view, min(config.frames, len(cameras)), device))
+        views = {name: part.to(device) for name, part in views.items()}
         test, renders = views["test"], stage.dep("data/teacher")
         of_train, of_test = (load_renders(renders / name) for name in ("train", "test"))
         teacher = of_test.on_white().to(device)
-        folder = stage.dep("models/student")
-        student, before = (load_student(folder, which).to(device) for which in (None, "before"))
-
+        before = load_student(folder, "before").to(device)
         frames = pictured_frames(config.figure_frames, len(test))
-        view = partial(student.render, test.cameras, chunk=config.chunk, stop=config.stop)
-        stage.runtime |= asdict(measure_frames(view, min(config.frames, len(test)), device))
         images = student.on_white(test.cameras, range(len(test)), config)
         weights = stage.optional_dep(config.lpips_weights)
         quality = evaluate(images, test, views["train"], teacher, weights)

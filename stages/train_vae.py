@@ -29,7 +29,7 @@ def main() -> None:
         vae.start_from_pca(stored.standardized[stored.training], schema.columns)
         objective = VaeObjective(vae, values[training], schema.columns, config).to(run.device)
         balance = channel_balance(schema.columns).to(values)
-        best = BestVae(vae, values[~training], balance, config.validate_every)
+        best = BestVae(vae, values[~training], balance, config)
         result = train(
             objective,
             config.optimizer,
@@ -44,13 +44,14 @@ def main() -> None:
         save_vae(stage.out("models/feature_vae"), vae, config, schema.hash)
         stage.write_table("plots/feature_vae", result.history)
 
-        kl = [row["kl_nats"] for row in result.history]
+        kl = [row["kl_nats"] for row in result.history if row["step"] <= best.step]
         report = vae_report(vae.freeze(), stored, kl)
         figures = {name: report["vae"][name] for name in ("recon_mse", "unexplained_fraction")}
         status = vae_status(figures["recon_mse"], report["vae"]["kl_stable"], config.gate)
         stage.write_metrics({**figures, "status": status})
         last = result.probes["validation"][-1]["error"]
-        report["vae"] |= {"best_step": best.step, "best_error": best.error, "last_error": last}
+        errors = {"start_error": best.start_error, "best_error": best.error, "last_error": last}
+        report["vae"] |= {"best_step": best.step, **errors}
         report["vae"]["against_pca"] = against_pca(report)
         stage.write_table("metrics/tables", [{"method": k, **row} for k, row in report.items()])
 

@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -30,7 +31,17 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def reset_peak_rss_mib() -> float:
+    """Start the peak again from what this process holds now, which is returned. Linux only.
+
+    Raises:
+        OSError: the system has no such switch, or forbids it.
+    """
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_rss_mib()
+
+
 def peak_rss_mib() -> float:
-    """The most memory that this process has held so far."""
+    """The most memory that this process has held so far, or since the peak was reset."""
     unit = 2**20 if sys.platform == "darwin" else 2**10  # getrusage: bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

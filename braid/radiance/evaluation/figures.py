@@ -137,7 +137,7 @@ class Tradeoff:
     name: str
     psnr: float  # dB
     fps: float
-    peak_memory_mib: float
+    peak_memory_mib: float | None
 
 
 def tradeoff_chart(
@@ -151,22 +151,22 @@ def tradeoff_chart(
     """Write PSNR, frames per second and peak memory of every student, in three panels.
 
     The Stage 1B student is set off by color from the Stage 2 ones. The teacher is a line in every
-    panel; `baselines` are lines of PSNR.
+    panel; `baselines` are lines of PSNR. Without a figure of each model's memory there is no panel.
     """
-    panels = (
+    panels: list[tuple[str, str, list[float], dict[str, float]]] = [
         ("PSNR (dB)", "{:.2f}", [s.psnr for s in students], {"teacher": teacher.psnr, **baselines}),
         ("frames per second", "{:.2f}", [s.fps for s in students], {"teacher": teacher.fps}),
-        (
-            f"peak memory (MiB)\n{memory_of}",
-            "{:.0f}",
-            [s.peak_memory_mib for s in students],
-            {"teacher": teacher.peak_memory_mib},
-        ),
-    )
+    ]
+    peaks = [model.peak_memory_mib for model in (*students, teacher)]
+    memory = [peak for peak in peaks if peak is not None]
+    if len(memory) == len(peaks):
+        *values, line = memory
+        panels.append((f"peak memory (MiB)\n{memory_of}", "{:.0f}", values, {"teacher": line}))
     colors = [BLUE if s.name == FIRST_STAGE else ORANGE for s in students]
     with styled():
         figure = Figure(figsize=(9.2, 1.75 + 0.3 * len(students)), layout="constrained")
-        axes = figure.subplots(1, 3, sharey=True, width_ratios=(1.5, 1, 1))
+        across = (1.5, 1, 1)[: len(panels)]
+        axes = figure.subplots(1, len(panels), sharey=True, width_ratios=across)
         for ax, (label, form, values, lines) in zip(axes, panels, strict=True):
             _dots(ax, values, colors, form)
             _reference_lines(ax, lines, form)

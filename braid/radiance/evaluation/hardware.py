@@ -1,6 +1,8 @@
 """What a render costs on this machine: frames per second, peak memory, average power.
 
 None of these figures is deterministic: they belong beside the quality figures, not among them.
+Peak memory is what rendering takes beyond what the process held before, the model included in
+that: measured before anything else is rendered, for memory that was freed would be taken again.
 Power is read from NVML (package `nvidia-ml-py`) by a background thread and averaged as the
 trapezoid of its samples; where it cannot be read it is None, with the reason.
 """
@@ -16,7 +18,7 @@ from types import TracebackType
 
 import torch
 
-from braid.common.timing import peak_rss_mib, timed
+from braid.common.timing import peak_rss_mib, reset_peak_rss_mib, timed
 
 MIB = 2**20
 SAMPLE_PERIOD = 0.05  # seconds between power samples
@@ -35,8 +37,8 @@ class FrameCost:
 
     frames: int  # timed, after one more that warms up
     fps: float
-    peak_memory_mib: float
-    peak_memory_of: str  # what the peak was measured of
+    peak_memory_mib: float | None
+    peak_memory_of: str  # what the peak was measured of, or why there is none
     power_w: float | None
     power_reason: str | None  # why there is no power figure
 
@@ -54,20 +56,43 @@ def measure_frames(
     """
     if frames < 1:
         raise ValueError(f"frames to measure must be at least 1, got {frames}")
+    peak = PeakMemory(device)
     render(0)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     with PowerMeter(power_sensor(device)) as meter:
-        _, seconds = timed(lambda: [render(frame) for frame in range(frames)], device)
-    peak, source = peak_memory(device)
-    return FrameCost(frames, frames / seconds, peak, source, meter.average(), meter.reason)
+        _, seconds = timed(lambda: _each(render, frames), device)
+    mib, source = peak.read()
+    return FrameCost(frames, frames / seconds, mib, source, meter.average(), meter.reason)
 
 
-def peak_memory(device: torch.device) -> tuple[float, str]:
-    """Peak memory in MiB, and what it is the peak of."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / MIB, "CUDA tensors while rendering"
-    return peak_rss_mib(), "RSS of the whole process"
+def _each(render: Callable[[int], object], frames: int) -> None:
+    for frame in range(frames):
+        render(frame)  # not kept
+
+
+class PeakMemory:
+    """Peak memory from when it is made to `read`, above what was held when it was made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.before = device, 0.0  # MiB
+        self.reason: str | None = None
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before = torch.cuda.memory_allocated(device) / MIB
+            return
+        try:
+            self.before = reset_peak_rss_mib()
+        except OSError as error:
+            self.reason = f"the peak of the process cannot be reset here ({error.strerror})"
+
+    def read(self) -> tuple[float | None, str]:
+        """The peak in MiB, and what it is the peak of; or None and why."""
+        if self.reason is not None:
+            return None, self.reason
+        if self.device.type == "cuda":
+            peak, source = torch.cuda.max_memory_allocated(self.device) / MIB, "CUDA tensors"
+        else:
+            peak, source = peak_rss_mib(), "the process"
+        return max(0.0, peak - self.before), f"{source}, above what was held before"
 
 
 class PowerMeter:

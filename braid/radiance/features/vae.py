@@ -136,8 +136,7 @@ class VaeObjective(nn.Module):
 
     def beta(self, step: int) -> float:
         """Weight of the KL term at a step."""
-        warmup = int(self.config.beta_warmup * self.config.steps)
-        return self.config.beta * min(1.0, step / max(1, warmup))
+        return self.config.beta * min(1.0, step / max(1, _warmup(self.config)))
 
     def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Weighted terms `reconstruction` and `kl`; the loss is their sum.
@@ -157,6 +156,11 @@ class VaeObjective(nn.Module):
             "reconstruction": ((decoded - values).square() * self.balance).sum(dim=-1).mean(),
             "kl": self.beta(step) * kl.clamp_min(self.config.free_bits).sum(),
         }
+
+
+def _warmup(config: VaeConfig) -> int:
+    """Steps before the KL term has its whole weight."""
+    return int(config.beta_warmup * config.steps)
 
 
 def save_vae(folder: Path, vae: FeatureVae, config: VaeConfig, schema: str) -> None:
@@ -215,23 +219,33 @@ KL_TOLERANCE = 0.1  # of its mean
 
 
 class BestVae:
-    """A training hook that keeps the weights with the least balanced error on validation cells."""
+    """A training hook that keeps the weights with the least balanced error on validation cells.
 
-    def __init__(self, vae: FeatureVae, validation: Tensor, balance: Tensor, every: int) -> None:
-        self.vae, self.validation, self.balance, self.every = vae, validation, balance, every
+    Candidates are those after the warm-up of the KL term: before it the objective is another one.
+    `start_error` is of the weights that it was made with.
+    """
+
+    def __init__(
+        self, vae: FeatureVae, validation: Tensor, balance: Tensor, config: VaeConfig
+    ) -> None:
+        self.vae, self.validation, self.balance, self.config = vae, validation, balance, config
         self.error, self.step = math.inf, 0
         self.weights: dict[str, Tensor] = {}
+        self.start_error = self._error()
 
     @torch.no_grad()
+    def _error(self) -> float:
+        decoded = self.vae.decode(self.vae.encode(self.validation).mean)
+        return float(((decoded - self.validation).square() @ self.balance).mean())
+
     def __call__(
         self, step: int, objective: nn.Module, ema: Ema | None = None
     ) -> dict[str, float] | None:
-        """Validate when it is due: a row with `error`."""
-        if step % self.every and step != 1:
+        """Validate when it is due, and after the last step: a row with `error`."""
+        if step % self.config.validate_every and step != self.config.steps:
             return None
-        decoded = self.vae.decode(self.vae.encode(self.validation).mean)
-        error = float(((decoded - self.validation).square() @ self.balance).mean())
-        if error < self.error:
+        error = self._error()
+        if error < self.error and step >= _warmup(self.config):
             state = self.vae.state_dict()
             self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
             self.error, self.step = error, step
@@ -253,7 +267,7 @@ class BestVae:
 def vae_report(
     vae: FeatureVae,
     stored: StoredFeatures,
-    kl: Sequence[float],  # unweighted, by logged step
+    kl: Sequence[float],  # unweighted, by logged step up to the one with these weights
 ) -> dict[str, dict[str, Any]]:
     """Figures on the validation cells of `vae`, which decodes its posterior mean, and of PCA.
 

@@ -39,5 +39,5 @@ def test_the_level_is_the_one_with_as_many_keyframes() -> None:
 
 @pytest.mark.parametrize("keyframes", [[0, 8, 3], [8, 0]])
 def test_keyframes_out_of_order_are_refused_with_the_params(keyframes: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"keyframes are .*, expected them to ascend"):
+    with pytest.raises(ValueError, match=r"expected (them to ascend|each once)"):
         StoryboardConfig(source="data/clips", clip=0, keyframes=keyframes, alpha=1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,11 @@ def test_the_movie_shows_teacher_student_and_residual_side_by_side(tmp_path: Pat
     assert frame[10:15].max() < 5
     assert frame[15:20].min() > 250
     assert (frame[20:25].sum(1) > frame[25:30].sum(1) + 300).all()  # the residual
+
+
+def test_without_a_peak_of_each_model_there_is_no_panel_of_memory(
+    drawn: list[Figure], tmp_path: Path
+) -> None:
+    teacher = replace(TEACHER, peak_memory_mib=None)
+    tradeoff_chart(tmp_path / "x.png", STUDENTS, teacher, {"white": 8.25}, "a reason", "bricks")
+    assert len(drawn[0].axes) == 2

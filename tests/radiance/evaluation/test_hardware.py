@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from braid.common import timing
+from braid.radiance.evaluation import hardware
 from braid.radiance.evaluation.hardware import (
     PowerMeter,
     SensorError,
@@ -147,8 +148,49 @@ def test_frames_are_timed_after_one_that_warms_up(monkeypatch: pytest.MonkeyPatc
     assert (cost.frames, cost.fps) == (5, 2.5)
     assert cost.power_w is None
     assert cost.power_reason
-    assert cost.peak_memory_mib > 10
-    assert "RSS" in cost.peak_memory_of
+
+
+class Frame:
+    """A rendered frame that says how many like it there are."""
+
+    alive = 0
+
+    def __init__(self, _: int) -> None:
+        Frame.alive += 1
+        Frame.most = max(Frame.most, Frame.alive)
+
+    def __del__(self) -> None:
+        Frame.alive -= 1
+
+    most = 0
+
+
+def test_no_frame_is_kept() -> None:
+    measure_frames(Frame, 8, CPU)
+    assert Frame.most == 1
+
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="peaks are reset on Linux alone")
+
+
+@needs_linux
+def test_peak_memory_is_that_of_rendering_whatever_was_held_before() -> None:
+    held, spent = torch.ones(2**25), torch.ones(2**26)  # 128 and 256 MiB
+    del spent
+    cost = measure_frames(lambda _: torch.ones(2**24).sum(), 2, CPU)  # 64 MiB
+    assert cost.peak_memory_mib == pytest.approx(64, abs=16)
+    assert cost.peak_memory_of == "the process, above what was held before"
+    assert held.sum() == 2**25
+
+
+def test_without_a_peak_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden() -> float:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(hardware, "reset_peak_rss_mib", forbidden)
+    cost = measure_frames(lambda _: None, 1, CPU)
+    assert cost.peak_memory_mib is None
+    assert cost.peak_memory_of.endswith("cannot be reset here (Permission denied)")
 
 
 @pytest.mark.parametrize("frames", [0, -1])
@@ -160,7 +202,9 @@ def test_fewer_than_one_frame_is_refused(frames: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_run_reports_cuda_memory_and_power() -> None:
+    held = torch.ones(2**25, device=CUDA)
     cost = measure_frames(lambda _: torch.ones(2**24, device=CUDA).sum(), 20, CUDA)
-    assert cost.peak_memory_mib >= 64
+    assert cost.peak_memory_mib == pytest.approx(64, abs=8)
+    assert held.sum() == 2**25
     assert "CUDA" in cost.peak_memory_of
     assert cost.power_w is None or cost.power_w > 1

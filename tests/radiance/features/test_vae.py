@@ -155,17 +155,42 @@ def test_a_vae_of_other_features_or_a_missing_one_is_refused(tmp_path):
         load_vae(tmp_path / "vae", features())
 
 
+def some_best(vae, **values):
+    config = vae_config(validate_every=10, steps=40, beta_warmup=0.5, **values)
+    cells = torch.randn(30, 4, generator=generator())
+    return BestVae(vae, cells, torch.full((4,), 0.25), config)
+
+
 def test_the_weights_that_validate_best_are_kept_and_can_be_resumed():
     vae = FeatureVae(4, vae_sizes(2, 8))
-    values = torch.randn(30, 4, generator=generator())
-    best = BestVae(vae, values, torch.full((4,), 0.25), every=10)
+    best = some_best(vae)
     good = {name: value.clone() for name, value in vae.state_dict().items()}
-    first = best(1, vae)["error"]
+    first = best(20, vae)["error"]
     torch.nn.init.normal_(vae.decoder.linear.weight, std=20.0)
-    assert best(5, vae) is None
-    assert best(10, vae)["error"] > first
-    again = BestVae(vae, values, torch.full((4,), 0.25), every=10)
+    assert best(25, vae) is None
+    assert best(30, vae)["error"] > first
+    again = some_best(vae)
     again.load_state_dict(best.state_dict())
     again.restore()
     assert all(torch.equal(value, good[name]) for name, value in vae.state_dict().items())
-    assert (again.step, again.error) == (1, first)
+    assert (again.step, again.error) == (20, first)
+
+
+def test_weights_of_the_warm_up_are_no_candidates():
+    """Their KL says nothing about the objective; the start's error is kept to be compared with."""
+    vae = FeatureVae(4, vae_sizes(2, 8))
+    best = some_best(vae)
+    assert best(10, vae)["error"] == best.start_error
+    torch.nn.init.normal_(vae.decoder.linear.weight, std=20.0)
+    worse = best(20, vae)["error"]
+    assert worse > best.start_error
+    assert (best.step, best.error) == (20, worse)
+
+
+def test_the_last_step_is_a_candidate_if_none_before_it_was():
+    vae = FeatureVae(4, vae_sizes(2, 8))
+    best = some_best(vae)
+    best.config = best.config.model_copy(update={"validate_every": 100})
+    assert best(30, vae) is None
+    assert best(40, vae) is not None
+    assert best.step == 40
