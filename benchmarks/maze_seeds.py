@@ -33,7 +33,7 @@ from recipes.overrides import resolve
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/maze_seeds.csv"
 PARTS = ("stages", "braid", "dvc.yaml", "none", "built_in")
-METHODS = ("paired", "cold", "projected", "refined", "shuffled")
+METHODS = ("paired", "cold", "projected", "refined", "shuffled", "permuted")
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     seeds = [word for word in sys.argv[1:] if word.isdigit()]
     recipes = [word for word in sys.argv[1:] if not word.isdigit()]
     RESULTS.parent.mkdir(exist_ok=True)
-    rows = []
+    rows: list[dict[Any, Any]] = pd.read_csv(RESULTS).to_dict("records") if RESULTS.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         for part in PARTS:
             copied = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
@@ -50,7 +50,9 @@ def main() -> None:
             trained: dict[str, Any] = {}
             for recipe in ["default", *recipes]:
                 figures, trained = run(Path(folder), int(seed), recipe, trained)
-                rows.append({"recipe": recipe, "seed": int(seed), **figures})
+                row = {"recipe": recipe, "seed": int(seed), **figures}
+                rows = [one for one in rows if (one["recipe"], one["seed"]) != (recipe, int(seed))]
+                rows.append(row)
                 pd.DataFrame(rows).to_csv(RESULTS, index=False, float_format="%.4f")
     table = pd.DataFrame(rows)
     for name in table["recipe"].unique():
@@ -68,11 +70,14 @@ def run(
     drift = settings["maze_drift"]
     wanted: dict[str, Any] = {"prepare_mazes": [seed, settings["mazes"]]}
     shared = {name: part for name, part in drift.items() if name not in ("refiners", "evaluation")}
-    for name in in_order(drift["refiners"]):
-        start = wanted.get(f"train_drift_maze {Path(drift['refiners'][name]['start']).name}")
-        own = {**shared, "loss": shared["loss"] if drift["refiners"][name]["features"] else None}
-        wanted[f"train_drift_maze {name}"] = [wanted["prepare_mazes"], own, start]
-        wanted[f"train_drift_maze {name}"].append(drift["refiners"][name])
+    # After what each starts from, and after phase 1, whose keyframes some take.
+    refiners = {name: drift["refiners"][name] for name in in_order(drift["refiners"])}
+    for name, own in sorted(refiners.items(), key=lambda pair: pair[1]["anchors"] != "none"):
+        others = [
+            wanted.get(f"train_drift_maze {Path(own[key]).name}") for key in ("start", "anchors")
+        ]
+        common = {**shared, "loss": shared["loss"] if own["features"] else None}
+        wanted[f"train_drift_maze {name}"] = [wanted["prepare_mazes"], common, others, own]
     for stage, key in wanted.items():
         if trained.get(stage) != key:
             _stage(copy, stage.split())

@@ -12,7 +12,8 @@ running=()
 for rank in "${!hosts[@]}"; do
   if ((rank)); then
     there=$(printf '%q ' "${variables[@]}" $(node "$rank") "$@")
-    ssh -n "${hosts[rank]}" "cd $(printf %q "$PWD") && $there" &
+    # With a terminal of its own, what runs there ends with the connection.
+    ssh -ttn "${hosts[rank]}" "cd $(printf %q "$PWD") && $there" &
   else
     $(node 0) "$@" &
   fi

@@ -3,6 +3,8 @@
 Writes data/mazes: manifest.json and mazes.safetensors. Ten seconds for the built-in ones.
 """
 
+from pathlib import Path
+
 from braid.common.config import BUILT_IN
 from braid.mazes.maze_set import open_maze_set, properties, write_maze_set
 from braid.mazes.sources import built_in, read_pointmaze
@@ -19,7 +21,7 @@ def main() -> None:
         if config.source == BUILT_IN:
             made = built_in(config, seed)
         else:
-            made = read_pointmaze(stage.dep(config.source), config)
+            made = read_pointmaze(Path(config.source), config)
         out = stage.out("data/mazes")
         out.mkdir()
         stage.write_metrics(write_maze_set(out, made, config.source))

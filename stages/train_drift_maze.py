@@ -3,9 +3,10 @@
 from braid.drifting.maze.network import MazeRefiner, save_maze_refiner
 from braid.drifting.maze.training import (
     OUTER_LAYERS,
-    Anchors,
+    PROPOSALS,
     MazeSplit,
     MazeValidation,
+    anchors_of,
     corruptions,
     maze_objective,
 )
@@ -23,13 +24,15 @@ def main() -> None:
         settings, mazes = config.refiners[name], open_maze_set(stage.dep("data/mazes"))
         start, anchors = stage.optional_dep(settings.start), stage.optional_dep(settings.anchors)
         tasks = corruptions(config.corruption, config.keyframes, mazes.paths.shape[1])
-        corruption, training = tasks[settings.task], MazeSplit(mazes, "train")
+        corruption = tasks[settings.task]
+        training, validation = (MazeSplit(mazes, split) for split in ("train", "val"))
         levels = tasks["refinement"].levels + 1
         refiner = MazeRefiner(training.mazes, corruption.frames, levels, config.refiner)
-        proposals = Anchors(anchors, tasks["keyframes"], training, run.seed) if anchors else None
+        phase_one = anchors, tasks["keyframes"], PROPOSALS[settings.objective], run.seed
+        proposed, held_out = (anchors_of(split, *phase_one) for split in (training, validation))
         parts = settings, config.loss, refiner, corruption, training
-        objective = maze_objective(*parts, start, proposals, run)
-        best = MazeValidation(MazeSplit(mazes, "val"), corruption, settings, run)
+        objective = maze_objective(*parts, start, proposed, run)
+        best = MazeValidation(validation, corruption, settings, held_out, run)
         result = train(
             objective,
             config.optimizer,

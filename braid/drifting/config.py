@@ -454,3 +454,14 @@ class MazeDriftConfig(Config):
                     f"{', '.join(able)}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _keyframes_are_replaced_by_anchors(self) -> MazeDriftConfig:
+        name, probability = self.evaluation.refiner, self.corruption.student_replace_prob
+        if (probability > 0) != (self.refiners[name].anchors != "none"):
+            wanted = "a folder of a phase-1 network" if probability else "none"
+            raise ValueError(
+                f"corruption.student_replace_prob is {probability:g}, expected {wanted} as "
+                f"refiners.{name}.anchors, got {self.refiners[name].anchors}"
+            )
+        return self

@@ -36,6 +36,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import shortest_path, yen
 from torch import Tensor
 
+from braid.common.config import BUILT_IN
 from braid.common.progress import progress
 from braid.data.splits import SPLITS, split_of
 from braid.mazes.config import LayoutsConfig, MazesConfig
@@ -301,9 +302,13 @@ def read_pointmaze(path: Path, config: MazesConfig) -> Trajectories:
     """The trajectories of a file, split by case.
 
     Raises:
-        ValueError: no pointmaze file, a map that cannot be read, or a fault where
+        ValueError: no file, no pointmaze file, a map that cannot be read, or a fault where
             `mazes.faults` is fatal; the message names the file and the place in it.
     """
+    if not path.is_file():
+        raise ValueError(
+            f"mazes.source: {path}: no such file, expected a pointmaze file (HDF5), or {BUILT_IN}"
+        )
     try:
         import h5py
     except ImportError:

@@ -108,10 +108,11 @@ class Stage:
         )
 
     def scratch(self) -> Path:
-        """A folder for training state, keyed by params, code, inputs and process count.
+        """A folder for training state, keyed by params, code, inputs, processes, torch and device.
 
         A stage that was killed finds its own checkpoints here; one with other params, another
-        version of the code or other data gets another folder.
+        version of the code or other data gets another folder, and so does one that would go on
+        with other roundings than it began with.
         """
         if self._scratch is None:
             self._scratch = self._scratch_of_stage() / self._key()
@@ -200,8 +201,13 @@ class Stage:
         return base / self.address
 
     def _key(self) -> str:
+        import torch
+
+        from braid.training.device import pick_device
+
+        machine = os.environ.get("WORLD_SIZE", "1"), torch.__version__, pick_device("auto").type
         digest = hashlib.blake2b(digest_size=8)
-        digest.update(os.environ.get("WORLD_SIZE", "1").encode())
+        digest.update(" ".join(machine).encode())
         for name, value in self.settings().items():
             digest.update(json.dumps([name, value], sort_keys=True).encode())
         ignored = _dvc_ignored(self._root)
@@ -232,19 +238,28 @@ class Stage:
     def _prepare_staging(self) -> None:
         for out in self._declared.outs:
             _require_inside(self._root, out)
-        self._clear_staging()
         for top in self._tops():
-            self._staging(top).mkdir(parents=True)
+            shutil.rmtree(self._staging(top), ignore_errors=True)
+            _make(self._staging(top))
 
     def _clear_staging(self) -> None:
         for top in self._tops():
             shutil.rmtree(self._staging(top), ignore_errors=True)
-            with suppress(OSError):  # not empty: of another stage, or with outs
+            with suppress(OSError):  # not empty: of another stage or process, or with outs
                 self._staging(top).parent.rmdir()
                 (self._root / top).rmdir()
 
     def _write_runtime(self) -> None:
         write_json(self._staged(runtime_file(self._declared)), self.usage())
+
+
+def _make(folder: Path) -> None:
+    """Make a folder whose parents a stage that ends may remove meanwhile, as they are empty."""
+    for _ in range(100):
+        with suppress(FileNotFoundError):
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _tensorboard(folder: Path) -> Callable[[Mapping[str, float]], None]:

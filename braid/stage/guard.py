@@ -17,15 +17,17 @@ from typing import Any
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _ALWAYS_READABLE = ("params.yaml", "dvc.yaml", ".dvcignore", ".venv", ".git")
-# How many of an event's first arguments are paths, and which argument is the descriptor (-1: none)
-# of the folder they are relative to. `shutil.rmtree` works with such; it has an event of its own.
-_CHANGES = {
-    "os.remove": (1, 1),
-    "os.rename": (2, 2),
-    "os.mkdir": (1, 2),
-    "os.rmdir": (1, 1),
-    "os.truncate": (1, None),
-    "shutil.rmtree": (1, 1),
+# Which arguments of an event are changed paths, each with the argument that is the descriptor (-1:
+# none) of the folder it is relative to. `shutil.rmtree` works with such; it has its own event.
+_CHANGES: dict[str, tuple[tuple[int, int | None], ...]] = {
+    "os.remove": ((0, 1),),
+    "os.rename": ((0, 2), (1, 3)),
+    "os.link": ((1, 3),),
+    "os.symlink": ((1, 2),),
+    "os.mkdir": ((0, 2),),
+    "os.rmdir": ((0, 1),),
+    "os.truncate": ((0, None),),
+    "shutil.rmtree": ((0, 1),),
 }
 
 
@@ -82,11 +84,9 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         path, mode, flags = arguments
         writing = bool((flags or 0) & _WRITING) or bool(mode and set("wax+") & set(mode))
         _active.check(path, writing)
-    elif event in _CHANGES:
-        paths, folder = _CHANGES[event]
+    for path, folder in _CHANGES.get(event, ()):
         if folder is None or arguments[folder] in (None, -1):
-            for path in arguments[:paths]:
-                _active.check(path, writing=True)
+            _active.check(arguments[path], writing=True)
 
 
 @contextmanager

@@ -62,6 +62,16 @@ def barrier() -> None:
         dist.barrier()
 
 
+def alike(value: int, device: torch.device) -> bool:
+    """Whether all processes have this value."""
+    if not dist.is_initialized():
+        return True
+    extremes = torch.tensor([value, -value], device=device)
+    dist.all_reduce(extremes, dist.ReduceOp.MAX)
+    most, least = extremes.tolist()
+    return bool(most == -least)
+
+
 def mean(values: Tensor) -> Tensor:
     """The mean over processes of a tensor of one shape in each; differentiable.
 

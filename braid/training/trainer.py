@@ -210,6 +210,11 @@ def _loop(
     objective, optimizer, ema = state.objective, state.optimizer, state.result.ema
     checkpoint = run.scratch / f"{name}.pt" if run.scratch else None
     start = state.load(checkpoint) if checkpoint else 0
+    if not distributed.alike(start, run.device):
+        raise ValueError(
+            f"{checkpoint}: processes found states of different steps, this one {start}; expected "
+            "BRAID_SCRATCH to be a folder that all machines share"
+        )
     model = parallel(objective, run.process) if start < steps else objective
     parameters = list(trainable(objective).values())
     left = range(start, steps)

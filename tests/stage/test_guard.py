@@ -48,11 +48,13 @@ def test_removing_a_folder_counts_as_a_write(repo: Path) -> None:
     assert (repo / "data/in/bricks.txt").exists()
 
 
-@pytest.mark.parametrize("change", ["rename", "mkdir", "truncate", "append"])
+@pytest.mark.parametrize("change", ["rename", "link", "symlink", "mkdir", "truncate", "append"])
 def test_every_kind_of_change_counts_as_a_write(repo: Path, change: str) -> None:
     with pytest.raises(SystemExit, match=r"writes (secret|moved|made)"), open_stage("toy"):
         if change == "rename":
             (repo / "secret.txt").rename(repo / "moved.txt")
+        elif change in ("link", "symlink"):
+            getattr(os, change)(repo / "secret.txt", repo / "made")
         elif change == "mkdir":
             (repo / "made").mkdir()
         elif change == "truncate":

@@ -14,7 +14,7 @@ from tests.mazes.pointmaze_files import runs, write_minari
 from tests.stages.conftest import ROOT, fault, run
 from tests.tiny import TINY, override
 
-REFINERS = ("paired", "paired_then_drift", "keyframes_paired", "keyframes")
+REFINERS = ("paired", "keyframes_paired", "keyframes", "paired_then_drift")
 SMALL = {
     key: value
     for key, value in TINY.items()
@@ -61,7 +61,7 @@ def test_what_the_stages_leave(trained: Path) -> None:
     headline = metrics(trained, "drift_maze")
     wanted = (
         "collision_ratio_six collision_ratio_three success_six success_three length_ratio "
-        "collision_paired_two_ways collision_refined_two_ways both_ways status"
+        "collision_paired_two_ways collision_refined_two_ways both_ways spread_ratio status"
     )
     assert set(wanted.split()) <= set(headline)
     assert all(headline[name] is not None for name in wanted.split())
@@ -178,13 +178,22 @@ def test_every_param_of_training_has_a_say(item: str, key: str, value: Any, repo
     assert weights.read_bytes() != before
 
 
-def test_replaced_keyframes_change_the_training(repo: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"corruption.student_replace_prob": 0.9},
+        {
+            "corruption.student_replace_prob": 0.0,
+            "refiners.paired_then_drift.anchors": "none",
+        },
+        {"refiners.paired_then_drift.anchors": "models/drift_maze/keyframes_paired"},
+    ],
+)
+def test_replaced_keyframes_change_the_training(changes: dict[str, Any], repo: Path) -> None:
     weights = repo / "models/drift_maze/paired_then_drift/model.safetensors"
     before = weights.read_bytes()
-    anchors = {"maze_drift.refiners.paired_then_drift.anchors": "models/drift_maze/keyframes"}
-    override(repo, anchors | {"maze_drift.corruption.student_replace_prob": 0.5})
-    dvc = (repo / "dvc.yaml").read_text()
-    assert "${item.anchors}" in dvc
+    override(repo, {f"maze_drift.{key}": value for key, value in changes.items()})
+    assert "${item.anchors}" in (repo / "dvc.yaml").read_text()
     run(repo, "train_drift_maze", "paired_then_drift")
     assert weights.read_bytes() != before
 
@@ -217,7 +226,10 @@ def test_every_param_of_the_evaluation_has_a_say(
         return [(repo / f"metrics/tables/{name}.csv").read_bytes() for name in names]
 
     before = made()
-    override(repo, {f"maze_drift.evaluation.{key}": value})
+    changes = {f"maze_drift.evaluation.{key}": value}
+    if key == "refiner":
+        changes["maze_drift.refiners.paired.anchors"] = "models/drift_maze/keyframes"
+    override(repo, changes)
     run(repo, "evaluate_drift_maze")
     assert made() != before
 
@@ -233,13 +245,23 @@ def test_a_file_of_ones_own_goes_through_all_stages(repo: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "stage", "message"),
     [
-        ({"mazes.source": "absent.hdf5"}, ("prepare_mazes",), "absent.hdf5"),
+        (
+            {"mazes.source": "absent.hdf5"},
+            ("prepare_mazes",),
+            "mazes.source: absent.hdf5: no such file, expected a pointmaze file (HDF5), or ",
+        ),
         ({"mazes.layouts.cells": 2}, ("prepare_mazes",), "mazes.layouts.mazes is 24"),
         ({"mazes.layouts.shortest": 30}, ("prepare_mazes",), "mazes.layouts.shortest is 30"),
         (
             {"maze_drift.keyframes.count": 5},
             ("train_drift_maze", "paired"),
             "maze_drift.keyframes.count is 5, expected one of",
+        ),
+        (
+            {"maze_drift.refiners.paired_then_drift.anchors": "none"},
+            ("train_drift_maze", "paired"),
+            "student_replace_prob is 0.5, expected a folder of a phase-1 network as "
+            "refiners.paired_then_drift.anchors, got none",
         ),
         (
             {"maze_drift.refiner.heads": 3},

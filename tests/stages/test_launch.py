@@ -33,8 +33,12 @@ def test_the_hosts_must_be_named(tmp_path: Path) -> None:
 
 
 def on_two_hosts(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a module on this machine twice, as if the second one were reached by ssh."""
-    stand_in(folder, "ssh", 'echo "$2" >> "$0.hosts"; exec bash -c "$3"')
+    """Run a module on this machine twice, as if the second one were reached by ssh.
+
+    Without a terminal (-tt) what runs on a real one would not end with the connection.
+    """
+    command = '[[ $1 == -tt* ]] || exit 9; echo "$2" >> "$0.hosts"; exec bash -c "$3"'
+    stand_in(folder, "ssh", command)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

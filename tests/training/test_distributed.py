@@ -120,6 +120,15 @@ def test_two_processes_killed_and_resumed_end_with_the_bytes_of_those_never_kill
     assert {path.name for path in tmp_path.glob("state*")} == {"state.pt", "state.rank1.12.pt"}
 
 
+def test_machines_that_find_states_of_different_steps_say_so(tmp_path: Path) -> None:
+    for rank in "01":
+        (tmp_path / rank).mkdir()
+    assert run_two("apart", str(tmp_path)) == [0, 0]
+    for rank, step in (("0", 1), ("1", 0)):
+        message = (tmp_path / f"{rank}.txt").read_text()
+        assert f"states of different steps, this one {step}; expected BRAID_SCRATCH" in message
+
+
 def test_a_checkpoint_of_other_processes_or_without_a_part_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -216,6 +216,14 @@ if __name__ == "__main__":
         process, folder = distributed.launched(), Path(sys.argv[2])
         state = train_banked(process, folder, sys.argv[3])
         checkpoint.save(folder / f"end{process.rank}.pt", state)
+    elif sys.argv[1] == "apart":  # one scratch a machine; the second one has no state there
+        process, folder = distributed.launched(), Path(sys.argv[2])
+        run = one_run(process=process, scratch=folder / str(process.rank), checkpoint_every=1)
+        train(Toy(), optimizer_config(), run, steps=1, name="state")
+        try:
+            train(Toy(), optimizer_config(), run, steps=2, name="state")
+        except ValueError as error:
+            (folder / f"{process.rank}.txt").write_text(str(error))
     else:
         process = distributed.launched()
         path = Path(sys.argv[2]) / f"{process.rank}.pt"

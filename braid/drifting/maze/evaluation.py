@@ -5,7 +5,8 @@ and the maze alone. Methods and rows:
 
     interpolated   linear between keyframes; `projected`: its points pushed out of walls
     paired, cold   one step of the regression, and cold diffusion with it from level to level
-    refined        one step of the evaluated refiner; `unclamped`; `shuffled`: with another maze
+    refined        one step of the evaluated refiner; `unclamped`; `shuffled`: conditioned on the
+                   maze of another sample; `permuted`: that of another sample, all conditions its
     planner        the shortest way, by graph search; `real`: the held-out trajectories
 
 A trajectory collides if it touches a wall anywhere, between its points too; it succeeds if it does
@@ -38,7 +39,7 @@ from braid.drifting.interpolation.keyframes import (
     optimal_mask,
 )
 from braid.drifting.maze.network import MazeRefiner, Mazes, points_of
-from braid.drifting.maze.training import MazeSplit, propose
+from braid.drifting.maze.training import MazeSplit, as_proposals, propose
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import cold_sample, refine
 from braid.metrics.distances import PcaSpace, energy_distance, frechet_distance
@@ -48,6 +49,7 @@ KEPT = 1e-4  # blocks by which an end may be off
 SUCCESS = 0.85  # with the fewest keyframes, that counts as ok
 HALF = 0.5  # of the regression's collisions where there are two ways
 BOTH = 0.6  # of two-way cases, that counts as ok
+SPREAD = (0.5, 2.0)  # of samples by one way, over that of real trajectories, that counts as ok
 
 Rows = list[dict[str, Any]]
 
@@ -169,7 +171,9 @@ class MazeEvaluation:
             "unclamped": (1, step(networks.refiner, cases, False)),
             "shuffled": (1, step(networks.refiner, other, True)),
         }
-        return {name: self._timed(mask, *run) for name, run in runs.items()}
+        made = {name: self._timed(mask, *run) for name, run in runs.items()}
+        other_clips = made["refined"].clips.roll(count // 2, dims=0)
+        return {**made, "permuted": Method(other_clips, mask, 0, 0.0)}
 
     def selected(self, level: int) -> dict[str, Method]:
         """Interpolation and refinement with keyframes where the selector puts them."""
@@ -211,13 +215,13 @@ class MazeEvaluation:
 
         def run() -> Tensor:
             alpha = self.config.alpha
-            draft = propose(
-                phase_one, self.phase_one, held.truth, held.cases, number, self.seed, alpha
-            )
+            ids, parts = torch.arange(len(held.truth)), (phase_one, self.phase_one)
+            draft = propose(*parts, held.truth, held.cases, ids, number, self.seed, alpha)
             if refiner is None:
                 return draft
-            ids = torch.arange(len(draft)) + number * len(draft)
-            start = self.corruption.impute(draft, mask, ids, self._noise())
+            start = self.corruption.impute(draft, mask, ids + number * len(ids), self._noise())
+            if refiner is self.networks.refiner and self.corruption.config.student_replace_prob:
+                start = as_proposals(start)  # which it has been trained to move
             return refine(refiner, start, held.cases, level, alpha, True)
 
         return self._timed(mask, 1 if refiner is None else 2, run)
@@ -329,6 +333,7 @@ class MazeEvaluation:
                     "samples": self.config.samples,
                     "collision": float(hit.float().mean()),
                     "both_ways": both_ways(clips[name], hit, cases.cases, held),
+                    "spread_ratio": spread_ratio(clips[name], cases.cases, held),
                     "success": sum(row["success"] for row in figures) / len(figures),
                     "length_ratio": sum(row["length_ratio"] for row in figures) / len(figures),
                 }
@@ -342,24 +347,47 @@ def first_of_each(cases: Tensor) -> Tensor:
     return torch.stack([(cases == case).nonzero()[0, 0] for case in order])
 
 
+def ways_taken(
+    clips: Tensor,  # [S, 2, T, 1, 1] samples of one case
+    real: Held,  # trajectories of that case
+) -> Tensor:
+    """The way of the real trajectory that is nearest to each sample, [S]."""
+    apart = (clips[:, None] - real.truth).flatten(2).norm(dim=2)  # [S, n]
+    return real.ways[apart.argmin(1)]
+
+
 def both_ways(
     clips: Tensor,  # [S, k, 2, T, 1, 1] samples of k cases
     hit: Tensor,  # [S, k] those that touch a wall
     cases: Tensor,  # [k]
     held: Held,  # all trajectories of those cases
 ) -> float:
-    """The fraction of cases of which samples without collision go by two ways or more.
-
-    A sample goes by the way of the real trajectory that is nearest to it.
-    """
+    """The fraction of cases of which samples without collision go by two ways or more."""
     several = []
     for place, case in enumerate(cases):
-        rows = held.cases == case
-        real, ways = held.truth[rows], held.ways[rows]
-        apart = (clips[:, place, None] - real).flatten(2).norm(dim=2)  # [S, n]
-        taken = ways[apart.argmin(1)][~hit[:, place]]
-        several.append(len(taken.unique()) > 1)
+        taken = ways_taken(clips[:, place], held[(held.cases == case).nonzero().flatten()])
+        several.append(len(taken[~hit[:, place]].unique()) > 1)
     return sum(several) / len(several)
+
+
+def spread_ratio(
+    clips: Tensor,  # [S, k, 2, T, 1, 1] samples of k cases
+    cases: Tensor,  # [k]
+    held: Held,  # all trajectories of those cases
+) -> float | None:
+    """How far apart samples by one way of a case are, over how far real trajectories are.
+
+    1 is right, 0 is one trajectory a way; None where no way has two of both.
+    """
+    apart: dict[str, list[Tensor]] = {"made": [], "real": []}
+    for place, case in enumerate(cases):
+        real = held[(held.cases == case).nonzero().flatten()]
+        taken = ways_taken(clips[:, place], real)
+        for way in real.ways.unique():
+            apart["made"].append(torch.pdist(clips[taken == way, place].flatten(1)))
+            apart["real"].append(torch.pdist(real.truth[real.ways == way].flatten(1)))
+    made, real_apart = (torch.cat(distances) for distances in apart.values())
+    return float(made.mean() / real_apart.mean()) if len(made) and len(real_apart) else None
 
 
 def headline(rows: Rows, two_ways: Rows) -> dict[str, Any]:
@@ -381,6 +409,7 @@ def headline(rows: Rows, two_ways: Rows) -> dict[str, Any]:
         "collision_paired_two_ways": ways["phase1_paired"]["collision"],
         "collision_refined_two_ways": ways["phase1_refined"]["collision"],
         "both_ways": ways["phase1_refined"]["both_ways"],
+        "spread_ratio": ways["phase1_refined"]["spread_ratio"],
     }
     return {**figures, "status": maze_status(table, ways, fewest)}
 
@@ -405,6 +434,9 @@ def maze_status(
         return "collides_with_few_keyframes"
     if ways["phase1_refined"]["collision"] > HALF * ways["phase1_paired"]["collision"]:
         return "no_better_than_regression_at_two_ways"
+    spread = ways["phase1_refined"]["spread_ratio"]
+    if spread is not None and not SPREAD[0] <= spread <= SPREAD[1]:
+        return "collapsed" if spread < SPREAD[0] else "scattered"
     return "ok" if ways["phase1_refined"]["both_ways"] >= BOTH else "one_way_only"
 
 

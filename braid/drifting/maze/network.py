@@ -4,13 +4,15 @@ A trajectory [2, T] is a clip [2, T, 1, 1] whose frames are points, so that keyf
 objectives and sampling are those of clips; coordinates are in [-1, 1] across the maze. What a
 network is conditioned on instead of a class is the case's maze:
 
-    map       occupancy, signed distance, place, and where and when the keyframes lie, encoded by
-              convolutions that are repeated with the same weights and pass through free blocks
-              only, as the iterations of a search do
+    map       occupancy, signed distance, place, and of each block, how long a detour through it
+              is between two successive keyframes and when a steady walk comes by, by exact
+              walking distances; encoded by convolutions that are repeated with the same weights
+              and pass through free blocks only
     points    a token is a few successive points, with confidence, signed distance, its gradient
               and the map's features there
     blocks    attention over the trajectory, attention over the map's blocks, a two-layer network,
-              modulated by level and guidance (adaLN-Zero, as in braid/drifting/video/refiner.py)
+              modulated by level and guidance, as in braid/drifting/video/refiner.py, with gates
+             that are open from the start
 
 The output layer starts at zero: an untrained network returns its input.
 """
@@ -35,7 +37,9 @@ from braid.drifting.video.refiner import FREQUENCIES, Attention, guidance_waves,
 from braid.metrics.obstacles import distance_at
 
 DISTANCE_STEP = 0.25  # blocks between the points that the distance's gradient is taken from
-MAP_INPUTS = 7  # occupancy, distance, x, y; keyframes: how many, sine and cosine of when
+HARMONICS = (1, 2, 4)  # of half a turn over the trajectory: when a walk comes by
+MAP_INPUTS = 5 + 2 * len(HARMONICS)  # occupancy, distance, x, y, how near to a shortest way, when
+DETOUR = 2.0  # steps: the least detour, to a block beside the way and back
 POINT_INPUTS = 8  # x, y, noise in both, confidence, distance, its gradient
 
 
@@ -127,10 +131,10 @@ class MazeRefiner(nn.Module):
     ) -> Tensor:
         """The refined trajectories, [B, 2, T, 1, 1]."""
         occupied, distance = self.mazes.of(cases)
-        straight = linear(clips, mask)
+        straight = linear(clips, confidence > 0)  # through given and through proposed keyframes
         places = straight[..., 0, 0].mT  # [B, T, 2]
         noise = (clips - straight)[..., 0, 0].mT
-        inputs = map_inputs(occupied, distance, places, confidence)
+        inputs = map_inputs(occupied, distance, places, mask)
         # Samples of one case share their map: it is encoded once.
         inputs, which = inputs.unique(dim=0, return_inverse=True)
         features = self.encode(inputs)
@@ -189,12 +193,12 @@ def map_inputs(
     occupied: Tensor,  # [B, G, G] bool
     distance: Tensor,  # [B, R, R]
     places: Tensor,  # [B, T, 2] in [-1, 1]
-    confidence: Tensor,  # [B, T] above 0: a keyframe
+    given: Tensor,  # [B, T] bool: keyframes, the first and the last point among them
 ) -> Tensor:
     """Planes of the map, [B, MAP_INPUTS, G, G].
 
-    Occupancy, signed distance in the middle, place; and of keyframes, where they lie: how many,
-    the sine and the cosine of when.
+    Occupancy, signed distance in the middle, place; and of the way between keyframes: 1 on a
+    shortest one, less by a factor e for each `DETOUR` off it, sines and cosines of when.
     """
     batch, side = occupied.shape[:2]
     axis = torch.arange(side, device=places.device) + 0.5
@@ -202,14 +206,57 @@ def map_inputs(
     depth = distance_at(distance, middle.expand(batch, -1, -1)).unflatten(1, (side, side))
     place = (2 * middle / side - 1).mT.reshape(1, 2, side, side).expand(batch, -1, -1, -1)
     block = ((places + 1) * (side / 2)).long().clamp(0, side - 1)
-    flat = block[..., 1] * side + block[..., 0]
-    time = torch.linspace(0, math.pi, places.shape[1], device=places.device)
-    marks = torch.stack([torch.ones_like(time), time.sin(), time.cos()])  # [3, T]
-    given = marks * (confidence > 0)[:, None]  # [B, 3, T]
-    drawn = given.new_zeros(batch, 3, side * side)
-    drawn = drawn.scatter_add(2, flat[:, None].expand(-1, 3, -1), given)
-    planes = [occupied[:, None].float(), depth[:, None], place, drawn.unflatten(2, (side, side))]
-    return torch.cat(planes, 1)
+    detour, when = detours(occupied, block[..., 1] * side + block[..., 0], given)
+    way = torch.exp(-detour / DETOUR)[:, None]
+    angle = math.pi * when[:, None] * when.new_tensor(HARMONICS)[:, None, None]
+    planes = [occupied[:, None].float(), depth[:, None], place, way]
+    return torch.cat([*planes, way * angle.sin(), way * angle.cos()], 1)
+
+
+def detours(
+    occupied: Tensor,  # [B, G, G] bool
+    block: Tensor,  # [B, T] of each point, row after row
+    given: Tensor,  # [B, T] bool: keyframes
+) -> tuple[Tensor, Tensor]:
+    """How many steps longer a way between successive keyframes gets through each block, and when.
+
+    Returns:
+        The least detour over the gaps between keyframes, [B, G, G], 0 on a shortest way; and the
+        time, 0 to 1, at which a steady walk through the block and that gap comes by.
+    """
+    frames, most = given.shape[1], int(given.sum(1).max())
+    index = torch.arange(frames, device=given.device).where(given, frames - 1)
+    index = index.sort(dim=1).values[:, :most]  # [B, K]; the last keyframe fills up
+    steps = walks(occupied, block.gather(1, index)).flatten(2)  # [B, K, G G]
+    before, after = steps[:, :-1], steps[:, 1:]
+    between = before.gather(2, block.gather(1, index)[:, 1:, None])
+    detour, gap = (before + after - between).min(1, keepdim=True)
+    ends = (index[:, :-1], index[:, 1:])
+    start, stop = (part.gather(1, gap[:, 0]) / (frames - 1) for part in ends)
+    walked, left = (part.gather(1, gap)[:, 0] for part in (before, after))
+    when = torch.lerp(start, stop, walked / (walked + left).clamp(min=1))
+    shape = occupied.shape
+    return detour[:, 0].view(shape), when.view(shape)
+
+
+def walks(
+    occupied: Tensor,  # [B, G, G] bool
+    block: Tensor,  # [B, K] to walk from
+) -> Tensor:
+    """Steps from blocks to all blocks through free ones, [B, K, G, G]; G G: there is no way."""
+    side = occupied.shape[-1]
+    far = float(side * side)
+    steps = torch.full((*block.shape, side * side), far, device=block.device)
+    steps = steps.scatter(2, block[..., None], 0).unflatten(2, (side, side))
+    walls = occupied[:, None] & (steps > 0)
+    while True:
+        around = functional.pad(steps, (1, 1, 1, 1), value=far)
+        rows = torch.minimum(around[..., :-2, 1:-1], around[..., 2:, 1:-1])
+        columns = torch.minimum(around[..., 1:-1, :-2], around[..., 1:-1, 2:])
+        nearer = torch.minimum(rows, columns).add(1).minimum(steps).masked_fill(walls, far)
+        if torch.equal(nearer, steps):
+            return steps
+        steps = nearer
 
 
 class _Block(nn.Module):
@@ -220,8 +267,10 @@ class _Block(nn.Module):
         self.time, self.map = Attention(dim, heads), _MapAttention(dim, heads)
         self.mix = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU("tanh"), nn.Linear(4 * dim, dim))
         self.modulate = nn.Linear(dim, 9 * dim)
-        for zeroed in self.modulate.parameters():
-            nn.init.zeros_(zeroed)
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.constant_(self.modulate.bias, 0.0)
+        with torch.no_grad():
+            self.modulate.bias.view(3, 3, -1)[:, 2] = 1.0
 
     def forward(
         self,
@@ -249,7 +298,7 @@ class _MapAttention(nn.Module):
         self.query = nn.Linear(dim, dim)
         self.pairs = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
-        self.scale = nn.Parameter(torch.full((heads, 1, 1), math.sqrt(dim / heads)))
+        self.scale = nn.Parameter(torch.full((heads,), math.sqrt(dim / heads)))
 
     def forward(
         self,
@@ -261,7 +310,8 @@ class _MapAttention(nn.Module):
         parts = [self.query(x), *self.pairs(context)[which].chunk(2, dim=-1)]
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         query, key = functional.normalize(query, dim=-1), functional.normalize(key, dim=-1)
-        mixed = functional.scaled_dot_product_attention(query * self.scale, key, value, scale=1.0)
+        query = query * self.scale[:, None, None]
+        mixed = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 

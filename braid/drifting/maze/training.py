@@ -11,7 +11,7 @@ way around or by several, are the positives of what is made from its keyframes.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -36,8 +36,13 @@ from braid.drifting.maze.network import (
     points_of,
 )
 from braid.drifting.training.clips import KeepBest
-from braid.drifting.training.objectives import DriftObjective, PairedObjective, Refinement
-from braid.drifting.video.corruption import Corruption
+from braid.drifting.training.objectives import (
+    DriftObjective,
+    PairedObjective,
+    Refinement,
+    distinct,
+)
+from braid.drifting.video.corruption import REPLACED, Corrupted, Corruption
 from braid.drifting.video.features import vanilla
 from braid.drifting.video.refiner import refine
 from braid.metrics.obstacles import collides, inside
@@ -46,8 +51,9 @@ from braid.training.trainer import Run
 OUTER_LAYERS = ("refiner.embed", "refiner.map_in", "refiner.out")  # of the objective
 SLACK = 0.02  # by which a rate of some hundred trajectories wavers
 REPEATS = 4  # samples of a validation trajectory's ends, from which a phase 1 is scored
-PROPOSALS = 8  # of phase 1, of which the one nearest to a trajectory is its anchor
+PROPOSALS = {"paired": 8, "drift": 1}  # of phase 1, of which the nearest is the anchor
 AT_MOST = 400  # validation trajectories
+PROPOSED = "proposed"  # of keyframes: phase 1's
 
 
 class Trajectories(Protocol):
@@ -129,26 +135,38 @@ class MazeSplit:
 
 
 class Anchors:
-    """A phase-1 network's points for training trajectories.
+    """A phase-1 network's points for trajectories: always the same ones for a trajectory.
 
-    Phase 1 may take another way than the trajectory did; of a few proposals the nearest counts.
+    Phase 1 may take another way than the trajectory did. Regression, which pairs them, takes the
+    nearest of a few proposals; drifting compares with all ways and takes any.
     """
 
-    def __init__(self, folder: Path, corruption: Corruption, split: MazeSplit, seed: int) -> None:
+    def __init__(
+        self,
+        split: MazeSplit,
+        folder: Path,  # of the network
+        corruption: Corruption,  # of keyframes
+        proposals: int,  # of which the nearest counts
+        seed: int,
+    ) -> None:
         self.refiner = load_maze_refiner(folder, split.mazes)
         self.corruption, self.split, self.seed = corruption, split, seed
+        self.proposals = proposals
 
     def __call__(self, positions: Tensor) -> Tensor:
         """Clips [B, 2, T, 1, 1] of which the keyframes count."""
         truth, cases = self.split.clips[positions], self.split.classes[positions]
+        ids, part = distinct(positions, len(self.split)), (self.refiner, self.corruption)
         offered = torch.stack(
-            [
-                propose(self.refiner, self.corruption, truth, cases, number, self.seed)
-                for number in range(PROPOSALS)
-            ]
+            [propose(*part, truth, cases, ids, n, self.seed) for n in range(self.proposals)]
         )
         nearest = (offered - truth).square().flatten(2).sum(2).argmin(0)
         return offered[nearest, torch.arange(len(truth))]
+
+
+def anchors_of(split: MazeSplit, folder: Path | None, *others: Any) -> Anchors | None:
+    """The anchors of a split; None where no network is named."""
+    return Anchors(split, folder, *others) if folder else None
 
 
 def propose(
@@ -156,6 +174,7 @@ def propose(
     corruption: Corruption,  # of keyframes
     ends: Tensor,  # [B, 2, T, 1, 1], of which the first and the last point are read
     cases: Tensor,  # [B]
+    ids: Tensor,  # [B] whose noise each one gets
     number: int,  # of the proposal, for other noise
     seed: int,
     alpha: float = 1.0,
@@ -163,9 +182,16 @@ def propose(
     """Trajectories from ends and mazes alone, [B, 2, T, 1, 1], to read keyframes off."""
     mask = torch.zeros(len(ends), ends.shape[2], dtype=torch.bool)
     mask[:, [0, -1]] = True
-    draw = generator(seed, "keyframes", number)
-    start = corruption.impute(ends, mask, torch.arange(len(ends)), draw)
+    start = corruption.impute(ends, mask, ids, generator(seed, "keyframes", number))
     return refine(refiner, start, cases, 1, alpha)
+
+
+def as_proposals(start: Corrupted) -> Corrupted:
+    """The same with all keyframes but the ends as proposals, which a refiner may move."""
+    ends = start.mask.clone()
+    ends[:, 1:-1] = False
+    confidence = torch.where(start.mask & ~ends, REPLACED, start.confidence)
+    return Corrupted(start.latents, ends, confidence)
 
 
 def maze_objective(
@@ -222,9 +248,10 @@ def start_from(refiner: MazeRefiner, folder: Path) -> None:
 class MazeValidation(KeepBest):
     """Scores validation trajectories through unseen mazes.
 
-    Refinement by `collision`, the mean over levels of the fraction of trajectories that touch a
-    wall; keyframes by `energy_score`, E|x - y| - E|x - x'| / 2 of samples x and x' and the real
-    keyframes y, which is least for the right distribution (Gneiting and Raftery 2007).
+    Refinement by `collision`, the fraction of trajectories that touch a wall, its mean over levels
+    and, where phase 1 replaces keyframes, its coarsest ones; keyframes by `energy_score`,
+    E|x - y| - E|x - x'| / 2 of samples x and x' and the real keyframes y, which is least for the
+    right distribution (Gneiting and Raftery 2007).
     """
 
     def __init__(
@@ -232,6 +259,7 @@ class MazeValidation(KeepBest):
         split: MazeSplit,
         corruption: Corruption,
         settings: MazeTrainingConfig,
+        anchors: Anchors | None,  # phase 1's points for the split, where it replaces keyframes
         run: Run,
     ) -> None:
         chosen = split.evenly(AT_MOST)
@@ -241,21 +269,27 @@ class MazeValidation(KeepBest):
             split.blocks,
         )
         self.occupied = split.mazes.of(self.cases)[0]
-        self.corruption, self.task = corruption, settings.task
+        self.task = settings.task
         draw, ids = generator(run.seed, "validation"), torch.arange(len(chosen))
         masks = nested_masks(len(chosen), self.truth.shape[2], corruption.counts, None)
         repeats = REPEATS if settings.task == "keyframes" else 1
-        self.corrupted = {
-            level: [
-                corruption.impute(self.truth, masks[level], ids + repeat * len(ids), draw)
-                for repeat in range(repeats)
-            ]
+        self.starts = {  # by name: their level and what is refined
+            str(corruption.counts[level]): (
+                level,
+                [
+                    corruption.impute(self.truth, masks[level], ids + repeat * len(ids), draw)
+                    for repeat in range(repeats)
+                ],
+            )
             for level in range(1, corruption.levels + 1)
         }
+        if anchors is not None:
+            offered = corruption.impute(anchors(chosen), masks[-1], ids, draw)
+            self.starts[PROPOSED] = corruption.levels, [as_proposals(offered)]
         score = "collision" if settings.task == "refinement" else "energy_score"
         straight = {
-            level: [interpolate(self.truth, masks[level], corruption.config)] * repeats
-            for level in self.corrupted
+            name: [interpolate(p.latents, p.confidence > 0, corruption.config) for p in parts]
+            for name, (_, parts) in self.starts.items()
         }
         every, steps = settings.validate_every, settings.steps
         super().__init__(every, steps, score, self.figures(straight), SLACK)
@@ -264,32 +298,32 @@ class MazeValidation(KeepBest):
         """The figures of a network."""
         return self.figures(
             {
-                level: [refine(refiner, part, self.cases, level, alpha=1.0) for part in parts]
-                for level, parts in self.corrupted.items()
+                name: [refine(refiner, part, self.cases, level, alpha=1.0) for part in parts]
+                for name, (level, parts) in self.starts.items()
             }
         )
 
-    def figures(self, clips: dict[int, list[Tensor]]) -> dict[str, float]:
-        """Of clips [n, 2, T, 1, 1] of each level."""
+    def figures(self, clips: dict[str, list[Tensor]]) -> dict[str, float]:
+        """Of clips [n, 2, T, 1, 1] by the keyframes that they were made from."""
         if self.task == "keyframes":
-            samples = torch.stack(clips[1])
+            samples = torch.stack(clips["2"])
             within = inside(self.occupied, points_of(samples[0], self.blocks))[:, 1:-1]
             return {
                 "energy_score": energy_score(samples, self.truth),
                 "wall": float(within.float().mean()),
             }
-        rates = {
-            level: float(
-                collides(self.occupied, points_of(parts[0], self.blocks)).any(1).float().mean()
-            )
-            for level, parts in clips.items()
+        hits = {
+            f"collision_{name}": collides(self.occupied, points_of(part, self.blocks)).any(1)
+            for name, (part,) in clips.items()
         }
-        error = torch.stack([(parts[0] - self.truth).square().mean() for parts in clips.values()])
-        named = {f"collision_{self.corruption.counts[k]}": rate for k, rate in rates.items()}
+        rates = {name: float(hit.float().mean()) for name, hit in hits.items()}
+        error = [
+            (clips[name][0] - self.truth).square().mean() for name in clips if name != PROPOSED
+        ]
         return {
             "collision": sum(rates.values()) / len(rates),
-            **named,
-            "mse": float(error.mean()),
+            **rates,
+            "mse": float(torch.stack(error).mean()),
         }
 
 

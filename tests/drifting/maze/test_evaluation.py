@@ -19,9 +19,11 @@ from braid.drifting.maze.evaluation import (
     headline,
     held_out,
     maze_status,
+    spread_ratio,
 )
 from braid.drifting.maze.network import MazeRefiner
 from braid.drifting.maze.training import MazeSplit, corruptions
+from braid.drifting.video.corruption import Corruption
 from braid.metrics.obstacles import collides, length
 from tests.drifting.maze import some_mazes
 
@@ -97,7 +99,15 @@ def test_the_table_has_every_method_at_every_level() -> None:
     rows = evaluation().table()
     methods = {(row["method"], row["keyframes"]) for row in rows}
     for count in (3, 6):
-        for name in ("interpolated", "projected", "paired", "cold", "refined", "shuffled"):
+        for name in [
+            "interpolated",
+            "projected",
+            "paired",
+            "cold",
+            "refined",
+            "shuffled",
+            "permuted",
+        ]:
             assert (name, count) in methods
         for placed in ("selected", "optimal"):
             assert {(f"interpolated_{placed}", count), (f"refined_{placed}", count)} <= methods
@@ -152,6 +162,53 @@ def test_both_ways_counts_what_goes_round_both_sides_without_collision() -> None
     assert both_ways(both, hit, cases, held) == pytest.approx(1 - 1 / len(cases))
 
 
+def test_the_spread_is_of_samples_by_one_way_over_that_of_real_trajectories() -> None:
+    held, cases = two_way_cases()
+    held = held[(held.cases == cases[0]).nonzero().flatten()]
+    one = held.truth[held.ways == 0]
+    assert len(one) == 2
+    middle = one.mean(0)
+    both = torch.cat([one, held.truth[held.ways > 0]])[:, None]
+    assert spread_ratio(both, cases[:1], held) == pytest.approx(1, rel=1e-5)
+    wide = (middle + 1.5 * (one - middle))[:, None]
+    half, same = (middle + 0.5 * (one - middle))[:, None], one[[0, 0], None]
+    apart = (one[0] - one[1]).norm()
+    other = [held.truth[held.ways == way] for way in held.ways.unique() if way > 0]
+    real = torch.stack([apart, *((pair[0] - pair[1]).norm() for pair in other)]).mean()
+    for samples, factor in ((wide, 1.5), (half, 0.5), (same, 0.0)):
+        expected = float(factor * apart / real)
+        assert spread_ratio(samples, cases[:1], held) == pytest.approx(expected, rel=1e-4)
+    assert spread_ratio(one[:1, None], cases[:1], held) is None
+
+
+def test_permuted_trajectories_are_those_of_other_samples() -> None:
+    methods = evaluation().completed[2]
+    refined, permuted = methods["refined"].clips, methods["permuted"].clips
+    assert torch.equal(permuted, refined.roll(len(refined) // 2, dims=0))
+
+
+def test_keyframes_of_phase_one_may_be_moved_by_what_was_trained_so() -> None:
+    """By the evaluated refiner, where scheduled sampling is on; its draft is kept otherwise."""
+    made = evaluation()
+    draft = made.pipeline(made.held, made.networks.keyframes, None, 0).clips
+    kept = made.pipeline(made.held, made.networks.keyframes, made.networks.refiner, 0)
+    inner = kept.mask.clone()
+    inner[:, [0, -1]] = False
+    assert inner.any()
+    places = inner[:, None, :, None, None].expand_as(draft)
+    assert torch.equal(kept.clips[places], draft[places])
+    usual = made.corruption
+    try:
+        made.corruption = Corruption(POINTS, some_mazes.corruption(student_replace_prob=0.5))
+        moved = made.pipeline(made.held, made.networks.keyframes, made.networks.refiner, 0)
+        by_regression = made.pipeline(made.held, made.networks.keyframes, made.networks.paired, 0)
+    finally:
+        made.corruption = usual
+    assert (moved.clips[places] - draft[places]).abs().min() > 0
+    assert torch.equal(by_regression.clips[places], draft[places])
+    assert torch.equal(moved.clips[:, :, [0, -1]], draft[:, :, [0, -1]])
+
+
 def test_pipelines_start_from_the_ends_alone() -> None:
     rows, samples = evaluation().two_ways()
     assert [row["method"] for row in rows] == ["phase1_alone", "phase1_paired", "phase1_refined"]
@@ -173,7 +230,9 @@ def row(name: str, count: int | None, collision: float, **more: float) -> dict[s
     return {"method": name, "keyframes": count, "collision": collision, **usual, **more}
 
 
-def known(refined: float = 0.05, drifting: float = 0.2, both: float = 0.7) -> Any:
+def known(
+    refined: float = 0.05, drifting: float = 0.2, both: float = 0.7, spread: float | None = 1.1
+) -> Any:
     rows = [
         row("interpolated", 6, 0.4),
         row("refined", 6, 0.02),
@@ -186,7 +245,7 @@ def known(refined: float = 0.05, drifting: float = 0.2, both: float = 0.7) -> An
         {"method": "phase1_paired", "collision": 0.9, "both_ways": 0.0},
         {"method": "phase1_refined", "collision": drifting, "both_ways": both},
     ]
-    return rows, ways
+    return rows, [line | {"spread_ratio": spread} for line in ways]
 
 
 def test_the_headline_has_ratios_of_collisions() -> None:
@@ -196,6 +255,7 @@ def test_the_headline_has_ratios_of_collisions() -> None:
     assert figures["success_three"] == pytest.approx(0.95)
     assert figures["collision_paired_two_ways"] == 0.9
     assert figures["both_ways"] == 0.7
+    assert figures["spread_ratio"] == 1.1
     assert figures["status"] == "ok"
     rows, ways = known()
     figures = headline([row for row in rows if row["keyframes"] != 6], ways)
@@ -209,6 +269,9 @@ def test_the_headline_has_ratios_of_collisions() -> None:
         ({"refined": 0.2}, "collides_with_few_keyframes"),
         ({"drifting": 0.5}, "no_better_than_regression_at_two_ways"),
         ({"both": 0.5}, "one_way_only"),
+        ({"spread": 0.3, "both": 0.5}, "collapsed"),
+        ({"spread": 2.5}, "scattered"),
+        ({"spread": None}, "ok"),
         ({}, "ok"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,19 @@ from torch import Tensor
 from braid.common.rng import generator
 from braid.drifting.interpolation.interpolation import linear
 from braid.drifting.maze.network import (
+    MAP_INPUTS,
     MazeRefiner,
+    detours,
     latents_of,
     load_maze_refiner,
     map_inputs,
     points_of,
     save_maze_refiner,
+    walks,
 )
-from braid.drifting.maze.training import MazeSplit, corruptions
+from braid.drifting.maze.training import MazeSplit, as_proposals, corruptions
 from braid.drifting.video.corruption import Corrupted
+from braid.mazes.sources import BlockGraph
 from tests.drifting.maze import some_mazes
 
 SPLIT = MazeSplit(some_mazes.maze_set(), "train")
@@ -107,7 +112,7 @@ def test_every_size_changes_the_output(name: str) -> None:
 
 
 def test_the_map_reaches_as_far_as_it_has_rounds() -> None:
-    inputs = torch.zeros(1, 7, 9, 9)
+    inputs = torch.zeros(1, MAP_INPUTS, 9, 9)
     changed = inputs.clone()
     changed[0, 1, 4, 0] = 1
     for rounds in (1, 3):
@@ -122,19 +127,91 @@ def test_the_map_reaches_as_far_as_it_has_rounds() -> None:
     assert blocked[:, 2:].max() == 0  # nor passes them
 
 
-def test_keyframes_are_drawn_where_they_lie() -> None:
+def test_planes_say_which_blocks_lie_on_a_short_way_and_when() -> None:
     made, cases, _ = corrupted(count=2)
     occupied, distance = SPLIT.mazes.of(cases)
     places = linear(SPLIT.clips[:2], made.mask)[..., 0, 0].mT
-    planes = map_inputs(occupied, distance, places, made.confidence)
-    assert planes[:, 4].sum((1, 2)).tolist() == [3.0, 3.0]
+    planes = map_inputs(occupied, distance, places, made.mask)
+    assert planes.shape == (2, MAP_INPUTS, 7, 7)
     assert torch.equal(planes[:, 0].bool(), occupied)
     assert (planes[:, 1][occupied] < 0).all()
     assert (planes[:, 1][~occupied] > 0).all()
+    harmonics = (MAP_INPUTS - 5) // 2
     for row in range(2):
-        for point in points_of(SPLIT.clips[row : row + 1], 7)[0][made.mask[row]]:
-            column, line = point.long().tolist()
-            assert planes[row, 4, line, column] >= 1
+        for place in made.mask[row].nonzero().flatten().tolist():
+            column, line = points_of(SPLIT.clips[row : row + 1], 7)[0, place].long().tolist()
+            way, *when = planes[row, 4:, line, column].tolist()
+            assert way == 1  # a keyframe lies on the way
+            angle = math.atan2(when[0], when[harmonics])
+            assert abs(angle) == pytest.approx(math.pi * place / (POINTS - 1), abs=1e-5)
+    other = map_inputs(occupied, distance, places, made.mask.index_fill(1, MIDDLE, False))
+    assert (other[:, 4:] != planes[:, 4:]).any()  # of keyframes alone
+
+
+MIDDLE = torch.tensor([5, 6, 7, 8])
+
+
+def test_walks_are_as_long_as_a_graph_search_finds_them() -> None:
+    occupied = some_mazes.maze_set().occupied[:4]
+    free = [(~maze).flatten().nonzero().flatten() for maze in occupied]
+    block = torch.stack([blocks[[0, 3, -1]] for blocks in free])
+    steps = walks(occupied, block).flatten(2)
+    for maze, blocks, sources, found in zip(occupied, free, block, steps, strict=True):
+        graph = BlockGraph(maze.numpy())
+        for source, row in zip(sources.tolist(), found, strict=True):
+            expected = graph.steps[blocks.tolist().index(source)]
+            assert row[blocks].tolist() == expected.tolist()
+        assert (found[:, maze.flatten()] == 49).all()  # no way into walls
+
+
+def test_from_a_keyframe_in_a_wall_there_is_a_way_out() -> None:
+    """Phase 1 may propose one."""
+    occupied = torch.ones(1, 3, 3, dtype=torch.bool)
+    occupied[0, 0] = False
+    (steps,) = walks(occupied, torch.tensor([[4, 7]]))[0, :1].int().tolist()
+    assert steps == [[2, 1, 2], [9, 0, 9], [9, 9, 9]]
+
+
+def test_detours_are_of_the_nearest_gap() -> None:
+    """A corridor with a dead end: three keyframes along it, and two."""
+    occupied = torch.ones(1, 5, 5, dtype=torch.bool)
+    occupied[0, 1, :] = False
+    occupied[0, 2:4, 2] = False
+    block = torch.zeros(1, 9, dtype=torch.int64)
+    block[0] = torch.tensor([5, 5, 5, 17, 17, 17, 17, 9, 9])  # to the dead end at time 4, and back
+    given = torch.zeros(1, 9, dtype=torch.bool)
+    given[0, [0, 4, 8]] = True
+    detour, when = detours(occupied, block, given)
+    assert detour[0, 1].tolist() == [0, 0, 0, 0, 0]
+    assert detour[0, :4, 2].tolist()[1:] == [0, 0, 0]
+    assert when[0, 1].tolist() == pytest.approx([0, 0.125, 0.25, 0.875, 1])
+    given[0, 4] = False
+    detour, when = detours(occupied, block, given)
+    assert detour[0, :4, 2].tolist()[1:] == [0, 2, 4]
+    assert when[0, 1].tolist() == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    several = detours(
+        occupied.repeat(2, 1, 1), block.repeat(2, 1), torch.cat([given, given | MANY])
+    )
+    assert torch.equal(several[0][0], detour[0])  # however many keyframes others of the batch have
+
+
+MANY = torch.arange(9) == 4
+
+
+def test_a_proposed_keyframe_is_where_a_path_begins_but_may_be_moved() -> None:
+    made, cases, level = corrupted()
+    places = made.mask[0].nonzero().flatten()
+    proposed = as_proposals(made)
+    assert proposed.mask.sum(1).tolist() == [2] * 6
+    assert set(proposed.confidence[:, places[1]].tolist()) == {0.5}
+    assert torch.equal(proposed.confidence[:, [0, -1]], made.confidence[:, [0, -1]])
+    torch.manual_seed(0)
+    fresh = MazeRefiner(SPLIT.mazes, POINTS, PROCESS.levels + 1, some_mazes.refiner())
+    straight = linear(SPLIT.clips[:6], made.mask)
+    torch.testing.assert_close(refined(fresh, proposed, cases, level), straight)
+    net = network()
+    moved = (refined(net, proposed, cases, level) - SPLIT.clips[:6])[:, :, places].abs()
+    assert moved[:, :, [0, -1]].max() == 0 < moved[:, :, 1].min()
 
 
 def test_a_saved_network_is_the_same_and_goes_to_other_mazes(tmp_path: Path) -> None:

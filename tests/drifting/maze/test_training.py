@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from braid.common.rng import generator
-from braid.drifting.config import DriftBatchesConfig
+from braid.drifting.config import DriftBatchesConfig, MazeDriftConfig
 from braid.drifting.maze.network import MazeRefiner, Mazes, save_maze_refiner
 from braid.drifting.maze.training import (
+    PROPOSALS,
     Anchors,
     MazeSplit,
     MazeValidation,
+    anchors_of,
     corruptions,
     energy_score,
     maze_objective,
@@ -24,6 +26,7 @@ from braid.drifting.maze.training import (
 )
 from braid.drifting.training.objectives import ClassSampler, DriftObjective, PairedObjective
 from braid.drifting.video.refiner import refine
+from braid.stage.params import load_yaml
 from braid.training.trainer import Run, train
 from tests.drifting import configs
 from tests.drifting.maze import some_mazes
@@ -132,41 +135,82 @@ def test_phase_one_reads_the_ends_alone_and_its_noise_differs() -> None:
     clips, cases = TRAIN.clips[:4], TRAIN.classes[:4]
     hidden = clips.clone()
     hidden[:, :, 1:-1] = torch.nan
-    first = propose(refiner, process, clips, cases, 0, seed=0)
-    assert torch.equal(propose(refiner, process, hidden, cases, 0, seed=0), first)
+    ids = torch.arange(4)
+    first = propose(refiner, process, clips, cases, ids, 0, seed=0)
+    assert torch.equal(propose(refiner, process, hidden, cases, ids, 0, seed=0), first)
     trained(objective(refiner, "keyframes"), steps=4)
-    samples = [propose(refiner, process, clips, cases, number, seed=0) for number in range(2)]
+    samples = [propose(refiner, process, clips, cases, ids, number, seed=0) for number in range(2)]
+    others = propose(refiner, process, clips, cases, ids + 4, 0, seed=0)
+    assert (samples[0] - others).abs().max() > 1e-5
     assert torch.equal(samples[0][:, :, [0, -1]], clips[:, :, [0, -1]])
     assert (samples[0] - samples[1]).abs().max() > 1e-5
 
 
-def test_anchors_are_the_proposals_nearest_to_the_truth(tmp_path: Path) -> None:
-    refiner, positions = network(), torch.arange(5)
+@pytest.fixture
+def phase_one(tmp_path: Path) -> MazeRefiner:
+    """A network of keyframes, saved in `tmp_path`."""
+    refiner = network()
     trained(objective(refiner, "keyframes"), steps=4)
     save_maze_refiner(tmp_path, refiner)
-    anchors = Anchors(tmp_path, TASKS["keyframes"], TRAIN, seed=0)
+    return refiner.eval()
+
+
+def test_anchors_are_the_proposals_nearest_to_the_truth(
+    phase_one: MazeRefiner, tmp_path: Path
+) -> None:
+    positions, process = torch.arange(5), TASKS["keyframes"]
     truth, cases = TRAIN.clips[:5], TRAIN.classes[:5]
     offered = torch.stack(
-        [propose(refiner.eval(), TASKS["keyframes"], truth, cases, k, 0) for k in range(8)]
+        [propose(phase_one, process, truth, cases, positions, k, 0) for k in range(8)]
     )
     error = (offered - truth).square().flatten(2).sum(2)
-    chosen = (anchors(positions) - truth).square().flatten(1).sum(1)
-    torch.testing.assert_close(chosen, error.amin(0))
+    for count in PROPOSALS.values():
+        chosen = Anchors(TRAIN, tmp_path, process, count, 0)(positions)
+        made = (chosen - truth).square().flatten(1).sum(1)
+        torch.testing.assert_close(made, error[:count].amin(0))
+
+
+def test_a_trajectory_drawn_twice_gets_two_proposals(
+    phase_one: MazeRefiner, tmp_path: Path
+) -> None:
+    anchors = Anchors(TRAIN, tmp_path, TASKS["keyframes"], 1, 0)
+    first, again, other = anchors(torch.tensor([3, 3, 4]))
+    assert (first - again).abs().max() > 1e-5
+    later = anchors(torch.tensor([7, 4, 3]))
+    torch.testing.assert_close(later[1:], torch.stack([other, first]))
+
+
+def test_anchors_replace_keyframes_in_training(phase_one: MazeRefiner, tmp_path: Path) -> None:
     process = corruptions(
         some_mazes.corruption(student_replace_prob=0.9), some_mazes.phase_one(), POINTS
     )["refinement"]
+    anchors = anchors_of(TRAIN, tmp_path, TASKS["keyframes"], 1, 0)
     settings = some_mazes.training()
-    made = maze_objective(settings, configs.loss(), refiner, process, TRAIN, None, anchors, RUN)
-    assert made(0, generator(0, "step"))["paired"] > 0
-    without = maze_objective(settings, configs.loss(), refiner, process, TRAIN, None, None, RUN)
+    parts = settings, configs.loss(), network(), process, TRAIN, None
+    made, without = maze_objective(*parts, anchors, RUN), maze_objective(*parts, None, RUN)
+    assert anchors_of(TRAIN, None, TASKS["keyframes"], 1, 0) is None
     assert without.corruption.config.student_replace_prob == 0
     assert made(0, generator(0, "s"))["paired"] != without(0, generator(0, "s"))["paired"]
+
+
+def test_keyframes_are_replaced_where_the_evaluated_refiner_has_anchors() -> None:
+    params = load_yaml(Path("params.yaml"))["maze_drift"]
+    assert params["corruption"]["student_replace_prob"] > 0
+    MazeDriftConfig(**params)
+    name = params["evaluation"]["refiner"]
+    for prob, anchors in ((0.0, "models/drift_maze/keyframes"), (0.5, "none")):
+        params["corruption"]["student_replace_prob"] = prob
+        params["refiners"][name]["anchors"] = anchors
+        with pytest.raises(
+            ValueError, match=rf"student_replace_prob is {prob:g}, .*{name}.anchors"
+        ):
+            MazeDriftConfig(**params)
 
 
 def test_validation_scores_walls_and_keeps_the_best() -> None:
     validation = MazeSplit(some_mazes.maze_set(), "val")
     for task, score in (("refinement", "collision"), ("keyframes", "energy_score")):
-        best = MazeValidation(validation, TASKS[task], some_mazes.training(task=task), RUN)
+        best = MazeValidation(validation, TASKS[task], some_mazes.training(task=task), None, RUN)
         refiner = network()
         made = objective(refiner, task)
         figures = best(4, made, None)
@@ -181,6 +225,30 @@ def test_validation_scores_walls_and_keeps_the_best() -> None:
         assert best.last["step"] == 8
         assert best.best["step"] == 4
         assert all(torch.equal(best.weights[name], value) for name, value in kept.items())
+
+
+def test_validation_counts_the_keyframes_of_phase_one_too(
+    phase_one: MazeRefiner, tmp_path: Path
+) -> None:
+    validation = MazeSplit(some_mazes.maze_set(), "val")
+    anchors = Anchors(validation, tmp_path, TASKS["keyframes"], 1, 0)
+    settings = some_mazes.training()
+    with_them = MazeValidation(validation, TASKS["refinement"], settings, anchors, RUN)
+    without = MazeValidation(validation, TASKS["refinement"], settings, None, RUN)
+    refiner = network()
+    with torch.no_grad():
+        refiner.out.weight.normal_(std=0.05)
+    figures, fewer = with_them.scores(refiner), without.scores(refiner)
+    rates = [figures[f"collision_{name}"] for name in ("6", "3", "proposed")]
+    assert figures["collision"] == pytest.approx(sum(rates) / 3)
+    assert fewer["collision"] == pytest.approx(sum(rates[:2]) / 2)
+    assert fewer["mse"] == figures["mse"]  # proposals may go another way than the trajectory
+    level, (start,) = with_them.starts["proposed"]
+    assert level == 2
+    inner = start.confidence[0] == 0.5
+    assert inner.sum() == 1
+    expected = anchors(validation.evenly(400))[:, :, inner]
+    assert torch.equal(start.latents[:, :, inner], expected)
 
 
 def test_the_energy_score_prefers_the_right_distribution() -> None:
