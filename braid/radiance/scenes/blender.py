@@ -200,8 +200,7 @@ def _check_pinhole(where: str, entry: Entry, width: int, height: int) -> None:
         value = entry.get(name, side / 2)
         if not _is_number(value) or abs(value - side / 2) > _OFF_CENTER:
             raise ValueError(
-                f"{where}: {name} = {value}: expected the principal point in the middle,"
-                f" {side / 2}"
+                f"{where}: {name} = {value}: expected the principal point in the middle, {side / 2}"
             )
     for name, side in (("w", width), ("h", height)):
         if entry.get(name, side) != side:
