@@ -9,9 +9,9 @@ each seed and recipe. A refiner is trained anew where something that it reads ha
 `dvc repro` trained and evaluated is taken as it is.
 
 Seeds alone give docs/results/drift_seeds.csv: each headline figure, and some of each method, by
-seed and as a mean with its 95 % t-interval; three minutes a seed. Recipes give rows of
-docs/results/drift_ablations.csv, means over the seeds, and leave its other rows; half a minute
-each, for they are read by no reader and drawn in no picture.
+seed and as a mean over these and earlier seeds with its 95 % t-interval; three minutes a seed.
+Recipes give rows of docs/results/drift_ablations.csv, means over the seeds, and leave its other
+rows; half a minute each, for they are read by no reader and drawn in no picture.
 """
 
 from __future__ import annotations
@@ -234,12 +234,16 @@ def intervals(
 
 def save_seeds(
     table: pd.DataFrame,  # a row a seed
+    path: Path = SEEDS,
 ) -> None:
-    """Write a row a figure: its mean, its interval, and each seed's."""
-    by_seed = table.drop(columns="recipe")
-    each = by_seed.set_index("seed").T.add_prefix("seed_").reset_index(drop=True)
-    saved = pd.concat([intervals(by_seed), each], axis=1)
-    saved.to_csv(SEEDS, index=False, float_format="%.4g")
+    """Write a row a figure: its mean and interval over these and the file's seeds, and each one."""
+    each = table.drop(columns="recipe").set_index("seed").T.add_prefix("seed_")
+    if path.exists():
+        old = pd.read_csv(path, index_col="figure").filter(like="seed_")
+        each = pd.concat([old.drop(columns=each.columns, errors="ignore"), each], axis=1)
+    each = each[sorted(each, key=str)]
+    means = intervals(each.T.rename_axis("seed").reset_index()).set_index("figure")
+    means.join(each).to_csv(path, index_label="figure", float_format="%.4g")
 
 
 def save_ablations(

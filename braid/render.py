@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from braid.common.progress import progress, run_command
 from braid.radiance.config import EvaluationConfig
 from braid.radiance.gaussians.field import render_all
-from braid.radiance.gaussians.gaussians import load_ply
+from braid.radiance.gaussians.gaussians import FILES, load_gaussians
 from braid.radiance.scenes.blender import SPLITS, load_views
 from braid.radiance.scenes.cameras import Cameras, gaze, look_at
 from braid.radiance.student.student import load_student
@@ -37,7 +37,7 @@ def main() -> None:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="folder of a student, or a 3DGS .ply")
+    add("--model", type=Path, required=True, help="folder of a student, or a .ply, .splat or .spz")
     add("--scene", type=Path, help="Blender-format folder (data/scenes/<the model's scene>)")
     add("--path", choices=PATHS, default=TURNTABLE, help="cameras: %(choices)s (%(default)s)")
     add("--frames", type=int, default=48, help="views, at most (%(default)s)")
@@ -68,8 +68,8 @@ def _images(
     """Every view over white, [N, H, W, 3]."""
     device = cameras.camera_to_world.device
     views = progress(range(len(cameras)), "render", "view")
-    if model.suffix == ".ply":
-        gaussians = load_ply(model).to(device)
+    if model.suffix in FILES:
+        gaussians = load_gaussians(model).to(device)
         return torch.cat([render_all(gaussians, cameras[[view]]).on_white() for view in views])
     return load_student(model, snapshot).to(device).on_white(cameras, views, config)
 

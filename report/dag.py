@@ -11,8 +11,10 @@ _BOX, _GAP_X, _GAP_Y = (168, 26), 14, 22
 
 
 def draw_dag(strand: str, stages: Sequence[Template]) -> str:
-    """The stages of one strand, each below all that it needs."""
+    """The stages of one strand, each below all that it needs; nothing where there are none."""
     own = [stage for stage in stages if stage.strand == strand]
+    if not own:
+        return ""
     needs = {
         stage.name: [other.name for other in own if stage is not other and stage.needs(other)]
         for stage in own

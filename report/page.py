@@ -35,8 +35,11 @@ class Report:
 
     @property
     def strands(self) -> list[str]:
-        """In the order of dvc.yaml."""
-        return list(dict.fromkeys(stage.strand for stage in self.stages))
+        """In the order of dvc.yaml, and last what only an older revision has."""
+        paths = {path for revision in self.revisions for path in figures(revision)}
+        shown = [stage.strand for stage in self.stages]
+        shown += [strand_of(path, self.stages) for path in sorted(paths)]
+        return list(dict.fromkeys(shown))
 
     def of(self, strand: str, paths: Sequence[str]) -> list[str]:
         """The paths that stages of the strand make."""

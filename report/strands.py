@@ -19,6 +19,7 @@ STRANDS = {
     "Mazes": "braid/mazes/",
     "Clips": "braid/clips/",
 }
+OTHER = "Other"
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,14 @@ def templates(root: Path) -> list[Template]:
 
 
 def strand_of(path: str, stages: list[Template]) -> str:
-    """The strand whose stage makes the path, or files below it.
+    """The strand whose stage makes the path, or files below it; that of no stage is `Other`.
 
-    Raises:
-        ValueError: no stage makes it.
+    An older revision has paths that no stage of today's dvc.yaml makes.
     """
     for stage in stages:
         if stage.makes(path) or any(out.startswith(f"{path}/") for out in stage.outs):
             return stage.strand
-    raise ValueError(f"{path}: no stage of dvc.yaml makes it")
+    return OTHER
 
 
 def _template(name: str, body: Mapping[str, Any]) -> Template:
@@ -68,7 +68,7 @@ def _template(name: str, body: Mapping[str, Any]) -> Template:
             for title, code in STRANDS.items()
             if any(f"{dep}/".startswith(code) for dep in deps)
         ),
-        "Other",
+        OTHER,
     )
     return Template(name, strand, tuple(_patterns(body, "outs", "metrics", "plots")), deps)
 

@@ -186,6 +186,15 @@ def test_a_space_separates_pseudo_classes_better_than_chance(space: str) -> None
     assert drifting(f"representation/{space}")["status"] == row["status"] == "ok"
 
 
+def test_the_image_encoder_separates_classes_better_than_pixels_and_random_weights() -> None:
+    spaces = {row["space"]: row for row in table("image_representation")}
+    mae = spaces.pop("image_mae")
+    assert mae["status"] == "ok"
+    for control in (spaces.pop("pixels"), spaces.pop("untrained_mae")):
+        for measure in ("silhouette", "retrieval_at_10", "linear_probe"):
+            assert float(mae[measure]) > float(control[measure]) > float(mae[f"{measure}_random"])
+
+
 def test_the_quantizer_has_no_named_failure_and_fills_its_classes() -> None:
     quantize = drifting("quantize")
     assert quantize["status"] == "ok"

@@ -42,7 +42,7 @@ class SceneConfig(Config):
     """Where one scene and its teacher come from."""
 
     source: str  # a Blender-format folder; built_in: the ray-traced bricks
-    teacher: str = Field(pattern=r"(\.ply|^built_in)$")  # a 3DGS .ply; built_in: fitted here
+    teacher: str = Field(pattern=r"(\.(ply|splat|spz)|^built_in)$")  # 3DGS; built_in: fitted here
     downsample: Count  # box filter, source pixels per side of a kept pixel
 
 
@@ -81,7 +81,7 @@ class TeacherConfig(Config):
 
 
 class OwnTeacherConfig(Config):
-    """When a user's own teacher, a .ply, is taken, and which of its Gaussians."""
+    """When a user's own teacher is taken, and which of its Gaussians."""
 
     outside: Annotated[float, Field(ge=0, lt=0.5)]  # of its contribution, which sets no extent
     mismatch: Literal["stop", "warn"]  # where it shows less of the views than a silhouette

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from braid.clips.config import RepresentationConfig
 from braid.clips.shards.dataset import Clips
@@ -91,8 +92,12 @@ def make_spaces(
     components: int,
 ) -> dict[str, Space]:
     """The quantizer's space as it is, those of encoders standardized."""
-    encoders = {name: Space(x, standardized(x, components)) for name, x in features.items()}
-    return {"quantizer": Space(h, h), **encoders}
+    return {"quantizer": Space(h, h), **encoder_spaces(features, components)}
+
+
+def encoder_spaces(features: Mapping[str, Points], components: int) -> dict[str, Space]:
+    """A standardized space for each encoder's features [n, d]."""
+    return {name: Space(x, standardized(x, components)) for name, x in features.items()}
 
 
 def evaluate(
@@ -187,21 +192,22 @@ def _by_clip(
 def _agreement(sample: Sample, neighbors: Indices) -> tuple[dict[str, Floats], Metrics]:
     """In what neighbors agree beside their class, by query, and the levels of chance."""
     is_query = sample.is_query
-    _, families = np.unique(list(sample.families), return_inverse=True)
-    cosine, cosine_chance = separation.cosine_agreement(sample.texts, is_query, neighbors)
-    error, error_chance = separation.squared_error(sample.keyframes, is_query, neighbors)
-    by_query = {
-        "text_cosine": cosine,
-        "keyframe_mse": error,
-        "family_agreement": separation.label_agreement(families, is_query, neighbors),
-    }
-    chances: Metrics = {
-        "text_cosine_chance": cosine_chance,
-        "keyframe_mse_chance": error_chance,
-        "family_agreement_chance": separation.label_chance(families, is_query),
-        "retrieval_chance": separation.label_chance(sample.labels, is_query),
-        "linear_probe_chance": separation.probe_chance(sample.labels, is_query),
-    }
+    by_query: dict[str, Floats] = {}
+    chances: Metrics = {}
+    if sample.texts is not None:
+        by_query["text_cosine"], chances["text_cosine_chance"] = separation.cosine_agreement(
+            sample.texts, is_query, neighbors
+        )
+    if sample.keyframes is not None:
+        by_query["keyframe_mse"], chances["keyframe_mse_chance"] = separation.squared_error(
+            sample.keyframes, is_query, neighbors
+        )
+    if sample.families is not None:
+        _, families = np.unique(list(sample.families), return_inverse=True)
+        by_query["family_agreement"] = separation.label_agreement(families, is_query, neighbors)
+        chances["family_agreement_chance"] = separation.label_chance(families, is_query)
+    chances["retrieval_chance"] = separation.label_chance(sample.labels, is_query)
+    chances["linear_probe_chance"] = separation.probe_chance(sample.labels, is_query)
     return by_query, chances
 
 
@@ -239,21 +245,23 @@ def _require_finite(features: Points) -> None:
 Encode = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, T, H, W] to groups [B, L, D]
 
 OTHER = "other"  # the family of prompts without a keyword
+SIDE = 32  # pixels
 _CHUNK = 32  # clips in memory at a time
 
 
 @dataclass(frozen=True)
 class Sample:
-    """n clips, in ascending order."""
+    """n clips or images, in ascending order."""
 
-    indices: Indices  # [n] which of all clips they are
+    indices: Indices  # [n] which of all they are
     labels: Indices  # [n] pseudo-classes
     counts: Indices  # [K] how many of all clips each class has
     is_query: NDArray[np.bool_]  # [n] val and test clips; train clips are retrieved
     prompts: Sequence[str]  # [n]
-    families: Sequence[str]  # [n] of the prompts
-    texts: Points  # [n, D] pooled text embeddings
-    keyframes: Points  # [n, D'] pooled keyframe latents
+    families: Sequence[str] | None  # [n] of the prompts; of images their labels, if not the classes
+    texts: Points | None  # [n, D] pooled text embeddings
+    keyframes: Points | None  # [n, D'] pooled keyframe latents
+    unit: str = "clip"  # or image, as figures name them
 
 
 @torch.no_grad()
@@ -292,6 +300,64 @@ def read_sample(
         torch.cat(keyframes).numpy(),
     )
     return sample, {name: torch.cat(parts).numpy() for name, parts in features.items()}
+
+
+class Images(Protocol):
+    """A set of images."""
+
+    conditions: Tensor  # [N] the class of each
+    labels: Tensor  # [N] its label, below 0 without one
+    label_names: list[str]
+    class_names: list[str]  # the labels' unless the classes are pseudo-classes
+    names: list[str]
+
+    def indices(self, split: str) -> Indices:
+        """The images of a split."""
+
+    def clips(self, indices: Indices) -> Tensor:
+        """Images as clips of one frame, [B, C, 1, H, W]."""
+
+
+@torch.no_grad()
+def read_images(
+    images: Images,
+    encoders: Mapping[str, Encode],
+    config: RepresentationConfig,
+    draw: torch.Generator,
+    device: torch.device,  # of the encoders
+) -> tuple[Sample, dict[str, Points]]:
+    """The same of images: evaluated by their conditions, which are labels or pseudo-classes."""
+    conditions = images.conditions.numpy()
+    indices = stratified(conditions, config.clips, draw)
+    features: dict[str, list[Tensor]] = {name: [] for name in encoders}
+    for chunk in np.split(indices, range(_CHUNK, len(indices), _CHUNK)):
+        clips = images.clips(chunk).to(device)
+        for name, encode in encoders.items():
+            features[name].append(pool_groups(encode(clips)))
+    names = [*images.label_names, OTHER]  # label -1 is the last one
+    labels = None
+    if images.class_names != images.label_names:
+        labels = [names[label] for label in images.labels[indices].tolist()]
+    sample = Sample(
+        indices,
+        conditions[indices],
+        np.bincount(conditions, minlength=len(images.class_names)),
+        ~np.isin(indices, images.indices("train")),
+        [images.names[number] for number in indices],
+        labels,
+        texts=None,
+        keyframes=None,
+        unit="image",
+    )
+    return sample, {name: torch.cat(parts).numpy() for name, parts in features.items()}
+
+
+def pixels(
+    clips: Tensor,  # [B, C, 1, H, W]
+) -> dict[str, Tensor]:
+    """What encoders are compared with: the values, averaged down to SIDE a side, [B, 1, D]."""
+    side = (min(SIDE, clips.shape[3]), min(SIDE, clips.shape[4]))
+    return {"pixels": adaptive_avg_pool2d(clips[:, :, 0], side).flatten(1)[:, None]}
 
 
 def pool_groups(

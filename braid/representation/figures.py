@@ -33,7 +33,7 @@ from braid.clips.config import RepresentationConfig
 from braid.clips.shards.dataset import Clips
 from braid.common.plotting import BLUE, GREEN, INK, ORANGE, PALE, save, styled
 from braid.common.rng import generator
-from braid.representation.evaluation import Evaluation, Sample, Space
+from braid.representation.evaluation import Evaluation, Images, Sample, Space
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -45,13 +45,14 @@ EXEMPLARS, NEIGHBORS = 4, 5  # clips in a row
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A clip in a grid: first, middle and last frame side by side, above its prompt."""
+    """A clip in a grid: first, middle and last frame side by side, or an image; a caption."""
 
     strip: Image  # [h, w, 3]
     caption: str
     color: str  # of the border
 
 
+Decode = Callable[[Tensor], Tensor]  # images [B, C, H, W] to pictures [B, 1 or 3, h, w] in [0, 1]
 Thumbnails = Callable[[int, str], Thumbnail]  # of a clip of the sample, with a border of a color
 
 
@@ -69,7 +70,7 @@ def draw_figures(
     evaluations = {name: evaluation for name, (_, evaluation) in evaluated.items()}
     _maps(folder / "maps.png", sample, spaces, config, seed)
     separation_figure(folder / "separation.png", sample, evaluations)
-    occupancy_figure(folder / "occupancy.png", sample.counts)
+    occupancy_figure(folder / "occupancy.png", sample.counts, sample.unit)
     first, count = next(iter(spaces)), config.exemplar_classes
     _exemplars(folder / "exemplars.png", sample, spaces[first], first, count, thumbnail)
     for name, evaluation in evaluations.items():
@@ -92,6 +93,17 @@ def clip_thumbnails(
     return thumbnail
 
 
+def image_thumbnails(images: Images, sample: Sample, decode: Decode) -> Thumbnails:
+    """Thumbnails of images."""
+
+    def thumbnail(number: int, color: str) -> Thumbnail:
+        (picture,) = decode(images.clips(sample.indices[[number]])[:, :, 0])
+        shown = picture.expand(3, -1, -1).movedim(0, -1).clamp(0, 1)
+        return Thumbnail(shown.float().cpu().numpy(), sample.prompts[number], color)
+
+    return thumbnail
+
+
 def _maps(
     path: Path, sample: Sample, spaces: Mapping[str, Space], config: RepresentationConfig, seed: int
 ) -> None:
@@ -100,11 +112,11 @@ def _maps(
     planes = {
         name: project(space.points[chosen], config.map, seed) for name, space in spaces.items()
     }
-    groupings = {
-        "pseudo-class": [f"class {label}" for label in sample.labels[chosen]],
-        "prompt family": [sample.families[number] for number in chosen],
-    }
-    map_figure(path, planes, groupings, config.map)
+    groupings = {"class": [f"class {label}" for label in sample.labels[chosen]]}
+    if sample.families is not None:
+        families = {"clip": "prompt family", "image": "label"}[sample.unit]
+        groupings[families] = [sample.families[number] for number in chosen]
+    map_figure(path, planes, groupings, config.map, sample.unit)
 
 
 def _exemplars(
@@ -115,9 +127,9 @@ def _exemplars(
     for label in spread_classes(sample.labels, count).tolist():
         nearest = exemplars(space.points, sample.labels, label, EXEMPLARS).tolist()
         row = [thumbnail(number, INK) for number in nearest]
-        rows[f"class {label}\n{sample.counts[label]} clips"] = row
-    columns = ["nearest to the mean", *(f"next {rank}" for rank in range(1, EXEMPLARS))]
-    clip_grid(path, rows, columns, f"Exemplars of pseudo-classes, in the space of {name}")
+        rows[f"class {label}\n{sample.counts[label]} {sample.unit}s"] = row
+    columns = ["nearest", *(f"next {rank}" for rank in range(1, EXEMPLARS))]
+    clip_grid(path, rows, columns, f"Nearest to the means of classes, in the space of {name}")
 
 
 def _neighbors(
@@ -132,8 +144,9 @@ def _neighbors(
         colors = [GREEN if labels[number] == label else ORANGE for number in near[row]]
         retrieved = map(thumbnail, near[row].tolist(), colors)
         rows[f"class {label}"] = [thumbnail(int(queries[row]), INK), *retrieved]
-    columns = ["held-out clip", *(f"neighbor {rank}" for rank in range(1, near.shape[1] + 1))]
-    title = f"Nearest train clips in the space of {name}: green of the same class, orange not"
+    ranks = [f"neighbor {rank}" for rank in range(1, near.shape[1] + 1)]
+    columns, what = [f"held-out {sample.unit}", *ranks], f"Nearest train {sample.unit}s"
+    title = f"{what} in the space of {name}: green of the same class, orange not"
     clip_grid(path, rows, columns, title)
 
 
@@ -190,10 +203,12 @@ def map_figure(
     planes: Mapping[str, Plane],  # name of a space to its map, [n, 2]
     groupings: Mapping[str, Sequence[str]],  # name of a grouping to each clip's group, [n]
     method: str,  # a key of METHODS
+    unit: str = "clip",
 ) -> None:
     """A row for each space, a column for each grouping; the largest groups have colors."""
     with styled():
-        figure = Figure(figsize=(8.4, 3.7 * len(planes)), layout="constrained")
+        size = (4.2 * len(groupings), 3.7 * len(planes))
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(len(planes), len(groupings), squeeze=False)
         for row, (space, plane) in zip(axes, planes.items(), strict=True):
             for ax, (grouping, groups) in zip(row, groupings.items(), strict=True):
@@ -201,7 +216,7 @@ def map_figure(
                 ax.set_title(f"{space}, by {grouping}")
         for ax in axes[-1]:
             ax.legend(**_LEGEND)
-        figure.suptitle(f"{METHODS[method]} of {len(plane)} clips", fontsize=10)
+        figure.suptitle(f"{METHODS[method]} of {len(plane)} {unit}s", fontsize=10)
         save(figure, path)
 
 
@@ -233,7 +248,7 @@ def _umap():  # type: ignore[no-untyped-def]  # it has no types
 
 # ---- Clips: exemplars of classes and neighbors of held-out clips ---------------------------------
 
-_WIDTH = 1.75  # inches; of a strip
+_WIDTH, _HEIGHT = 1.75, 0.9  # inches, at most; of a thumbnail
 _LINE = 34  # characters of a caption
 _GAP = 1 / 32  # of a strip's height, between frames
 
@@ -273,8 +288,9 @@ def clip_grid(
 ) -> None:
     """A grid of clips; a row may have fewer clips than there are columns."""
     first = next(iter(rows.values()))[0].strip
-    height = _WIDTH * first.shape[0] / first.shape[1]
-    size = (_WIDTH * len(columns) + 1.1, (height + 0.34) * len(rows) + 0.5)
+    ratio = first.shape[1] / first.shape[0]
+    width = min(_WIDTH, _HEIGHT * ratio)
+    size = (width * len(columns) + 1.1, (width / ratio + 0.34) * len(rows) + 0.5)
     with styled():
         tight = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
         figure = Figure(figsize=size, layout=tight)
@@ -284,15 +300,15 @@ def clip_grid(
             for ax in line[len(clips) :]:
                 ax.set_axis_off()
             for ax, thumbnail in zip(line, clips, strict=False):
-                _draw(ax, thumbnail)
+                _draw(ax, thumbnail, int(_LINE * width / _WIDTH))
         for ax, column in zip(axes[0], columns, strict=True):
             ax.set_title(column, pad=4)
         figure.suptitle(title, fontsize=10)
         save(figure, path)
 
 
-def _draw(ax: Axes, thumbnail: Thumbnail) -> None:
-    lines = textwrap.wrap(thumbnail.caption, _LINE, max_lines=2, placeholder=" …")
+def _draw(ax: Axes, thumbnail: Thumbnail, letters: int) -> None:
+    lines = textwrap.wrap(thumbnail.caption, letters, max_lines=2, placeholder=" …")
     ax.imshow(thumbnail.strip)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(visible=True, color=thumbnail.color, linewidth=1.6)
@@ -305,6 +321,7 @@ def _draw(ax: Axes, thumbnail: Thumbnail) -> None:
 def occupancy_figure(
     path: Path,
     counts: Indices,  # [K] clips in each class
+    unit: str = "clip",
 ) -> None:
     """Clips in each class, in the order of their numbers."""
     with styled():
@@ -312,9 +329,9 @@ def occupancy_figure(
         ax = figure.subplots()
         ax.bar(range(len(counts)), counts, width=1.0, color=BLUE, edgecolor="white", linewidth=0.2)
         ax.axhline(counts.mean(), color=ORANGE, lw=1, ls="--", label=f"mean {counts.mean():.1f}")
-        ax.set(xlabel="pseudo-class", ylabel="clips of all splits", xlim=(-0.7, len(counts) - 0.3))
+        ax.set(xlabel="class", ylabel=f"{unit}s of all splits", xlim=(-0.7, len(counts) - 0.3))
         ax.legend(frameon=False, loc="upper right")
-        ax.set_title(f"{counts.sum()} clips in {len(counts)} classes")
+        ax.set_title(f"{counts.sum()} {unit}s in {len(counts)} classes")
         save(figure, path)
 
 
@@ -329,11 +346,12 @@ def separation_figure(path: Path, sample: Sample, evaluations: Mapping[str, Eval
             own, others = space.distances[same], space.distances[~same]
             pairs = {"to its own class": own, "to other classes": others}
             _histograms(left, pairs, (0.0, float(others.max())))
-            left.set(title=f"{name}: distances of held-out to train clips", ylabel="density")
+            what = f"distances of held-out to train {sample.unit}s"
+            left.set(title=f"{name}: {what}", ylabel="density")
             _histograms(right, space.silhouettes, (-1.0, 1.0))
             right.set(title=f"{name}: silhouettes")
         axes[-1][0].set_xlabel("mean distances")
-        axes[-1][1].set_xlabel("silhouette of a clip")
+        axes[-1][1].set_xlabel("silhouette")
         save(figure, path)
 
 

@@ -16,6 +16,7 @@ from benchmarks.drift_seeds import (
     intervals,
     numbers,
     save_ablations,
+    save_seeds,
 )
 from braid.stage.params import load_yaml
 from recipes.overrides import resolve
@@ -86,3 +87,13 @@ def test_a_recipe_s_row_is_replaced_and_others_stay(tmp_path) -> None:
     table = pd.read_csv(path, index_col="recipe")
     assert table["frechet_ratio"].to_dict() == {"b": 2, "a": 3.5}
     assert table["seeds"].to_dict() == {"b": 1, "a": 2}
+
+
+def test_a_seed_is_added_to_those_of_the_file(tmp_path) -> None:
+    path = tmp_path / "seeds.csv"
+    for seed, value in ((0, 9.0), (0, 0.2), (1, 0.3), (2, 0.7)):
+        save_seeds(pd.DataFrame([{"recipe": "default", "seed": seed, "x": value}]), path)
+    (row,) = pd.read_csv(path).to_dict("records")
+    assert (row["seed_0"], row["seed_1"], row["seed_2"]) == (0.2, 0.3, 0.7)
+    low, high = stats.t.interval(0.95, 2, loc=0.4, scale=stats.sem([0.2, 0.3, 0.7]))
+    assert [row[key] for key in ("mean", "low", "high")] == pytest.approx([0.4, low, high], 1e-3)

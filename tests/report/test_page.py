@@ -95,6 +95,18 @@ def test_figures_of_a_folder_are_one_table_and_null_is_a_dash(repo: Path) -> Non
     assert "2 stages took 4 s by their own clocks." in words
 
 
+def test_figures_that_only_an_older_revision_has_are_shown_as_other(repo: Path) -> None:
+    old = repo / "metrics/former/a.json"
+    old.parent.mkdir()
+    old.write_text('{"psnr": 12.5}')
+    commit(repo)
+    old.unlink()
+    shown = Page(to_html(open_report(repo, open_revisions(repo, ["HEAD", "workspace"]))))
+    text = " ".join(shown.text)
+    assert "Other" in text
+    assert "former/a: psnr" in text
+
+
 def test_revisions_differ_in_figures_curves_and_pictures(repo: Path) -> None:
     (repo / "metrics/train/a.json").write_text('{"psnr": 31.5, "status": "ok"}')
     (repo / "plots/loss/a.csv").write_text("step,loss,other\n0,2,\n1,0.5,3\n")

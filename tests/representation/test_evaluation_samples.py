@@ -13,12 +13,15 @@ from braid.common.rng import generator
 from braid.pseudo_classes.quantizer import Pooling, PseudoClasses
 from braid.representation.evaluation import (
     OTHER,
+    encoder_spaces,
+    pixels,
     pool_groups,
     prompt_family,
+    read_images,
     read_sample,
     stratified,
 )
-from tests.representation.clustered_sample import config
+from tests.representation.clustered_sample import config, evaluated
 
 FAMILIES = {"drifts": "drift", "grows": "scale", "shrinks": "scale"}
 
@@ -102,3 +105,54 @@ def test_reading_keeps_order_whatever_the_chunks_and_the_mode() -> None:
     )
     np.testing.assert_allclose(sample.texts, clips.texts(sample.indices).mean(1), atol=1e-6)
     assert sample.keyframes.shape == (70, 2 * 2 * 2 * 2)
+
+
+class Pictures:
+    """Sixty images whose values follow their condition, in two labels and one without."""
+
+    def __init__(self, pseudo: bool) -> None:
+        self.conditions = torch.arange(60) % 3
+        self.labels = torch.arange(60) % 2 - (torch.arange(60) == 59).long() * 2
+        self.label_names = ["cat", "dog"]
+        self.class_names = ["a", "b", "c"] if pseudo else self.label_names
+        self.names = [f"{number}.png" for number in range(60)]
+        self.values = torch.randn(60, 1, 1, 40, 4, generator=generator(0))
+        self.values += 3 * self.conditions.view(-1, 1, 1, 1, 1)
+
+    def indices(self, split: str) -> np.ndarray:
+        ends = {"train": (0, 40), "val": (40, 50), "test": (50, 60)}
+        return np.arange(*ends[split])
+
+    def clips(self, indices: Any) -> Tensor:
+        return self.values[torch.as_tensor(indices)]
+
+
+def test_images_are_read_with_their_conditions_and_each_encoder_s_features() -> None:
+    images = Pictures(pseudo=True)
+    encoders = {"pixels": pixels, "mean": lambda clips: {"a": clips.mean((2, 3, 4))[:, None]}}
+    sample, features = read_images(
+        images, encoders, config(clips=45), generator(0), torch.device("cpu")
+    )
+    assert len(sample.indices) == 45
+    assert sample.labels.tolist() == images.conditions[sample.indices].tolist()
+    assert sample.counts.tolist() == [20, 20, 20]
+    assert sample.is_query.tolist() == (sample.indices >= 40).tolist()
+    assert sample.prompts == [f"{number}.png" for number in sample.indices]
+    assert features["pixels"].shape == (45, 32 * 4)  # averaged down to 32 a side
+    expected = images.clips(sample.indices).mean((1, 2, 3, 4)).numpy()
+    assert np.allclose(features["mean"][:, 0], expected)
+
+
+def test_images_have_no_text_and_labels_that_are_the_classes_are_not_counted_again() -> None:
+    for pseudo in (False, True):
+        images = Pictures(pseudo)
+        sample, features = read_images(
+            images, {"pixels": pixels}, config(), generator(0), torch.device("cpu")
+        )
+        space = encoder_spaces(features, 8)["pixels"]
+        metrics = evaluated(space, sample).metrics
+        assert metrics["status"] == "ok"
+        assert metrics["linear_probe"] > 0.9 > metrics["linear_probe_random"]
+        assert ("family_agreement" in metrics) == pseudo
+        assert sample.families == (["cat", "dog"] * 29 + ["cat", OTHER] if pseudo else None)
+        assert not {"text_cosine", "text_cosine_chance", "keyframe_mse"} & set(metrics)

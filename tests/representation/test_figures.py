@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from braid.representation.figures import (
     clip_grid,
     draw_figures,
     exemplars,
+    image_thumbnails,
     map_figure,
     project,
     spread_classes,
@@ -48,6 +50,32 @@ def test_all_figures_are_drawn_and_a_setting_changes_its_own(tmp_path: Path) -> 
     assert list(first) == FIGURES
     changed = {name for name in FIGURES if more[name] != first[name]}
     assert changed == {"exemplars.png", "neighbors_a.png", "neighbors_b.png"}
+
+
+def test_figures_of_images_say_so_and_have_a_map_of_labels_only_where_there_are_any(
+    tmp_path: Path,
+) -> None:
+    decoded = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 1, 2, 2)
+    shown = image_thumbnails(Stills(), sample(), lambda images: decoded[images[:, 0, 0, 0].long()])
+    picture = shown(3, INK)
+    assert picture.strip.shape == (2, 2, 3)
+    assert np.allclose(picture.strip, 0.75)
+    widths = []
+    for families in (None, ["cat"] * len(LABELS)):
+        images = replace(sample(), unit="image", families=families)
+        space = Space(CLUSTERS, CLUSTERS)
+        pairs = {"a": (space, evaluated(space, images, neighbors=(5,), bootstrap=5))}
+        folder = tmp_path / str(families is None)
+        draw_figures(folder, images, pairs, thumbnail, config(neighbors=(5,)), seed=0)
+        widths.append(Image.open(folder / "maps.png").width)
+    assert widths[0] < widths[1]
+
+
+class Stills:
+    """Images that hold their own number."""
+
+    def clips(self, indices: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(indices).view(-1, 1, 1, 1, 1).float()
 
 
 def test_a_strip_is_the_first_middle_and_last_frame() -> None:

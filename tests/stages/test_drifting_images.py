@@ -15,18 +15,26 @@ from braid.drifting.image.refiner import ImageRefiner
 from tests.stages.conftest import ROOT, fault, run
 from tests.tiny import TINY, override
 
-CHAIN = ("prepare_images", "train_image_mae", "train_drift_image", "evaluate_drift_image")
+CHAIN = (
+    "prepare_images",
+    "train_image_mae",
+    "train_drift_image",
+    "evaluate_drift_image",
+    "evaluate_image_representation",
+)
 SMALL = {
     key: value
     for key, value in TINY.items()
-    if key.startswith(("image_mae.", "image_drift.", "hardware.", "training."))
+    if key.startswith(
+        ("image_mae.", "image_drift.", "clips.representation.", "hardware.", "training.")
+    )
 }
 SHORT = {"image_mae.steps": 4, "image_drift.training.steps": 4}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository in which the four stages have run once."""
+    """A repository in which the stages have run once."""
     repo = tmp_path_factory.mktemp("images") / "repo"
     repo.mkdir()
     for name in ("braid", "stages"):  # copies of the repository share the code
@@ -97,6 +105,15 @@ def test_validation_images_are_evaluated_at_every_level(trained: Path) -> None:
     figures = metrics(trained, "drift_image_training")
     assert set(figures) == {"frechet", "recall", "status"}
     assert f"{figures['frechet']['generated']:.7g}" == row["frechet_0"]
+
+
+def test_encoders_are_evaluated_by_the_images_classes(trained: Path) -> None:
+    rows = {row["space"]: row for row in table(trained, "metrics/tables/image_representation")}
+    assert list(rows) == ["pixels", "image_mae", "untrained_mae"]
+    assert {row["clips"] for row in rows.values()} == {"60"}
+    probes = [float(row["linear_probe"]) for row in rows.values()]
+    assert min(probes) > 0.5 > float(rows["pixels"]["linear_probe_chance"])
+    assert (trained / "plots/image_representation/neighbors_image_mae.png").exists()
 
 
 def test_trainings_leave_an_experiment_card(trained: Path) -> None:

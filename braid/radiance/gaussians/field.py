@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from braid.radiance.config import OwnTeacherConfig, RendersConfig
-from braid.radiance.gaussians.gaussians import C0, Gaussians
+from braid.radiance.gaussians.gaussians import C0, Gaussians, half_turn
 from braid.radiance.gaussians.splat import render
 from braid.radiance.scenes.blender import Views
 from braid.radiance.scenes.cameras import Cameras, gaze
@@ -226,8 +226,21 @@ def contributions(gaussians: Gaussians, cameras: Cameras) -> Tensor:  # [G]
 # Files of real captures hold floaters, and one far away would stretch the box that all cells of
 # features and students share. The box is therefore that of what contributes to the training views.
 
-VIEWS = 24  # of the training views, evenly spaced, that are looked at
+VIEWS = 24  # of the training views, evenly spaced, that are compared with
 SLACK = 2.0  # times the reach of nearly all contribution: what is thin and sticks out stays
+
+
+def turned_to(train: Views, gaussians: Gaussians) -> Gaussians:
+    """The Gaussians of a `.spz`, or those half a turn about x: whichever show the views better.
+
+    Not all writers of that format turn the axes, and the file does not say.
+    """
+    views = _spread(train)
+    return min(gaussians, half_turn(gaussians), key=lambda one: rendering_error(one, views))
+
+
+def _spread(train: Views) -> Views:
+    return train[torch.linspace(0, len(train) - 1, min(VIEWS, len(train))).round().long()]
 
 
 def verified(gaussians: Gaussians, train: Views, config: OwnTeacherConfig) -> Gaussians:
@@ -237,7 +250,7 @@ def verified(gaussians: Gaussians, train: Views, config: OwnTeacherConfig) -> Ga
         ValueError: they are further from the views than a silhouette in one color (with
             `mismatch: warn` that is a warning).
     """
-    views = train[torch.linspace(0, len(train) - 1, min(VIEWS, len(train))).round().long()]
+    views = _spread(train)
     error, trivial = rendering_error(gaussians, views), silhouette_error(views)
     if not error < trivial:  # NaN is worse, too
         line = (

@@ -113,11 +113,18 @@ def _views(path: Path, content: Entry, frames: list[Entry]) -> Views:
 
 def _split(path: Path, content: Entry, frames: list[Entry]) -> dict[str, list[Entry]]:
     """Frames by split: as the file lists them, or every eighth, by name, for test."""
-    lists = {split: content.get(f"{split}_filenames") for split in SPLITS}
+    lists = {split: content.get(f"{split}_filenames") or [] for split in SPLITS}
     if any(lists.values()):
+        names = {frame.get("file_path") for frame in frames}
+        for split, listed in lists.items():
+            for name in listed:
+                if name not in names:
+                    raise ValueError(f"{path}: {split}_filenames: {name!r} is no frame's file_path")
+                if sum(name in of_split for of_split in lists.values()) > 1:
+                    raise ValueError(f"{path}: {split}_filenames: {name!r} is in another list too")
         parts = {
-            split: [frame for frame in frames if frame.get("file_path") in (names or [])]
-            for split, names in lists.items()
+            split: [frame for frame in frames if frame.get("file_path") in listed]
+            for split, listed in lists.items()
         }
     else:
         ordered = sorted(frames, key=lambda frame: str(frame.get("file_path")))
@@ -163,7 +170,7 @@ def _focals(path: Path, entry: Entry, width: int) -> dict[str, float]:
         value = entry.get(name)
         if value is None:
             continue
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = _is_number(value)
         if name == "camera_angle_x":
             if not number or not 0 < value < math.pi:
                 raise ValueError(
@@ -177,6 +184,10 @@ def _focals(path: Path, entry: Entry, width: int) -> dict[str, float]:
     return found
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_pinhole(where: str, entry: Entry, width: int, height: int) -> None:
     """That nothing says that the camera is other than a centered pinhole of the image's size."""
     for name in _DISTORTION:
@@ -186,10 +197,10 @@ def _check_pinhole(where: str, entry: Entry, width: int, height: int) -> None:
     if model not in _MODELS or entry.get("is_fisheye"):
         raise ValueError(f"{where}: camera_model {model}: expected undistorted images")
     for name, side in (("cx", width), ("cy", height)):
-        if abs(entry.get(name, side / 2) - side / 2) > _OFF_CENTER:
+        value = entry.get(name, side / 2)
+        if not _is_number(value) or abs(value - side / 2) > _OFF_CENTER:
             raise ValueError(
-                f"{where}: {name} = {entry[name]}: expected the principal point in the middle,"
-                f" {side / 2}"
+                f"{where}: {name} = {value}: expected the principal point in the middle, {side / 2}"
             )
     for name, side in (("w", width), ("h", height)):
         if entry.get(name, side) != side:

@@ -155,6 +155,9 @@ def _text_cameras(lines: list[str]) -> Iterator[tuple[int, Camera]]:
     for line in lines:
         if line.strip() and not line.startswith("#"):
             number, model, width, height, *values = line.split()
+            parameters = dict(MODELS.values()).get(model, len(values))
+            if len(values) != parameters:
+                raise ValueError(f"{model} has {parameters} parameters, got {len(values)}")
             camera = Camera(model, int(width), int(height), tuple(map(float, values)))
             yield int(number), camera
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +13,14 @@ import torch
 
 from braid.radiance.config import OwnTeacherConfig
 from braid.radiance.features.aggregation import extract_features
-from braid.radiance.gaussians.field import main_part, render_all, scan_space, verified
-from braid.radiance.gaussians.gaussians import Gaussians, concatenate
+from braid.radiance.gaussians.field import (
+    main_part,
+    render_all,
+    scan_space,
+    turned_to,
+    verified,
+)
+from braid.radiance.gaussians.gaussians import Gaussians, concatenate, half_turn
 from braid.radiance.scenes.blender import Views
 from braid.radiance.scenes.cameras import Cameras
 from tests.radiance.settings import features_config, renders_config
@@ -104,3 +111,12 @@ def test_a_faint_but_right_teacher_is_taken_without_a_word() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(verified(faint, train(), STOP)) == len(ball())
+
+
+@pytest.mark.parametrize("packed", [ball, lambda: half_turn(ball())])
+def test_axes_that_a_file_leaves_open_are_those_of_the_views(
+    packed: Callable[[], Gaussians],
+) -> None:
+    chosen = turned_to(train(), packed())
+    for name, expected in vars(ball()).items():
+        torch.testing.assert_close(getattr(chosen, name), expected)

@@ -254,6 +254,7 @@ def each_frame(**lists: list[float]) -> Callable[[dict[str, Any]], None]:
     ("change", "message"),
     [
         breaks("frame 0: cx = 1.5: expected the principal", lambda c: c.update(cx=1.5), "cx"),
+        breaks("frame 0: cx = 3: expected the principal", lambda c: c.update(cx="3"), "cx as text"),
         breaks("frame 0: cy = 9: expected the principal", lambda c: c.update(cy=9), "cy"),
         breaks("frame 0: fl_y says a focal", lambda c: c.update(fl_y=0.7 * FOCAL), "fl_y"),
         breaks("frame 0: k1 = -0.3: expected undistorted", lambda c: c.update(k1=-0.3), "k1"),
@@ -341,6 +342,18 @@ def test_one_file_of_all_frames_is_split_and_takes_alpha_from_masks(tmp_path: Pa
     )
     parts = {split: len(views) for split, views in load_scene(tmp_path).items()}
     assert parts == {"train": 6, "val": 1, "test": 3}
+
+
+def test_a_list_of_frames_that_are_not_there_or_stand_in_another_one_is_refused(
+    tmp_path: Path,
+) -> None:
+    names = [f"images/f_{index:02}.jpg" for index in range(4)]
+    nerfstudio(tmp_path, 4, train_filenames=[*names[:3], "f_09.jpg"], test_filenames=names[3:])
+    with pytest.raises(ValueError, match=r"train_filenames: 'f_09\.jpg' is no frame's file_path"):
+        load_scene(tmp_path)
+    nerfstudio(tmp_path, 4, train_filenames=names, test_filenames=names[3:])
+    with pytest.raises(ValueError, match=r"filenames: 'images/f_03\.jpg' is in another list too"):
+        load_scene(tmp_path)
 
 
 def test_a_mask_of_another_size_or_an_image_without_one_is_refused(tmp_path: Path) -> None:

@@ -117,6 +117,12 @@ def test_a_file_that_is_cut_short_is_named(tmp_path: Path, name: str) -> None:
         load_scene(tmp_path)
 
 
+def test_a_camera_of_too_few_numbers_is_named(tmp_path: Path) -> None:
+    write(tmp_path, scene(), binary=False, camera=(1, "PINHOLE", (6.0, 4.0)))
+    with pytest.raises(ValueError, match=r"cameras\.txt: .*PINHOLE has 4 parameters, got 2"):
+        load_scene(tmp_path)
+
+
 def test_the_other_file_of_the_model_is_missed(tmp_path: Path) -> None:
     write(tmp_path, scene(), binary=False)
     (tmp_path / "sparse/0/images.txt").unlink()
