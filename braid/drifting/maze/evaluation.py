@@ -38,7 +38,7 @@ from braid.drifting.interpolation.keyframes import (
     nested_masks,
     optimal_mask,
 )
-from braid.drifting.maze.network import MazeRefiner, Mazes, points_of
+from braid.drifting.maze.network import MazeRefiner, Mazes, latents_of, points_of
 from braid.drifting.maze.training import MazeSplit, as_proposals, propose
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import cold_sample, refine
@@ -146,7 +146,7 @@ class MazeEvaluation:
         """All methods with the true keyframes of a level, evenly placed."""
         held, alpha = self.held, self.config.alpha
         truth, cases, count = held.truth, held.cases, len(held.truth)
-        masks = nested_masks(count, truth.shape[2], self.corruption.counts, None)
+        masks = nested_masks(count, truth.shape[2], self.corruption.counts)
         mask = masks[level]
         start = self.corruption.impute(truth, mask, torch.arange(count), self._noise())
         other = cases.roll(count // 2)
@@ -207,7 +207,7 @@ class MazeEvaluation:
         points = project(
             maps[1], points_of(self.interpolated(mask), side), mask, self.config.margin
         )
-        return (2 * points / side - 1).mT[..., None, None]
+        return latents_of(points, side)
 
     def pipeline(
         self, held: Held, phase_one: MazeRefiner, refiner: MazeRefiner | None, number: int
@@ -215,7 +215,7 @@ class MazeEvaluation:
         """Phase 1, interpolation and refinement, from ends and mazes alone; None: phase 1 alone."""
         level = self.corruption.counts.index(self.count)
         frames = held.truth.shape[2]
-        mask = nested_masks(len(held.truth), frames, self.corruption.counts, None)[level]
+        mask = nested_masks(len(held.truth), frames, self.corruption.counts)[level]
 
         def run() -> Tensor:
             alpha = self.config.alpha
@@ -304,7 +304,7 @@ class MazeEvaluation:
         for name, networks in self.pipelines().items():
             add(name, None, self.pipeline(self.held, *networks, number=0))
         nothing = torch.zeros_like(method.mask)
-        planned = (2 * self.held.planned / self.held.mazes.blocks - 1).mT[..., None, None]
+        planned = latents_of(self.held.planned, self.held.mazes.blocks)
         for name, clips in (("planner", planned), ("real", self.held.truth)):
             add(name, None, Method(clips, nothing, 0, 0.0))
         rows[-1] |= self.distances(self.train, completions=False)
