@@ -116,7 +116,7 @@ def open_maze_set(folder: Path) -> MazeSet:
 
 
 def properties(maze_set: MazeSet) -> list[dict[str, Any]]:
-    """A row a split: mazes, cases, those with two ways, trajectories, their lengths in blocks."""
+    """A row a split: mazes, cases, those with two ways, trajectories, a planned way in blocks."""
     several = maze_set.two_ways()
     steps = maze_set.planned.diff(dim=1).norm(dim=-1).sum(1)
     rows: list[Mapping[str, Any]] = []
@@ -129,7 +129,7 @@ def properties(maze_set: MazeSet) -> list[dict[str, Any]]:
                 "cases": int(cases.sum()),
                 "two_ways": int(several[cases].sum()),
                 "trajectories": len(chosen),
-                "shortest": float(steps[chosen].mean()),
+                "planned_length": float(steps[chosen].mean()),
             }
         )
     return [dict(row) for row in rows]

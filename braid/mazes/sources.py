@@ -24,6 +24,7 @@ is a pair of blocks that trajectories start and end in.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d, label
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import shortest_path, yen
 from torch import Tensor
@@ -149,7 +150,10 @@ def cases(
     config: LayoutsConfig,
     rng: np.random.Generator,
 ) -> list[Case]:
-    """Starts and goals of a maze, those with two ways around first, as many as are wanted."""
+    """Starts and goals of a maze in a random order, as many with two ways around as are wanted.
+
+    A maze that has too few of either kind gives fewer.
+    """
     graph = BlockGraph(occupied)
     apart = (graph.steps >= config.shortest) & (graph.steps <= config.longest)
     pairs = rng.permutation(np.argwhere(apart))
@@ -374,7 +378,8 @@ def _text(entry: Any) -> str:
 def _episodes(file: Any, path: Path, shape: tuple[int, ...]) -> Iterator[tuple[str, Line]]:
     """Names and points [n, 2] in blocks, from the map's upper left corner."""
     names = sorted(
-        (name for name in file if name.startswith("episode_")), key=lambda name: int(name[8:])
+        (name for name in file if re.fullmatch(r"episode_\d+", name)),
+        key=lambda name: int(name[8:]),
     )
     for name in names:
         group = file[f"{name}/observations"]
@@ -396,7 +401,9 @@ def _episodes(file: Any, path: Path, shape: tuple[int, ...]) -> Iterator[tuple[s
             f"{path}: observations {observed.shape} and timeouts {ends.shape}, expected [N, 4] "
             "and [N]"
         )
-    stops = np.flatnonzero(ends) + 1
+    if not ends.any():
+        raise ValueError(f"{path}: timeouts: none is true, expected the ends of trajectories")
+    stops = np.union1d(np.flatnonzero(ends) + 1, len(ends))  # the last run may have been cut off
     for start, stop in zip([0, *stops[:-1]], stops, strict=True):
         yield f"observations[{start}:{stop}]", observed[start:stop, 1::-1] + D4RL_CORNER
 
@@ -413,6 +420,9 @@ def _fault(points: Line, occupied: Occupied) -> str | None:
     walled = beyond | occupied[row, column]
     if walled.any():
         return f"point {int(np.flatnonzero(walled)[0])} lies in a wall"
+    parts = label(~occupied)[0][row, column]
+    if len(np.unique(parts)) > 1:
+        return f"point {int(np.flatnonzero(parts.astype(int) - parts[0])[0])} lies beyond a wall"
     if not np.ptp(points, axis=0).any():
         return "does not move"
     return None

@@ -262,7 +262,7 @@ def strip(frames: Tensor) -> Image:  # [F, h, w, 3] in [0, 1]
 
 
 def spread_classes(labels: Indices, count: int) -> Indices:
-    """At most `count` of the classes that there are, from the largest number to the smallest."""
+    """At most `count` of the classes that there are, spread evenly over their numbers."""
     present = np.unique(labels)
     chosen = np.linspace(0, len(present) - 1, min(count, len(present))).round().astype(int)
     return present[chosen]

@@ -90,7 +90,7 @@ def clips_data(source: str, manifest: Mapping[str, Any], **counts: int) -> dict[
         "pattern": source,
         "shards": f"{shards[0]['path']} to {shards[-1]['path']}, {len(shards)} in all",
         "clips": sum(shard["clips"] for shard in shards),
-        "clips_estimated": shards[0]["clips"] * len(shards),  # if all have as many as the first
+        "clips_estimated": shards[0]["latents"] * len(shards),  # all as the first
         "faults": len(manifest["faults"]),
         **counts,
     }

@@ -98,6 +98,30 @@ def test_a_broken_trajectory_is_counted_or_refused(spoil, message, tmp_path: Pat
         read_pointmaze(path, mazes(points=POINTS, faults="fatal"))
 
 
+def test_the_last_run_of_a_file_may_be_cut_off_and_other_groups_are_left_out(
+    tmp_path: Path,
+) -> None:
+    whole = read_pointmaze(write_d4rl(tmp_path / "a.hdf5", runs(4)), CONFIG)
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        file["timeouts"][-1] = False
+    assert torch.equal(read_pointmaze(tmp_path / "a.hdf5", CONFIG).paths, whole.paths)
+    with h5py.File(write_minari(tmp_path / "b.hdf5", runs(4)), "a") as file:
+        file.create_group("episode_notes")
+    assert len(read_pointmaze(tmp_path / "b.hdf5", CONFIG).paths) == 4
+
+
+def test_a_trajectory_that_jumps_to_where_no_way_leads_is_a_fault(tmp_path: Path) -> None:
+    islands = [[1] * 6, [1, 0, 1, 0, 0, 1], [1] * 6]
+    walks, jumps = (
+        np.stack([x, np.full(9, 2.5)], 1) for x in np.linspace([3.3, 1.5], [4.7, 3.5], 9).T
+    )
+    jumps = jumps[[0, -1]]
+    path = write_minari(tmp_path / "a.hdf5", [walks, jumps, walks], islands)
+    read = read_pointmaze(path, CONFIG)
+    assert len(read.paths) == 2
+    assert read.faults == ["episode_1: point 1 lies beyond a wall"]
+
+
 def test_files_that_are_no_pointmaze_are_refused_in_one_line(tmp_path: Path) -> None:
     whole = write_minari(tmp_path / "whole.hdf5", runs(4)).read_bytes()
     (tmp_path / "cut.hdf5").write_bytes(whole[: len(whole) // 2])
@@ -112,6 +136,8 @@ def test_files_that_are_no_pointmaze_are_refused_in_one_line(tmp_path: Path) -> 
     with h5py.File(write_d4rl(tmp_path / "unequal.hdf5", runs(4)), "a") as file:
         del file["timeouts"]
         file["timeouts"] = np.ones(3, dtype=bool)
+    with h5py.File(write_d4rl(tmp_path / "endless.hdf5", runs(4)), "a") as file:
+        file["timeouts"][:] = False
     messages = {
         "cut": "no readable HDF5 file",
         "text": "no readable HDF5 file",
@@ -120,6 +146,7 @@ def test_files_that_are_no_pointmaze_are_refused_in_one_line(tmp_path: Path) -> 
         "walls": "no whole trajectory",
         "mapless": "no maze map",
         "empty": "expected groups episode_<n> or data sets observations and timeouts",
+        "endless": "timeouts: none is true, expected the ends of trajectories",
         "unequal": r"expected \[N, 4\] and \[N\]",
     }
     for name, message in messages.items():

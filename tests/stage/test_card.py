@@ -115,13 +115,14 @@ def test_a_cell_is_one_line_of_its_table(written: Any) -> None:
 
 
 def test_clips_are_counted_and_estimated_from_the_first_shard() -> None:
-    shards = [{"path": f"{i}.tar", "clips": clips} for i, clips in enumerate((256, 256, 30))]
+    counts = enumerate((256, 255, 30))
+    shards = [{"path": f"{i}.tar", "latents": n + 1, "clips": n} for i, n in counts]
     data = clips_data("/data/*.tar", {"shards": shards, "faults": [{}]}, train=400)
     assert data == {
         "pattern": "/data/*.tar",
         "shards": "0.tar to 2.tar, 3 in all",
-        "clips": 542,
-        "clips_estimated": 768,
+        "clips": 541,
+        "clips_estimated": 771,
         "faults": 1,
         "train": 400,
     }

@@ -234,12 +234,15 @@ def test_every_param_of_the_evaluation_has_a_say(
     assert made() != before
 
 
-def test_a_file_of_ones_own_goes_through_all_stages(repo: Path) -> None:
+def test_a_file_of_ones_own_goes_through_all_stages_though_no_case_has_two_ways(repo: Path) -> None:
     write_minari(repo / "mine.hdf5", runs(60))
     override(repo, {"mazes.source": "mine.hdf5"})
     run(repo, "prepare_mazes")
     assert sum(metrics(repo, "mazes").values()) == 60
-    run(repo, "train_drift_maze", "paired")
+    for name in ("paired", "keyframes", "keyframes_paired", "paired_then_drift"):
+        run(repo, "train_drift_maze", name)
+    run(repo, "evaluate_drift_maze")
+    assert metrics(repo, "drift_maze")["two_ways_reason"]
 
 
 @pytest.mark.parametrize(

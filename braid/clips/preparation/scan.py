@@ -233,6 +233,7 @@ def write_manifest(
             {
                 "path": _name(shard.path, folder),
                 "bytes": shard.size,
+                "latents": shard.latents,  # the faulty with the good
                 "clips": len(shard.clips),
                 "sha256": _sha256(shard.path) if number < hashed else None,
             }

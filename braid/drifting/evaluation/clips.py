@@ -121,7 +121,7 @@ def complete(
     a storyboard, with what is between them interpolated.
     """
     truth, level = test.latents, corruption.levels
-    masks = nested_masks(len(truth), truth.shape[2], corruption.counts, None)
+    masks = nested_masks(len(truth), truth.shape[2], corruption.counts)
     start = corruption.impute(truth, masks[-1], torch.arange(len(truth)), draw)
     classes = classify(test.texts, start.latents)
 
@@ -388,7 +388,7 @@ def interpolation_table(
     """
     counts = level_counts(truth.shape[2], config)
     rows: list[dict[str, float]] = []
-    masks = nested_masks(len(truth), truth.shape[2], counts, None).to(truth.device)
+    masks = nested_masks(len(truth), truth.shape[2], counts).to(truth.device)
     for level, mask in list(enumerate(masks))[1:]:
         row: dict[str, float] = {"level": level, "keyframes": counts[level]}
         for method in METHODS:

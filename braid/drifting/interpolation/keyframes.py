@@ -59,19 +59,13 @@ def nested_masks(
     batch: int,
     frames: int,
     counts: Sequence[int],  # keyframes at each level, descending, as of `level_counts`
-    draw: torch.Generator | None,  # None: evenly spread, the same in every clip
 ) -> Tensor:
-    """Which frames are given at each level, [levels, batch, frames] bool.
+    """Which frames are given at each level, evenly spread, [levels, batch, frames] bool.
 
     Raises:
         ValueError: the counts do not descend from at most `frames` to at least 2.
     """
-    if draw is None:
-        ranks = even_ranks(frames, counts).expand(batch, -1)
-    else:
-        scores = torch.rand(batch, frames - 2, generator=draw, device=draw.device)
-        ranks = random_ranks(scores)
-    return masks_of(ranks, counts)
+    return masks_of(even_ranks(frames, counts).expand(batch, -1), counts)
 
 
 def masks_of(

@@ -15,7 +15,6 @@ not and its ends are kept.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +29,7 @@ from torch import Tensor
 from braid.common.plotting import BLUE, GREEN, INK, ORANGE, PALE, save, styled
 from braid.common.progress import progress
 from braid.common.rng import generator
+from braid.common.timing import timed
 from braid.drifting.config import MazeEvaluationConfig
 from braid.drifting.interpolation.interpolation import interpolate
 from braid.drifting.interpolation.keyframes import (
@@ -38,7 +38,7 @@ from braid.drifting.interpolation.keyframes import (
     nested_masks,
     optimal_mask,
 )
-from braid.drifting.maze.network import MazeRefiner, Mazes, points_of
+from braid.drifting.maze.network import MazeRefiner, Mazes, latents_of, points_of
 from braid.drifting.maze.training import MazeSplit, as_proposals, propose
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import cold_sample, refine
@@ -50,6 +50,9 @@ SUCCESS = 0.85  # with the fewest keyframes, that counts as ok
 HALF = 0.5  # of the regression's collisions where there are two ways
 BOTH = 0.6  # of two-way cases, that counts as ok
 SPREAD = (0.5, 2.0)  # of samples by one way, over that of real trajectories, that counts as ok
+
+NO_TWO_WAYS = "no held-out case has two ways around"
+NO_FIGURES = dict.fromkeys(("collision", "both_ways", "spread_ratio", "success", "length_ratio"))
 
 Rows = list[dict[str, Any]]
 
@@ -132,6 +135,7 @@ class MazeEvaluation:
         self.real = self.space.points(held.truth)
         self.train = train[torch.arange(len(held.truth)) * len(train) // len(held.truth)]
         self.clock: dict[str, float] = {}
+        self.warm = False
         self.completed = {
             level: self.methods(level) for level in range(self.corruption.levels, 0, -1)
         }
@@ -142,7 +146,7 @@ class MazeEvaluation:
         """All methods with the true keyframes of a level, evenly placed."""
         held, alpha = self.held, self.config.alpha
         truth, cases, count = held.truth, held.cases, len(held.truth)
-        masks = nested_masks(count, truth.shape[2], self.corruption.counts, None)
+        masks = nested_masks(count, truth.shape[2], self.corruption.counts)
         mask = masks[level]
         start = self.corruption.impute(truth, mask, torch.arange(count), self._noise())
         other = cases.roll(count // 2)
@@ -203,7 +207,7 @@ class MazeEvaluation:
         points = project(
             maps[1], points_of(self.interpolated(mask), side), mask, self.config.margin
         )
-        return (2 * points / side - 1).mT[..., None, None]
+        return latents_of(points, side)
 
     def pipeline(
         self, held: Held, phase_one: MazeRefiner, refiner: MazeRefiner | None, number: int
@@ -211,7 +215,7 @@ class MazeEvaluation:
         """Phase 1, interpolation and refinement, from ends and mazes alone; None: phase 1 alone."""
         level = self.corruption.counts.index(self.count)
         frames = held.truth.shape[2]
-        mask = nested_masks(len(held.truth), frames, self.corruption.counts, None)[level]
+        mask = nested_masks(len(held.truth), frames, self.corruption.counts)[level]
 
         def run() -> Tensor:
             alpha = self.config.alpha
@@ -239,9 +243,11 @@ class MazeEvaluation:
         return generator(self.seed, "test")
 
     def _timed(self, mask: Tensor, calls: int, run: Callable[[], Tensor]) -> Method:
-        started = time.perf_counter()
-        clips = run()
-        seconds = time.perf_counter() - started
+        device = next(self.networks.refiner.parameters()).device
+        if calls and not self.warm:
+            run()  # the first call of a network takes longer
+            self.warm = True
+        clips, seconds = timed(run, device)
         return Method(clips, mask, calls, 1e6 * seconds / len(clips))
 
     # ---- Figures ---------------------------------------------------------------------------------
@@ -268,12 +274,15 @@ class MazeEvaluation:
             "error": float(error.mean()),
         }
 
-    def distances(self, clips: Tensor) -> dict[str, float]:
-        """As a distribution, from the held-out trajectories."""
+    def distances(self, clips: Tensor, completions: bool = True) -> dict[str, float]:
+        """As a distribution, from the held-out trajectories, whose ends or more completions have.
+
+        Other real trajectories, which share nothing with them, are no floor for completions.
+        """
         points = self.space.points(clips)
         return {
             "frechet": frechet_distance(self.real, points),
-            "energy": energy_distance(self.real, points),
+            "energy": energy_distance(self.real, points, matched=completions),
         }
 
     def table(self) -> Rows:
@@ -295,19 +304,24 @@ class MazeEvaluation:
         for name, networks in self.pipelines().items():
             add(name, None, self.pipeline(self.held, *networks, number=0))
         nothing = torch.zeros_like(method.mask)
-        planned = (2 * self.held.planned / self.held.mazes.blocks - 1).mT[..., None, None]
+        planned = latents_of(self.held.planned, self.held.mazes.blocks)
         for name, clips in (("planner", planned), ("real", self.held.truth)):
             add(name, None, Method(clips, nothing, 0, 0.0))
-        rows[-1] |= self.distances(self.train)
+        rows[-1] |= self.distances(self.train, completions=False)
         return rows
 
-    def two_ways(self) -> tuple[Rows, Samples]:
+    def two_ways(self) -> tuple[Rows, Samples | None]:
         """Cases with two ways around, several samples each, from ends and mazes alone.
 
         Returns:
-            A row a pipeline, and what was sampled.
+            A row a pipeline, and what was sampled; where there is no such case, the reason.
         """
         held = self.everything[self.everything.two_ways.nonzero().flatten()]
+        if not len(held.cases):
+            return [
+                {"method": name, "cases": 0, "samples": 0, "reason": NO_TWO_WAYS, **NO_FIGURES}
+                for name in self.pipelines()
+            ], None
         first = first_of_each(held.cases)
         spread_out = torch.arange(min(self.config.cases, len(first))) * len(first)
         cases = held[first[spread_out // min(self.config.cases, len(first))]]
@@ -411,6 +425,8 @@ def headline(rows: Rows, two_ways: Rows) -> dict[str, Any]:
         "both_ways": ways["phase1_refined"]["both_ways"],
         "spread_ratio": ways["phase1_refined"]["spread_ratio"],
     }
+    if reason := ways["phase1_refined"].get("reason"):
+        figures["two_ways_reason"] = reason
     return {**figures, "status": maze_status(table, ways, fewest)}
 
 
@@ -432,6 +448,8 @@ def maze_status(
             return "worse_than_interpolation"
     if refined[fewest]["success"] < SUCCESS:
         return "collides_with_few_keyframes"
+    if "reason" in ways["phase1_refined"]:
+        return "ok"
     if ways["phase1_refined"]["collision"] > HALF * ways["phase1_paired"]["collision"]:
         return "no_better_than_regression_at_two_ways"
     spread = ways["phase1_refined"]["spread_ratio"]
@@ -522,7 +540,7 @@ def draw_maze(axis: Axes, occupied: Tensor) -> None:
         spine.set_edgecolor(PALE)
 
 
-def draw_evaluation(folder: Path, evaluation: MazeEvaluation, samples: Samples) -> None:
+def draw_evaluation(folder: Path, evaluation: MazeEvaluation, samples: Samples | None) -> None:
     """Each level: the first trajectories and the refined ones that collide; two ways around."""
     count, held = evaluation.config.pictures, evaluation.held
     for level, methods in evaluation.completed.items():
@@ -538,4 +556,5 @@ def draw_evaluation(folder: Path, evaluation: MazeEvaluation, samples: Samples) 
             draw_methods(
                 folder / f"failures_{given}.png", held, methods, hit[:count].tolist(), title
             )
-    draw_two_ways(folder / "two_ways.png", samples, count)
+    if samples is not None:
+        draw_two_ways(folder / "two_ways.png", samples, count)

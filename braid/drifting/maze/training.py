@@ -271,7 +271,7 @@ class MazeValidation(KeepBest):
         self.occupied = split.mazes.of(self.cases)[0]
         self.task = settings.task
         draw, ids = generator(run.seed, "validation"), torch.arange(len(chosen))
-        masks = nested_masks(len(chosen), self.truth.shape[2], corruption.counts, None)
+        masks = nested_masks(len(chosen), self.truth.shape[2], corruption.counts)
         repeats = REPEATS if settings.task == "keyframes" else 1
         self.starts = {  # by name: their level and what is refined
             str(corruption.counts[level]): (

@@ -271,7 +271,7 @@ class BestOnValidation(KeepBest):
         chosen = split.evenly(AT_MOST)
         truth, self.classes = split.latents(chosen), split.classes[chosen]
         self.truth, self.level = truth, corruption.levels
-        mask = nested_masks(len(truth), truth.shape[2], corruption.counts, None)[-1]
+        mask = nested_masks(len(truth), truth.shape[2], corruption.counts)[-1]
         draw = generator(run.seed, "validation")  # of the corruption's noise
         self.corrupted = corruption.impute(truth, mask, torch.arange(len(truth)), draw)
         self.space = RandomConvolutions(truth.shape[1]).to(run.device)

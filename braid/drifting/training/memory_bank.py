@@ -22,7 +22,7 @@ class Drawn(NamedTuple):
 
 
 class MemoryBanks:
-    """The newest `capacity` samples of each class, on the CPU unless `device` says otherwise.
+    """The newest `capacity` samples of each class, on the CPU.
 
     Memory is taken as it fills. Counts and indices stay on the CPU, and with them the decisions.
 
@@ -35,15 +35,13 @@ class MemoryBanks:
         classes: int,
         capacity: int,  # samples a class
         sample_shape: tuple[int, ...],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
     ) -> None:
         if classes < 1 or capacity < 1:
             raise ValueError(
                 f"memory banks: expected classes and a capacity, got {classes}, {capacity}"
             )
         self.capacity = capacity
-        self.samples = torch.zeros(classes, capacity, *sample_shape, dtype=dtype, device=device)
+        self.samples = torch.zeros(classes, capacity, *sample_shape)
         self.pushed = torch.zeros(classes, dtype=torch.int64)  # [K] ever
         self.fallbacks = 0  # draws from a class that had too few, ever
 
@@ -149,20 +147,13 @@ class MemoryBank:
         self,
         capacity: int,
         sample_shape: tuple[int, ...],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
     ) -> None:
-        self._banks = MemoryBanks(1, capacity, sample_shape, dtype, device)
+        self._banks = MemoryBanks(1, capacity, sample_shape)
 
     @property
     def size(self) -> int:
         """How many samples it holds."""
         return int(self._banks.sizes)
-
-    @property
-    def fallbacks(self) -> int:
-        """Draws while it had too few, ever."""
-        return self._banks.fallbacks
 
     def push(
         self,

@@ -239,7 +239,7 @@ def test_interpolators_are_compared_level_by_level() -> None:
     rows = interpolation_table(clips, config)
     assert [(row["level"], row["keyframes"]) for row in rows] == [(1, 4), (2, 2)]
     assert all(len(row) == 2 + 2 * 5 for row in rows)
-    mask = nested_masks(len(clips), 5, [5, 4, 2], None)[2]
+    mask = nested_masks(len(clips), 5, [5, 4, 2])[2]
     filled = interpolate(clips, mask, config.model_copy(update={"interpolator": "harmonic"}))
     error = (filled - clips).square()
     assert rows[1]["harmonic_mse_all"] == pytest.approx(float(error.mean()))

@@ -10,6 +10,7 @@ from braid.drifting.interpolation.keyframes import (
     masks_of,
     neighbors,
     nested_masks,
+    random_ranks,
 )
 from tests.drifting import configs
 
@@ -59,12 +60,16 @@ def test_an_impossible_schedule_is_refused(key, value):
         configs.corruption(**{key: value})
 
 
-@pytest.mark.parametrize("draw", [None, 0])
+def random_masks(batch, frames, counts):
+    scores = torch.rand(batch, frames - 2, generator=generator(0))
+    return masks_of(random_ranks(scores), counts)
+
+
+@pytest.mark.parametrize("place", [nested_masks, random_masks])
 @pytest.mark.parametrize("schedule", ["doubling", "linear", "geometric"])
-def test_masks_are_nested_and_keep_both_ends(draw, schedule):
+def test_masks_are_nested_and_keep_both_ends(place, schedule):
     counts = level_counts(21, configs.corruption(levels=4, schedule=schedule))
-    draw = None if draw is None else generator(draw)
-    masks = nested_masks(6, 21, counts, draw)
+    masks = place(6, 21, counts)
     assert masks.shape == (5, 6, 21)
     assert masks.dtype == torch.bool
     assert torch.equal(masks.sum(2), torch.tensor(counts)[:, None].expand(-1, 6))
@@ -74,32 +79,31 @@ def test_masks_are_nested_and_keep_both_ends(draw, schedule):
 
 @pytest.mark.parametrize(("frames", "count"), [(9, 3), (9, 5), (21, 3), (21, 5), (13, 4), (16, 6)])
 def test_the_coarsest_even_level_is_the_rounded_linspace(frames, count):
-    coarsest = nested_masks(1, frames, [frames, count], None)[1, 0]
+    coarsest = nested_masks(1, frames, [frames, count])[1, 0]
     exact = np.linspace(0, frames - 1, count)
     assert coarsest.nonzero()[:, 0].tolist() == np.floor(exact + 0.5).astype(int).tolist()
 
 
 def test_finer_even_levels_split_the_widest_gaps():
-    masks = nested_masks(1, 21, [21, 9, 6, 5, 3], None)
+    masks = nested_masks(1, 21, [21, 9, 6, 5, 3])
     assert [mask[0].nonzero()[:, 0].tolist() for mask in masks[1:]] == [
         [0, 3, 5, 8, 10, 13, 15, 18, 20],
         [0, 3, 5, 10, 15, 20],
         [0, 5, 10, 15, 20],
         [0, 10, 20],
     ]
-    unequal = nested_masks(1, 8, [8, 5, 3], None)[1:, 0]  # gaps of 4 and 3 get one frame each
+    unequal = nested_masks(1, 8, [8, 5, 3])[1:, 0]  # gaps of 4 and 3 get one frame each
     assert [mask.nonzero()[:, 0].tolist() for mask in unequal] == [[0, 2, 4, 6, 7], [0, 4, 7]]
 
 
 def test_even_placement_is_the_same_in_every_clip():
-    masks = nested_masks(3, 9, [9, 6, 3], None)
+    masks = nested_masks(3, 9, [9, 6, 3])
     assert (masks == masks[:, :1]).all()
     assert masks[2, 0].nonzero()[:, 0].tolist() == [0, 4, 8]
 
 
 def test_random_placement_is_each_clips_own_and_uniform():
-    masks = nested_masks(4000, 7, [7, 4], generator(0))[1]
-    assert torch.equal(masks, nested_masks(4000, 7, [7, 4], generator(0))[1])
+    masks = random_masks(4000, 7, [7, 4])[1]
     fraction = masks.float().mean(0)
     torch.testing.assert_close(fraction[1:-1], torch.full((5,), 2 / 5), atol=0.03, rtol=0)
 
@@ -107,7 +111,7 @@ def test_random_placement_is_each_clips_own_and_uniform():
 @pytest.mark.parametrize("counts", [[9, 3, 6], [10, 3], [9, 1], [3, 6, 9]])
 def test_counts_that_do_not_descend_are_refused(counts):
     with pytest.raises(ValueError, match="keyframe counts"):
-        nested_masks(2, 9, counts, None)
+        nested_masks(2, 9, counts)
     with pytest.raises(ValueError, match="keyframe counts"):
         masks_of(even_ranks(9, [9, 3]).expand(2, -1), counts)
 

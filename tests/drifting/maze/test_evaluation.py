@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from braid.drifting.maze.evaluation import (
     Method,
     Networks,
     both_ways,
+    draw_evaluation,
     first_of_each,
     headline,
     held_out,
@@ -40,9 +42,9 @@ def network(seed: int) -> MazeRefiner:
 
 
 @cache
-def evaluation() -> MazeEvaluation:
+def evaluation(several: bool = True) -> MazeEvaluation:
     test = MazeSplit(MAZES, "test")
-    held = held_out(test, MAZES.planned, MAZES.way, MAZES.two_ways())
+    held = held_out(test, MAZES.planned, MAZES.way, MAZES.two_ways() & several)
     networks = Networks(*(network(seed) for seed in range(4)))
     train = MazeSplit(MAZES, "train").clips
     return MazeEvaluation(networks, held, TASKS, 6, train, some_mazes.evaluation(), seed=0)
@@ -288,3 +290,25 @@ def test_held_out_is_of_test_mazes() -> None:
     occupied = held.mazes.of(held.cases)[0]
     assert not collides(occupied, held.planned).any()
     assert (length(held.planned) > 1).all()
+
+
+def test_without_two_ways_around_their_figures_are_none_for_a_reason(tmp_path: Path) -> None:
+    made = evaluation(several=False)
+    ways, samples = made.two_ways()
+    assert samples is None
+    assert [(row["method"], row["cases"]) for row in ways] == [
+        (name, 0) for name in made.pipelines()
+    ]
+    rows, _ = known()
+    figures = headline(rows, ways)
+    assert figures["both_ways"] is figures["collision_refined_two_ways"] is None
+    assert figures["two_ways_reason"] == "no held-out case has two ways around"
+    assert figures["status"] == "ok"
+    draw_evaluation(tmp_path, made, samples)
+    assert not (tmp_path / "two_ways.png").exists()
+
+
+def test_the_truth_itself_is_at_distance_0() -> None:
+    truth = evaluation().held.truth
+    assert evaluation().distances(truth)["energy"] == pytest.approx(0, abs=1e-9)
+    assert evaluation().distances(truth, completions=False)["energy"] < -0.001

@@ -65,7 +65,7 @@ def test_a_clips_coarser_keyframes_are_among_its_finer_ones():
 
 def test_without_noise_it_is_interpolation():
     actual = corrupted()
-    mask = nested_masks(CLIPS, FRAMES, [9, 6, 3], None)[LEVEL, torch.arange(CLIPS)]
+    mask = nested_masks(CLIPS, FRAMES, [9, 6, 3])[LEVEL, torch.arange(CLIPS)]
     assert torch.equal(actual.mask, mask)
     assert torch.equal(actual.latents, interpolate(clips(), mask, configs.corruption()))
 

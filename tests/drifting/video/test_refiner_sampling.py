@@ -30,7 +30,7 @@ def test_cold_sampling_with_a_perfect_refiner_gives_the_truth() -> None:
     clips, labels = toy_clips()
     config = configs.corruption(levels=2, min_keyframes=2, schedule="linear")
     corruption = Corruption(5, config)
-    masks = nested_masks(len(clips), 5, corruption.counts, None)
+    masks = nested_masks(len(clips), 5, corruption.counts)
     refiner = toy_refiner()
 
     def perfect(corrupted, mask, confidence, classes, level, alpha, clamp):
@@ -46,7 +46,7 @@ def test_cold_sampling_with_a_perfect_refiner_gives_the_truth() -> None:
 
 def test_cold_sampling_reads_nothing_but_the_given_keyframes() -> None:
     clips, labels = toy_clips()
-    masks = nested_masks(len(clips), 5, toy_corruption().counts, None)
+    masks = nested_masks(len(clips), 5, toy_corruption().counts)
     poisoned = torch.where(masks[-1][:, None, :, None, None], clips, torch.nan)
     sampled = [
         cold_sample(toy_refiner(), toy_corruption(), values, masks, labels, 1.0, generator(0))
