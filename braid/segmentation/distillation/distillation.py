@@ -270,10 +270,8 @@ def train_phases(
         epochs = Epochs(sampler.images, update=update, seed=run.seed, phase=name)
         supervision = supervisions[name]
         objective = Distillation(student, sampler, supervision, epochs, config, run.process)
-        begin, steps = (
-            sum(result.steps for result in results),
-            phase.epochs * math.ceil(len(every) / update),
-        )
+        begin = sum(result.steps for result in results)
+        steps = phase.epochs * math.ceil(len(every) / update)
         before = objective.validate(held_out, at_once, run.precision)
         result = train(
             objective,
