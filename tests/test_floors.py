@@ -339,7 +339,6 @@ def test_false_positives_are_seen_where_the_iou_sees_none() -> None:
     control, student = rows["truth_only"], rows["student"]
     assert float(control["iou"]) > float(student["iou"])
     assert float(control["cgf1"]) < 0.8 * float(student["cgf1"])
-    assert float(control["presence_balanced_accuracy"]) < 0.6
 
 
 @pytest.mark.parametrize("withheld", [False, True])
