@@ -28,7 +28,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
-from benchmarks.drift_seeds import OF_METHODS, ROOT, adopted, evaluated, prepare, run, settings_of
+from benchmarks.drift_seeds import FOLDERS, OF_METHODS, adopted, evaluated, run, settings_of
+from benchmarks.seeds import ROOT, copy_parts
 from braid.common.io import read_json
 from braid.common.plotting import BLUE, GREEN, ORANGE, save, styled
 
@@ -47,7 +48,7 @@ def main() -> None:
     curves: list[pd.DataFrame] = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        prepare(copy)
+        copy_parts(copy, FOLDERS)
         trained = adopted(copy, seed)
         for recipe in sys.argv[1:] or RUNS:
             _, trained = run(copy, seed, recipe, trained, evaluated)

@@ -17,9 +17,7 @@ rows; half a minute each, for they are read by no reader and drawn in no picture
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +27,8 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
-from scipy import stats
 
+from benchmarks.seeds import ROOT, copy_parts, half_width, run_stage
 from braid.clips.preparation.moving_digits import read_words
 from braid.clips.shards.dataset import open_clips
 from braid.common.rng import generator
@@ -44,14 +42,9 @@ from braid.pseudo_classes.quantizer import load_quantizer
 from braid.stage.params import load_yaml
 from recipes.overrides import resolve
 
-ROOT = Path(__file__).parents[1]
 SEEDS = ROOT / "docs/results/drift_seeds.csv"
 ABLATIONS = ROOT / "docs/results/drift_ablations.csv"
-FOLDERS = (
-    *("stages", "braid", "data/clips", "data/pseudo_classes"),
-    *("models/quantizer", "models/latent_mae"),
-)
-FILES = ("dvc.yaml", "none", "built_in")
+FOLDERS = ("data/clips", "data/pseudo_classes", "models/quantizer", "models/latent_mae")
 METHODS = ("interpolated", "refined", "paired", "cold")
 OF_METHODS = (
     *("frechet", "frechet_pca", "mse_missing", "motion_energy"),
@@ -69,7 +62,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        prepare(copy)
+        copy_parts(copy, FOLDERS)
         for seed in seeds:
             trained = adopted(copy, seed)
             for recipe in recipes or ["default"]:
@@ -79,13 +72,6 @@ def main() -> None:
                 table = pd.DataFrame(rows)
                 save_ablations(table) if recipes else save_seeds(table)
     print(table.to_string(index=False, float_format="{:.3f}".format))
-
-
-def prepare(copy: Path) -> None:
-    """Fill a folder with what the stages need."""
-    for part in (*FOLDERS, *FILES):
-        copied = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        copied(ROOT / part, copy / part)
 
 
 def settings_of(recipe: str) -> dict[str, Any]:
@@ -119,7 +105,7 @@ def run(
     (copy / "params.yaml").write_text(yaml.safe_dump(settings))
     for name in in_order(drift["refiners"]):
         if trained.get(name) != wanted[name]:
-            _stage(copy, "train_drift", name)
+            run_stage(copy, "train_drift", name)
     return score(copy, settings), wanted
 
 
@@ -137,15 +123,9 @@ def inputs(settings: Mapping[str, Any]) -> Inputs:
     return drift
 
 
-def _stage(copy: Path, name: str, *item: str) -> None:
-    environment = {**os.environ, "BRAID_SCRATCH": str(copy / "scratch")}
-    command = [sys.executable, "-m", f"stages.{name}", *item]
-    subprocess.run(command, cwd=copy, env=environment, check=True)
-
-
 def evaluated(copy: Path, settings: Mapping[str, Any]) -> dict[str, float]:
     """All figures, by the stage that makes them."""
-    _stage(copy, "evaluate_drift")
+    run_stage(copy, "evaluate_drift")
     return figures_of(copy, settings["drift"]["evaluation"]["refiner"])
 
 
@@ -224,10 +204,7 @@ def intervals(
     """Mean over seeds of each figure, with its 95 % t-interval; that of one seed is unknown."""
     rows = []
     for name, values in table.drop(columns="seed").items():
-        half = float("nan")
-        if len(values) > 1:
-            half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-        mean = values.mean()
+        mean, half = values.mean(), half_width(values)
         rows.append({"figure": name, "mean": mean, "low": mean - half, "high": mean + half})
     return pd.DataFrame(rows)
 

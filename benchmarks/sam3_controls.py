@@ -22,11 +22,6 @@ them; the others were trained on the teacher's predictions.
 from __future__ import annotations
 
 import argparse
-import math
-import os
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,8 +29,8 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from scipy import stats
 
+from benchmarks.seeds import ROOT, copy_parts, half_width, run_stage
 from braid.common.rng import generator
 from braid.segmentation.cache.cache import open_cache
 from braid.segmentation.data.prompted import open_prompted
@@ -47,8 +42,7 @@ from braid.segmentation.student.student import load_student
 from braid.stage.params import Params, check_params, load_yaml
 from braid.training.device import set_up
 
-ROOT = Path(__file__).parents[1]
-PARTS = ("stages", "braid", "data/sa1b", "data/teacher_cache", "models/sam3_teacher")
+PARTS = ("data/sa1b", "data/teacher_cache", "models/sam3_teacher")
 STUDENTS = {
     "distilled": {"supervision": "teacher", "heads": True, "features": True},
     "truth_heads": {"supervision": "ground_truth", "heads": True, "features": False},
@@ -84,10 +78,7 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         copy, params = Path(folder), load_yaml(ROOT / "params.yaml")
-        for part in PARTS:
-            shutil.copytree(ROOT / part, copy / part)
-        for file in ("dvc.yaml", "built_in", "none"):
-            shutil.copy(ROOT / file, copy)
+        copy_parts(copy, PARTS)
         for student in options.students:
             for seed in options.seeds:
                 write({"seed": seed, "student": student, **_trained(copy, params, student, seed)})
@@ -106,13 +97,11 @@ def write(row: dict[str, object]) -> None:
 
 
 def _trained(copy: Path, params: Mapping[str, Any], student: str, seed: int) -> dict[str, object]:
-    environment = {**os.environ, "BRAID_SCRATCH": str(copy / "scratch")}
     evaluation = {**params["sam3"]["evaluation"], "student": student, "truth_only": student}
     sam3 = {**params["sam3"], "students": STUDENTS, "evaluation": evaluation}
     changed = {**params, "seed": seed, "sam3": sam3}
     (copy / "params.yaml").write_text(yaml.safe_dump(changed))
-    command = [sys.executable, "-m", "stages.distill_sam3", student]
-    subprocess.run(command, cwd=copy, env=environment, check=True)
+    run_stage(copy, "distill_sam3", student)
     return _metrics(copy, check_params(changed, "params.yaml"), student)
 
 
@@ -156,9 +145,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         values = values.reindex(columns=[*STUDENTS])  # those that did not run yet are missing
         for student in means.index:
             gain = (values[student] - values[CONTROL]).dropna()
-            few = len(gain) < 2
-            half = math.nan if few else stats.t.ppf(0.975, len(gain) - 1) * stats.sem(gain)
-            means.loc[student, [f"{metric}_gain", f"{metric}_half"]] = [gain.mean(), half]
+            own = [f"{metric}_gain", f"{metric}_half"]
+            means.loc[student, own] = [gain.mean(), half_width(gain)]
     return means
 
 

@@ -8,7 +8,6 @@ from scipy import stats
 
 from benchmarks.drift_seeds import (
     FOLDERS,
-    ROOT,
     VARIED,
     figures_of,
     in_order,
@@ -18,6 +17,7 @@ from benchmarks.drift_seeds import (
     save_ablations,
     save_seeds,
 )
+from benchmarks.seeds import ROOT
 from braid.stage.params import load_yaml
 from recipes.overrides import resolve
 
