@@ -1,4 +1,4 @@
-"""Run every benchmark of this folder, one after the other."""
+"""Run the benchmarks that need nothing but the repository, one after the other."""
 
 from benchmarks import (
     drift,

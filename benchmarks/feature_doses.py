@@ -6,8 +6,8 @@ needs the scene's teacher, renders and features (`dvc repro`). Once per seed it 
 then Stage 2 on all feature groups with the weights of the feature loss multiplied by each dose and
 held constant after their warm-up; dose 0 is the control. benchmarks/results/feature_doses_<scene>
 .csv gets a row per seed and dose: the explained variance of the same probe (test views, a head per
-network) and PSNR of validation and test views. Printed are means over seeds and differences of test
-PSNR to dose 0 *of the same seed*, with 95 % t-intervals.
+network) and PSNR of validation and test views; feature_doses_<scene>_means.csv has means over seeds
+and differences of test PSNR to dose 0 *of the same seed*, with 95 % t-intervals.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def main() -> None:
             table = pd.DataFrame(rows)
             table.to_csv(path, index=False, float_format="%.4f")
             print(rows[-1], flush=True)
-    print(effects(table).to_string(index=False, float_format=lambda value: f"{value:+.3f}"))
+    means = effects(table)
+    means.to_csv(path.with_stem(f"{path.stem}_means"), index=False, float_format="%.4f")
+    print(means.to_string(index=False, float_format=lambda value: f"{value:+.3f}"))
 
 
 def build(config: RadianceConfig, scene: str, run: Run) -> Student:

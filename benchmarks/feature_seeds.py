@@ -4,9 +4,9 @@
 
 needs the scene's teacher, renders, features and VAE (`dvc repro`). Once per seed it trains Stage 1B
 and the named variants (all of params.yaml, where none is named), as the stages do, the teacher
-staying the same; benchmarks/results/feature_seeds_<scene>.csv gets a row each. Printed are means
-over seeds with 95 % t-intervals: of PSNR, of its difference to the teacher's, and of its difference
-to the control of the same seed and length.
+staying the same; benchmarks/results/feature_seeds_<scene>.csv gets a row each, and the same with
+`_means` the means over seeds with 95 % t-intervals: of PSNR, of its difference to the teacher's,
+and of its difference to the control of the same seed and length.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def main() -> None:
             print(rows[-1], flush=True)
     teacher = json.loads((ROOT / f"metrics/radiance/{scene}/teacher.json").read_text())["psnr"]
     lengths = {name: variant.length for name, variant in config.variants.items()}
-    print(effects(table, teacher, lengths).to_string(index=False, float_format="%+.3f"))
+    means = effects(table, teacher, lengths)
+    means.to_csv(path.with_stem(f"{path.stem}_means"), index=False, float_format="%.4f")
+    print(means.to_string(index=False, float_format=lambda value: f"{value:+.3f}"))
 
 
 def row_of(

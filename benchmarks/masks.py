@@ -2,9 +2,9 @@
 
     python -m benchmarks.masks bricks
 
-needs the scene's Stage 1B (`dvc repro`). Of points drawn as Stage 2 draws them, the mean and the
-percentiles of the mask at the seed's three thresholds: by the fraction of the ray's compositing
-weight in its main cell, and by the distance to the nearest face of a cell.
+needs the scene's Stage 1B (`dvc repro`). Of points drawn as Stage 2 draws them, of train views
+alone, the mean and the percentiles of the mask at the seed's three thresholds: by the fraction of
+the ray's compositing weight in its main cell, and by the distance to the nearest face of a cell.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m benchmarks.sam3_controls 0 1 2
 
 needs the images, the teacher and its cache (`dvc repro cache_teacher`). In a temporary copy of the
-repository it trains each student once per seed, for as many steps, and writes how each does on
+repository it trains each student once per seed, all for as many steps, and writes how each does on
 held-out images to benchmarks/results/sam3_controls.csv, a row as soon as it is there, and the means
 beside it; `--students` trains some of them, and leaves the rows of the others as they are. One
 thing differs from the row above, or from the first one:

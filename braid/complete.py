@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace) -> None:
     shown, given, label = complete_storyboard(*board, *models, options.alpha, params.seed)
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"latents": shown["refined"]}, options.out.with_suffix(".safetensors"))
+    save_file({"latents": shown["refined"]}, f"{options.out}.safetensors")
     decode = decoder_of(clips, options.wan_vae)
     title = f"{options.prompt or options.out.name}, class {label}"
     written = draw_clip(options.out, shown, given, title, decode, mp4=True)

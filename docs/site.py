@@ -36,8 +36,12 @@ def _docstring(path: Path) -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Add the reference to the end of the navigation."""
+    """Add the reference to the end of the navigation, and draw the fences called mermaid."""
+    from pymdownx.superfences import fence_code_format
+
     config.nav.append({"API": list(api_pages(ROOT / "braid"))})
+    fence = {"name": "mermaid", "class": "mermaid", "format": fence_code_format}
+    config.mdx_configs["pymdownx.superfences"] = {"custom_fences": [fence]}
     return config
 
 

@@ -1,8 +1,8 @@
 """Stage 2: the student goes on with the teacher's features beside its response, or with photos.
 
-A variant says which feature groups, whether the frozen VAE decoder is in the loop, how much of what
-it sees are photos, and how long it trains; `control` is Stage 1B trained for as many steps, without
-features, `control_long` the same for `photos`. Writes models/student/<scene>/<variant>.
+A variant says which feature groups, whether the frozen VAE decoder is in the loop, which fraction
+of its views are photos, and how long it trains; `control` is Stage 1B trained for as many steps,
+without features, `control_long` the same for `photos`. Writes models/student/<scene>/<variant>.
 """
 
 from braid.radiance.distillation.features import (

@@ -31,14 +31,14 @@ def main() -> None:
         tokenizer = students.student_tokenizer(folder, prompted.texts(), teacher)
         weights = stage.optional_dep(config.student.backbone_weights)
         text = stage.optional_dep(config.student.text_weights)
-        parts = (config.student, teacher, tokenizer, prompted.kinds(), weights, text)
+        train, held_out = phases.supervised_pairs(prompted, choice)
+        parts = (config.student, teacher, tokenizer, prompted.kinds(train), weights, text)
         student = students.new_student(*parts).to(run.device)
         copied = 0  # parameters
         if choice.heads:
             copied = students.transfer_heads(student, teacher, cache.query_usage()).parameters
         del teacher
 
-        train, held_out = phases.supervised_pairs(prompted, choice)
         sampler = PromptSampler(prompted, train, tokenizer, student.recipe.context, run.device)
         phases.hold_batch_norm(student, sampler, config.distill, run.seed, measured=weights is None)
         paces = {phase: Pace() for phase in config.phases}

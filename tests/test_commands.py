@@ -162,14 +162,14 @@ def test_a_held_out_clip_a_storyboard_and_pictures_are_completed(
     clips = open_clips(folder / "data/clips")
     held_out = clips.indices("test")[1:2]
     (truth,) = clips.latents(held_out)
-    run("complete", "--clip", "1", "--at", "0", "2", "4", "--out", "a/clip")
-    completed = latents("a/clip")
+    run("complete", "--clip", "1", "--at", "0", "2", "4", "--out", "a/clip.v2")
+    completed = latents("a/clip.v2")
     assert completed.shape == truth.shape
     assert torch.equal(completed[:, [0, 2, 4]], truth[:, [0, 2, 4]])
     assert not torch.equal(completed[:, 1], truth[:, 1])
-    with Image.open("a/clip.gif") as animation:
+    with Image.open("a/clip.v2.gif") as animation:
         assert getattr(animation, "n_frames", 1) == 17
-    assert Image.open("a/clip.png").width > 100
+    assert Image.open("a/clip.v2.png").width > 100
 
     board = {"latents": truth.contiguous(), "embedding": clips.texts(held_out)[0]}
     save_file(board, "mine.safetensors")

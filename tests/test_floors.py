@@ -327,7 +327,7 @@ def test_the_segmentation_student_is_near_its_teacher_and_conditioned_on_prompts
     assert figures["miou_ratio"] >= 0.93
     assert figures["agreement"] >= 0.62
     assert figures["presence_balanced_accuracy"] >= 0.75
-    assert abs(figures["score_gap"]) <= 0.16
+    assert abs(figures["score_gap_signed"]) <= 0.16
     teacher = float(rows["teacher"]["prompt_sensitivity"])
     assert figures["prompt_sensitivity"] >= 0.85 * teacher
     assert figures["status"] == "ok"
@@ -339,7 +339,6 @@ def test_false_positives_are_seen_where_the_iou_sees_none() -> None:
     control, student = rows["truth_only"], rows["student"]
     assert float(control["iou"]) > float(student["iou"])
     assert float(control["cgf1"]) < 0.8 * float(student["cgf1"])
-    assert float(control["presence_balanced_accuracy"]) < 0.6
 
 
 @pytest.mark.parametrize("withheld", [False, True])

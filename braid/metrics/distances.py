@@ -5,6 +5,8 @@
     manifold           precision and recall (Kynkaanniemi et al. 2019), density and coverage
                        (Naeem et al. 2020): balls around samples that reach their k-th neighbor
     variance_ratio     variance within classes over that of real samples: 0 means one a class
+    intra_inter        distance to the mean of the class over that between the means of classes
+    silhouettes        Rousseeuw 1987: (b - a) / max(a, b); 0 where a class has one sample
     effective_rank     RankMe (Garrido et al. 2023): exp of the entropy of the singular values
 
 The first three are in float64 on the CPU. A Frechet distance falls with the number of samples:
@@ -22,8 +24,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist
+from scipy.spatial.distance import cdist, pdist
 from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_samples
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -126,6 +129,35 @@ def _variance_within(images: Tensor, classes: Tensor) -> Tensor:
     sums = torch.zeros(int(classes.max()) + 1, flat.shape[1]).index_add_(0, classes, flat)
     counts = torch.bincount(classes).clamp(min=1)[:, None]
     return (flat - (sums / counts)[classes]).square().mean()
+
+
+def intra_inter(
+    points: NDArray[np.floating],  # [n, d]
+    labels: NDArray[np.int64],  # [n], two classes or more
+) -> Points:
+    """Each sample's distance to the mean of its class over the mean distance of means, [n].
+
+    Infinite where all means of classes are the same point.
+    """
+    x = points.astype(np.float64)
+    _, numbered, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), x.shape[1]))
+    np.add.at(sums, numbered, x)
+    means = sums / counts[:, None]
+    between = float(pdist(means).mean())
+    distances: Points = np.linalg.norm(x - means[numbered], axis=1)
+    return distances / between if between > 0 else np.full(len(x), np.inf)
+
+
+def silhouettes(
+    points: NDArray[np.floating],  # [n, d]
+    labels: NDArray[np.int64],  # [n]
+) -> Points:
+    """The silhouette of each sample, [n]; all 0 where there is one class, or one a sample."""
+    if not 1 < len(np.unique(labels)) < len(labels):
+        return np.zeros(len(labels))
+    values: Points = silhouette_samples(points, labels)
+    return values.astype(np.float64)
 
 
 CHUNK = 256  # clips at once

@@ -124,7 +124,7 @@ class VaeConfig(VaeSizes):
     groups: FeatureGroups = Field(min_length=1)  # what it is trained on
     harmonics: Annotated[int, Field(ge=0, le=3)]  # highest degree of the groups sh and sh_rest
     steps: Steps
-    validate_every: Steps  # the weights that validate best are kept
+    validate_every: Steps  # the weights that validate best after the warm-up are kept
     batch: Count  # cells
     optimizer: OptimizerConfig
     beta: NonNegative  # weight of the KL term after its warm-up
@@ -160,7 +160,9 @@ class RaysConfig(Config):
     """How training rays are drawn, in Stage 1B and Stage 2."""
 
     count: Count  # a step
-    hard: Fraction  # drawn in proportion to the running error (PVD-AL-lite); 0: uniformly
+    # Drawn in proportion to the running error (PVD-AL-lite); 0: uniformly. At 1 pixels without an
+    # error would never be drawn again.
+    hard: Annotated[float, Field(ge=0, lt=1)]
     decay: Fraction  # of the running error, per visit
     tile: Count  # pixels a side, with one running error
 
@@ -252,8 +254,12 @@ class RadianceConfig(Config):
 
     @model_validator(mode="after")
     def _groups_are_of_the_vae(self) -> RadianceConfig:
-        known = {*self.vae.groups, *(("sh_dc", "sh_rest") if "sh" in self.vae.groups else ())}
+        parts = {"sh_dc", "sh_rest"}
+        known: set[str] = set(self.vae.groups)
+        known |= parts if "sh" in known else {"sh"} if parts <= known else set()
         for name, variant in self.variants.items():
+            if variant.vae and not variant.groups:
+                raise ValueError(f"variants.{name}.groups: expected one or more with vae: true")
             if variant.vae and (missing := set(variant.groups) - known):
                 raise ValueError(f"variants.{name}.groups: {sorted(missing)}: not in vae.groups")
         return self

@@ -27,7 +27,7 @@ from braid.clustering.config import KMeansConfig
 from braid.clustering.kmeans import kmeans
 from braid.common.progress import progress
 from braid.common.rng import generator
-from braid.metrics.distances import effective_rank
+from braid.metrics.distances import effective_rank, silhouettes
 from braid.pseudo_classes.quantizer import Pooling, PseudoClasses
 from braid.representation import separation
 
@@ -180,7 +180,7 @@ def _by_clip(
     """Metrics of a labeling that are means over clips."""
     return {
         "intra_inter": separation.intra_inter(points, labels),
-        "silhouette": separation.silhouettes(points, labels),
+        "silhouette": silhouettes(points, labels),
         "linear_probe": separation.probe(points, labels, is_query),
         **{
             f"retrieval_at_{k}": separation.label_agreement(labels, is_query, neighbors[:, :k])

@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial.distance import pdist
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import (
@@ -25,12 +24,11 @@ from sklearn.metrics import (
     davies_bouldin_score,
     normalized_mutual_info_score,
     pairwise_distances,
-    silhouette_samples,
 )
 from torch import Tensor
 
-from braid.clustering.kmeans import class_means
 from braid.common.rng import generator
+from braid.metrics import distances
 from braid.metrics.distances import entropy
 
 Floats = NDArray[np.float64]
@@ -50,25 +48,12 @@ def intra_inter(
     Raises:
         ValueError: fewer than two classes, or all class means are the same.
     """
-    _, numbered = np.unique(labels, return_inverse=True)
-    if numbered.max() == 0:
+    if len(np.unique(labels)) < 2:
         raise ValueError("representation: expected two pseudo-classes or more, got one")
-    x = torch.from_numpy(points)
-    means, _ = class_means(x, torch.from_numpy(numbered), int(numbered.max()) + 1)
-    between = float(pdist(means.numpy()).mean())
-    if not between > 0:
+    ratios = distances.intra_inter(points, labels)
+    if not np.isfinite(ratios).all():
         raise ValueError("representation: all class means are the same point")
-    distances: Floats = (x - means[numbered]).norm(dim=1).double().numpy()
-    return distances / between
-
-
-def silhouettes(
-    points: Points,  # [n, d]
-    labels: Indices,  # [n]
-) -> Floats:
-    """The silhouette of each clip, [n]."""
-    values: Floats = silhouette_samples(points, labels)
-    return values.astype(np.float64)
+    return ratios
 
 
 def davies_bouldin(

@@ -11,7 +11,9 @@ from braid.metrics.distances import (
     covered,
     energy_distance,
     frechet_distance,
+    intra_inter,
     manifold,
+    silhouettes,
     spread_failure,
     variance_ratio,
 )
@@ -101,3 +103,13 @@ def test_what_is_wrong_with_the_spread_has_one_rule(
     recall: float, ratio: float, failure: str | None
 ) -> None:
     assert spread_failure(recall, ratio) == failure
+
+
+def test_classes_without_extent_or_without_distance_have_limits() -> None:
+    points = np.array([[0.0], [0.2], [2.0], [2.2]])
+    np.testing.assert_allclose(intra_inter(points, np.array([3, 3, 7, 7])), 0.05)
+    assert np.isinf(intra_inter(np.array([[0.0], [1.0]] * 2), np.array([0, 0, 1, 1]))).all()
+    apart = silhouettes(points, np.array([3, 3, 7, 7]))
+    np.testing.assert_allclose(apart, [1 - 0.2 / 2.1, 1 - 0.2 / 1.9, 1 - 0.2 / 1.9, 1 - 0.2 / 2.1])
+    for labels in (np.zeros(4, int), np.arange(4)):
+        assert silhouettes(points, labels).tolist() == [0, 0, 0, 0]

@@ -73,3 +73,25 @@ def test_a_variant_s_length_is_in_steps_of_the_others() -> None:
     assert config.variants["control"].distillation(config.distill) == config.distill
     assert config.variants["photos"].distillation(config.distill).steps == 5 * steps
     assert config.variants["photos"].length == config.variants["control_long"].length
+
+
+def test_a_variant_through_the_vae_has_groups_and_those_of_the_vae() -> None:
+    content = load_yaml(PARAMS)["radiance"]
+
+    def through(of_vae: list[str], groups: list[str]) -> RadianceConfig:
+        variant = content["variants"]["gaussian_all_vae"] | {"groups": groups}
+        vae = content["vae"] | {"groups": of_vae}
+        return radiance(vae=vae, variants={"a": variant}, students=["a"])
+
+    for of_vae, groups in ((["sh"], ["sh_dc", "sh_rest"]), (["sh_dc", "sh_rest"], ["sh"])):
+        assert through(of_vae, groups).variants["a"].vae
+    with pytest.raises(ValueError, match=r"variants\.a\.groups: \['sh'\]: not in vae\.groups"):
+        through(["sh_dc"], ["sh"])
+    with pytest.raises(ValueError, match=r"variants\.a\.groups: expected one or more with vae"):
+        through(["sh"], [])
+
+
+def test_some_rays_are_drawn_uniformly() -> None:
+    rays = load_yaml(PARAMS)["radiance"]["rays"]
+    with pytest.raises(ValueError, match=r"rays\.hard\n.*less than 1"):
+        radiance(rays=rays | {"hard": 1.0})

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from braid.metrics.distances import silhouettes
 from braid.representation import separation
 
 RNG = np.random.default_rng(0)
@@ -19,14 +20,14 @@ HELD_OUT = np.arange(120) % 3 == 0
 
 def test_perfect_clusters_reach_the_extremes() -> None:
     assert separation.intra_inter(CLUSTERS, LABELS).mean() < 0.01
-    assert separation.silhouettes(CLUSTERS, LABELS).mean() > 0.99
+    assert silhouettes(CLUSTERS, LABELS).mean() > 0.99
     assert separation.davies_bouldin(CLUSTERS, LABELS) < 0.01
     assert separation.probe(CLUSTERS, LABELS, HELD_OUT).mean() == 1
 
 
 def test_random_labels_separate_nothing() -> None:
     assert separation.intra_inter(CLOUD, LABELS).mean() > 2
-    assert abs(separation.silhouettes(CLOUD, LABELS).mean()) < 0.1
+    assert abs(silhouettes(CLOUD, LABELS).mean()) < 0.1
     assert separation.davies_bouldin(CLOUD, LABELS) > 3
     assert separation.probe(CLOUD, LABELS, HELD_OUT).mean() < 0.5
 
@@ -39,8 +40,7 @@ def test_intra_inter_on_a_line() -> None:
 
 def test_silhouette_of_a_singleton_is_zero() -> None:
     points = np.array([[0], [1], [10]], np.float32)
-    silhouettes = separation.silhouettes(points, np.array([0, 0, 1]))
-    np.testing.assert_allclose(silhouettes, [0.9, 8 / 9, 0])
+    np.testing.assert_allclose(silhouettes(points, np.array([0, 0, 1])), [0.9, 8 / 9, 0])
 
 
 def test_the_probe_is_not_fitted_to_its_test_clips() -> None:

@@ -23,6 +23,9 @@ class FewImages:
     def __init__(self) -> None:
         self.images = some_images(3)
 
+    def pairs(self, _split: str) -> list[Pair]:
+        return PAIRS
+
     def prompt(self, pair: Pair) -> Prompt:
         kind, box = ("box", BOX) if pair[1] == 3 else ("category", None)
         return Prompt(kind, f"{pair[0]}{pair[1]}", box, None, True)
@@ -43,6 +46,6 @@ class FewImages:
         return GroundTruth(masks, boxes, torch.ones(len(pairs)).long(), masks)
 
 
-def sampler() -> PromptSampler:
+def sampler(pairs: Sequence[Pair] = PAIRS) -> PromptSampler:
     words = word_tokenizer(WORDS, length=CONTEXT)
-    return PromptSampler(FewImages(), PAIRS, words, CONTEXT, CPU)  # type: ignore[arg-type]
+    return PromptSampler(FewImages(), pairs, words, CONTEXT, CPU)  # type: ignore[arg-type]

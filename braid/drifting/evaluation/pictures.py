@@ -175,7 +175,7 @@ def draw_clip(
     keyframes, stride = _keyframes(given, len(next(iter(frames.values()))))
     title = f"{title}   decoder: {decode.name}"
     endings = [".png", ".gif", *([".mp4"] if mp4 and find_spec("av") else [])]
-    files = [path.with_suffix(ending) for ending in endings]
+    files = [path.with_name(f"{path.name}{ending}") for ending in endings]
     strip(files[0], frames, keyframes, stride, title)
     pictures = side_by_side({name: frames[name] for name in animated or frames}, keyframes)
     for file, write in zip(files[1:], (save_gif, save_mp4), strict=False):

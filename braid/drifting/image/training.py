@@ -8,6 +8,7 @@ compared with the real ones: Frechet distance, recall, and how much images of on
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,8 +42,11 @@ from braid.metrics.distances import (
     RECALL,
     VARIANCE,
     PcaSpace,
+    entropy,
     frechet_distance,
+    intra_inter,
     manifold,
+    silhouettes,
     spread_failure,
     variance_ratio,
 )
@@ -96,11 +100,23 @@ def image_objective(
     )
 
 
+def queue_figures(objective: DriftObjective) -> Figures:
+    """How full the memory bank of real images is, on the average of classes, and how evenly."""
+    bank = objective.banks["real"]
+    sizes = bank.sizes.numpy()
+    return {
+        "queue_occupancy": float(sizes.mean() / bank.capacity),
+        "queue_entropy": entropy(sizes),  # nats; log K where all classes have as many
+        "queue_empty": float((sizes == 0).mean()),
+    }
+
+
 class ImageProbe:
     """A hook of the step loop that evaluates refined validation images, level by level.
 
-    A row has `frechet_<given>`, `recall_<given>` and `variance_ratio_<given>` for the number of
-    patches that are given at each level; given 0 is generation.
+    A row has `frechet_<given>`, `recall_<given>`, `variance_ratio_<given>`, and of the classes
+    `intra_inter_<given>` and `silhouette_<given>`, for the number of patches that are given at each
+    level (given 0 is generation), and the state of the memory bank, `queue_...`.
     """
 
     def __init__(
@@ -132,24 +148,34 @@ class ImageProbe:
         due = done % self.every == 0 or done == self.steps
         if not due or not isinstance(objective, Refinement):
             return None
-        if ema is None:
-            levels = self.evaluate(objective.refiner)
-        else:
-            with ema.applied(objective):
-                levels = self.evaluate(objective.refiner)
-        return {
+        with nullcontext() if ema is None else ema.applied(objective):
+            levels = self.refined(objective.refiner)
+        row = {
             f"{measure}_{given}": value
-            for given, figures in levels.items()
-            for measure, value in figures.items()
+            for given, images in levels.items()
+            for measure, value in (self.figures(images) | self.separation(images)).items()
         }
+        return row | (queue_figures(objective) if isinstance(objective, DriftObjective) else {})
 
     def evaluate(self, refiner: nn.Module) -> dict[int, Figures]:
         """Refine the validation images of all levels; their figures by the given patches."""
+        return {given: self.figures(images) for given, images in self.refined(refiner).items()}
+
+    def refined(self, refiner: nn.Module) -> dict[int, Tensor]:
+        """The refined validation images [n, C, H, W] by the given patches."""
         return {
-            self.counts[level]: self.figures(
-                refine(refiner, corrupted, self.classes, level, alpha=1.0)
-            )
+            self.counts[level]: refine(refiner, corrupted, self.classes, level, alpha=1.0)
             for level, corrupted in self.corrupted.items()
+        }
+
+    def separation(self, images: Tensor) -> Figures:
+        """How far apart the classes of images [n, C, H, W] lie: whether conditions have a say."""
+        points, labels = self.space.points(images), self.classes.numpy()
+        if len(np.unique(labels)) < 2:
+            return {}
+        return {
+            "intra_inter": float(intra_inter(points, labels).mean()),
+            "silhouette": float(silhouettes(points, labels).mean()),
         }
 
     def figures(self, images: Tensor) -> Figures:

@@ -12,6 +12,7 @@ a point is weighted by its soft boundary mask and, with a VAE, by how well the V
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -412,7 +413,7 @@ class FeatureObjective(nn.Module):
 
 
 class AlignmentProbe:
-    """A training hook that measures alignment three times."""
+    """A training hook that measures alignment three times, of the averages where they are kept."""
 
     FRACTIONS = (0.2, 0.6, 1.0)  # of the steps
 
@@ -428,7 +429,8 @@ class AlignmentProbe:
             return None
         if objective.features is None:
             return None
-        return objective.alignment(self.seed)
+        with ema.applied(objective) if ema else nullcontext():
+            return objective.alignment(self.seed)
 
 
 # ---- Curves that Stage 2 alone has, by what is drawn together ------------------------------------

@@ -137,7 +137,7 @@ class Lpips:
 def _signed(
     image: Tensor,  # [H, W, 3] in [0, 1]
 ) -> Tensor:
-    """As the net wants it, [1, 3, H, W] in [-1, 1]."""
+    """In the range of the net, [1, 3, H, W] in [-1, 1]."""
     return 2 * image.permute(2, 0, 1)[None] - 1
 
 

@@ -1,9 +1,9 @@
 """Pinhole cameras and the rays through their pixels.
 
-Conventions, the same everywhere in this strand: world and camera axes are OpenGL's (x right,
-y up, z back; the NeRF-synthetic format), the center of pixel (column x, row y) lies at
-(x + 0.5, y + 0.5), ray directions have unit length, and *depth is the distance along that unit
-ray* in scene units.
+Conventions, the same everywhere in this strand: camera axes are OpenGL's (x right, y up, z back;
+the NeRF-synthetic format), world axes are the scene's own (z up in the built-in scene and those of
+NeRF-synthetic), the center of pixel (column x, row y) lies at (x + 0.5, y + 0.5), ray directions
+have unit length, and *depth is the distance along that unit ray* in scene units.
 """
 
 from __future__ import annotations

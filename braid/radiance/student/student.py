@@ -1,4 +1,4 @@
-"""A student: a KiloNeRF, the voxels worth looking at and the step rays are cut into.
+"""A student: a KiloNeRF, its occupied voxels and the step of its rays.
 
 In KiloNeRF (Reiser et al. 2021) a radiance field is a grid of tiny MLPs: a box is divided into
 cells and every *occupied* cell has a network of its own, whose inputs are the position local to its

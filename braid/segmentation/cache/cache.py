@@ -4,7 +4,7 @@
     cache = open_predictions(folder, prompted, model, device)
     cache.predictions([(0, 2), (0, 5), (7, 1)])  # as the teacher would predict
 
-A forward pass of SAM3 costs more than three times what a training step of its student does, and as
+A forward pass of SAM3 costs nearly three times what a training step of its student does, and as
 images are not augmented its predictions never change. A cache is a folder of
 
     index.json         its key, what is kept, how many prompts each image has, all texts
@@ -141,7 +141,7 @@ class OnlineTeacher:
 #
 #     phi = arcsin(sqrt(p)) = arctan(exp(x / 2))
 #
-# in 255 equal steps of [0, pi / 2]: Fisher's variance-stabilising transformation of a proportion
+# in 255 equal steps of [0, pi / 2]: Fisher's variance-stabilizing transformation of a proportion
 # (Fisher 1922, On the dominance ratio). An error d of that angle costs a soft target a KL
 # divergence of 2 d^2 nats whatever p is, here at most 2e-5. Equal steps of p would lose the faint
 # pixels, equal steps of x those in doubt.
@@ -336,7 +336,7 @@ def write_cache(
     (folder / "text.safetensors").write_bytes(save(encoded))
 
     starts = range(0, len(images), config.shard)[: 1 if config.mode == "online" else None]
-    for number, start in enumerate(progress(starts, "teacher's answers", "shard")):
+    for number, start in enumerate(progress(starts, "teacher's predictions", "shard")):
         finished = scratch / _name(number)
         if not _is_of(finished, key):
             of_shard = images[start : start + config.shard]

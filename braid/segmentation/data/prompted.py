@@ -163,9 +163,9 @@ class PromptedImages:
             return [prompt.text for of_image in self.prompts for prompt in of_image]
         return [self.prompt(pair).text for pair in pairs]
 
-    def kinds(self) -> list[str]:
-        """The kinds of all prompts, sorted."""
-        return sorted({prompt.kind for of_image in self.prompts for prompt in of_image})
+    def kinds(self, pairs: Sequence[Pair]) -> list[str]:
+        """The kinds of some prompts, sorted."""
+        return sorted({self.prompt(pair).kind for pair in pairs})
 
     def pixels(self, images: Sequence[int]) -> Tensor:
         """Images as the teacher wants them, [I, 3, S, S] float32."""

@@ -398,14 +398,14 @@ def normalize(
 def read_pixels(path: Path, size: int) -> Tensor:
     """Decode a JPEG and squash it to a square, bilinear and antialiased, [3, S, S] uint8.
 
-    The decoder itself leaves out the frequencies that a much smaller square has no use for.
+    The decoder leaves no frequencies out (`Image.draft`), as it could for a much smaller square: a
+    released student gets its pictures decoded, whole.
 
     Raises:
         ValueError: it cannot be decoded.
     """
     try:
         with path.open("rb") as file, Image.open(file) as image:
-            image.draft("RGB", (size, size))
             squashed = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be decoded ({error})") from None

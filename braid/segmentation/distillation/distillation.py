@@ -55,6 +55,7 @@ class Supervision(Protocol):
     """What makes loss terms of a student's predictions."""
 
     features: bool  # whether it wants the student's features too
+    earlier: bool  # whether it wants predictions of the earlier decoder layers too
 
     def __call__(self, prediction: Prediction, pairs: Sequence[Pair]) -> Terms:
         """Weighted terms."""
@@ -62,6 +63,8 @@ class Supervision(Protocol):
 
 class TeacherSupervision:
     """The nine terms against the teacher's predictions."""
+
+    earlier = False
 
     def __init__(
         self, teacher: Teacher, prompted: PromptedImages, loss: DistillationLoss, *, features: bool
@@ -84,9 +87,13 @@ class TeacherSupervision:
 
 
 class GroundTruthSupervision:
-    """What the annotations say, without a teacher: the control."""
+    """What the annotations say, without a teacher: the control.
 
-    features = False
+    All decoder layers learn, as those of the tiny teacher did; its images are not mirrored, as
+    those of students of the teacher's predictions are not.
+    """
+
+    features, earlier = False, True
 
     def __init__(self, prompted: PromptedImages, loss: GroundTruthLoss) -> None:
         self.prompted, self.loss = prompted, loss
@@ -104,7 +111,7 @@ class BothSupervision:
 
     def __init__(self, teacher: TeacherSupervision, truth: GroundTruthSupervision) -> None:
         self.teacher, self.truth = teacher, truth
-        self.features = teacher.features
+        self.features, self.earlier = teacher.features, truth.earlier
 
     def __call__(self, prediction: Prediction, pairs: Sequence[Pair]) -> Terms:
         """Weighted terms; those of ground truth begin with `truth_`."""
@@ -184,8 +191,8 @@ class Distillation(nn.Module):
 
     def terms(self, batch: Batch) -> Terms:
         """The weighted terms of a given batch."""
-        features = self.supervision.features
-        prediction = predict(self.student, batch.pixels, batch.inputs, features=features)
+        wanted = {"features": self.supervision.features, "earlier": self.supervision.earlier}
+        prediction = predict(self.student, batch.pixels, batch.inputs, **wanted)
         return self.supervision(prediction, batch.pairs)
 
     @torch.no_grad()
@@ -250,7 +257,12 @@ def train_phases(
     run: Run,
     hooks: Mapping[str, Hook],  # of the training loop, by phase
 ) -> list[PhaseResult]:
-    """Train the student in place, and take the loss of held-out prompts around each phase."""
+    """Train the student in place, and take the loss of held-out prompts around each phase.
+
+    An epoch has as many updates as all images with prompts make: a student that is shown fewer of
+    them, for the ground truth of the others is unknown or withheld, has as many steps.
+    """
+    every = {image for image, _ in sampler.prompted.pairs("train")}
     at_once = config.images * config.prompts
     results: list[PhaseResult] = []
     for name, phase in phases.items():
@@ -258,7 +270,8 @@ def train_phases(
         epochs = Epochs(sampler.images, update=update, seed=run.seed, phase=name)
         supervision = supervisions[name]
         objective = Distillation(student, sampler, supervision, epochs, config, run.process)
-        begin, steps = sum(result.steps for result in results), phase.epochs * epochs.steps
+        begin = sum(result.steps for result in results)
+        steps = phase.epochs * math.ceil(len(every) / update)
         before = objective.validate(held_out, at_once, run.precision)
         result = train(
             objective,

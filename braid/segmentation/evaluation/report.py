@@ -154,14 +154,14 @@ def model_rows(
 
 
 def _size(name: str, predictors: Mapping[str, Predictor]) -> Row:
-    """Parameters and millions of bytes: in half precision, or in 8 bits as it is."""
+    """Parameters and millions of bytes of weights, as the model was evaluated."""
     if name not in predictors:
         return {"parameters": None, "megabytes": None}
     model = predictors[name].model
     if name == INT8:
         return {"parameters": None, "megabytes": megabytes(model)}
-    count = count_parameters(model)
-    return {"parameters": count, "megabytes": 2 * count / MEGABYTE}
+    stored = sum(value.nbytes for value in model.state_dict().values())
+    return {"parameters": count_parameters(model), "megabytes": stored / MEGABYTE}
 
 
 def split_rows(
@@ -204,7 +204,7 @@ def headline(models: Mapping[str, Metrics]) -> Row:
         "agreement": own["agreement_iou"],
         "presence_balanced_accuracy": own["presence_balanced_accuracy"],
         "presence_balanced_accuracy_teacher": teacher["presence_balanced_accuracy"],
-        "score_gap": own["score_gap_signed"],
+        "score_gap_signed": own["score_gap_signed"],
         "ece": own["ece"],
         "prompt_sensitivity": own["prompt_sensitivity"],
         "boundary_iou": own["boundary_iou"],
@@ -213,7 +213,7 @@ def headline(models: Mapping[str, Metrics]) -> Row:
 
 
 def status(models: Mapping[str, Metrics]) -> str:
-    """`ok`, or what is wrong with the student, worst first.
+    """`ok`, or what is wrong with the student, worst first; `unknown` where its cgF1 is None.
 
     - `teacher_finds_nothing`: there is nothing to agree with
     - `collapsed`: it agrees with the teacher no more than chance or fresh weights do
@@ -243,6 +243,8 @@ def status(models: Mapping[str, Metrics]) -> str:
         return "always_present"
     if no_more("agreement_iou", models[TRUTH_ONLY]["agreement_iou"]):
         return "no_distillation"
+    if own["cgf1"] is None:
+        return "unknown"
     return "far_from_teacher" if below(NEAR, "cgf1") else "ok"
 
 

@@ -1,6 +1,6 @@
 """From a picture to what a model takes, and from what it predicts to masks on the picture.
 
-NumPy and Pillow alone: the same code serves the model in PyTorch and the one in ONNX.
+NumPy, Pillow and pycocotools, no PyTorch: the same code serves the model in PyTorch and in ONNX.
 """
 
 from __future__ import annotations

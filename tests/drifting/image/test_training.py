@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,26 @@ def test_the_probe_evaluates_averaged_weights_when_it_is_due() -> None:
     assert probe(3, objective, ema) is None
     probe.steps = 3  # the last
     assert probe(3, objective, ema) == own
+
+
+def test_the_probe_measures_classes_and_the_memory_bank() -> None:
+    objective, probe = toy_objective(), toy_probe(every=2)
+    bare = probe(2, objective, None)
+    assert (bare["queue_occupancy"], bare["queue_entropy"], bare["queue_empty"]) == (0, 0, 1)
+    run(objective, 2)
+    row = probe(2, objective, None)
+    bank = objective.banks["real"]
+    sizes = bank.sizes.tolist()
+    assert row["queue_occupancy"] == pytest.approx(sum(sizes) / (2 * bank.capacity))
+    assert row["queue_entropy"] == pytest.approx(math.log(2), abs=0.05)
+    assert row["queue_empty"] == 0
+    real = probe.separation(probe.truth)
+    shuffled = probe.separation(probe.truth[torch.randperm(len(probe.truth))])
+    assert real["silhouette"] > 0.3 > shuffled["silhouette"]
+    assert real["intra_inter"] < 1 < shuffled["intra_inter"]
+    images = probe.refined(objective.refiner)[0]
+    assert row["silhouette_0"] == probe.separation(images)["silhouette"]
+    assert row["intra_inter_0"] == probe.separation(images)["intra_inter"]
 
 
 def test_the_table_has_both_methods_at_each_level() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from braid.radiance.distillation import features as stage_2
 from braid.radiance.distillation.features import AlignmentProbe, FeatureObjective, feature_curves
 from braid.radiance.features.vae import FeatureVae
+from braid.training.ema import Ema
 from braid.training.trainer import TrainResult
 from tests.radiance.mask_law import uniform_mask_mean
 from tests.radiance.settings import distill_config, vae_sizes
@@ -151,6 +152,17 @@ def test_alignment_is_probed_at_20_60_and_100_percent() -> None:
     assert {row["cosine"] for row in rows.values()} == {0.0}  # at the same points each time
     assert probed(features(None), 5) == {}
     assert probed(response(), 5) == {}
+
+
+def test_alignment_is_that_of_the_averages_which_are_what_is_stored() -> None:
+    objective = features(feature_loss())
+    ema = Ema(objective, 0.9)
+    before = objective.alignment(0)
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=seeded()))
+    probe = AlignmentProbe(1, seed=0)
+    assert probe(1, objective, ema) == before != probe(1, objective)
 
 
 def test_points_are_drawn_where_rays_of_importance_see(monkeypatch: pytest.MonkeyPatch) -> None:

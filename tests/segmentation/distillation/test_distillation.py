@@ -116,6 +116,38 @@ def test_a_batch_is_overfitted(supervision: str) -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
+def from_truth() -> GroundTruthSupervision:
+    return GroundTruthSupervision(FewImages(), GroundTruthLoss())  # type: ignore[arg-type]
+
+
+def test_all_decoder_layers_learn_from_ground_truth() -> None:
+    student, batch = tiny_teacher(1), sampler().batch(PAIRS[:3])
+    objective = Distillation(student, sampler(), from_truth(), epochs(), config())
+    with torch.no_grad():
+        last, every = (
+            from_truth()(predict(student, batch.pixels, batch.inputs, earlier=earlier), batch.pairs)
+            for earlier in (False, True)
+        )
+        terms = objective.terms(batch)
+    assert every["presence"] > last["presence"]
+    for name, term in terms.items():
+        torch.testing.assert_close(term, every[name])
+
+
+def test_a_student_of_fewer_images_has_as_many_steps() -> None:
+    """Two images of three have ground truth that it may be shown."""
+    run = Run(seed=0, device=CPU, log_every=1)
+    hooks = dict.fromkeys(PHASES, lambda *_: None)
+    phases = {name: phase.model_copy(update={"epochs": 4}) for name, phase in PHASES.items()}
+    steps = []
+    for pairs in (PAIRS, PAIRS[:8]):
+        supervisions = dict.fromkeys(PHASES, from_truth())
+        few = (sampler(pairs), supervisions, PAIRS[:2], CONFIG, phases, run, hooks)
+        results = train_phases(tiny_teacher(1), *few)
+        steps.append([len(result.history) for result in results])
+    assert steps[0] == steps[1] == [8, 8]
+
+
 def test_validation_leaves_the_mode_and_no_gradient() -> None:
     student = tiny_teacher(1).train()
     objective = Distillation(student, sampler(), from_teacher(), epochs(), config())

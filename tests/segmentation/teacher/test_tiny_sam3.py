@@ -1,6 +1,10 @@
 """The tiny teacher: its sizes, its initial weights, and that it learns."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,3 +127,28 @@ def test_initialising_again_gives_another_model():
     fresh = tiny_teacher(5)
     for a, b in zip(model.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_another_processors_kernels_change_predictions_by_rounding_alone(tmp_path):
+    """PyTorch's kernels for AVX2 stand for those of a processor without AVX-512."""
+    script = (
+        "import sys, torch; torch.set_num_threads(1);"
+        "from braid.segmentation.sam3.sam3 import predict;"
+        "from tests.segmentation.tiny_models import some_images, some_prompts, tiny_teacher;"
+        "model = tiny_teacher();"
+        "output = predict(model, some_images(), some_prompts());"
+        "outputs = output.masks.detach(), output.logits.detach();"
+        "torch.save((model.state_dict(), *outputs), sys.argv[1])"
+    )
+    outputs = []
+    for name, kernels in {"own": {}, "older": {"ATEN_CPU_CAPABILITY": "avx2"}}.items():
+        command = [sys.executable, "-c", script, str(tmp_path / name)]
+        environment = {**os.environ, **kernels}
+        subprocess.run(command, env=environment, cwd=Path(__file__).parents[3], check=True)
+        outputs.append(torch.load(tmp_path / name, weights_only=True))
+    (weights, *own), (same, *older) = outputs
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    for one, other in zip(own, older, strict=True):
+        assert (one - other).norm() < 1e-5 * one.norm()
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        assert not torch.equal(own[0], older[0])  # the variable chose other kernels
