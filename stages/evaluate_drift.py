@@ -7,6 +7,7 @@ from braid.clips.codec.codec import decoder
 from braid.clips.preparation.moving_digits import read_words
 from braid.clips.shards.dataset import open_clips
 from braid.common.rng import generator
+from braid.drifting.config import trained_steps
 from braid.drifting.evaluation.clips import (
     Sample,
     compare,
@@ -15,7 +16,6 @@ from braid.drifting.evaluation.clips import (
     headline,
     interpolation_table,
     methods_table,
-    trained_steps,
 )
 from braid.drifting.evaluation.pictures import draw_evaluation
 from braid.drifting.video.corruption import Corruption
@@ -42,7 +42,7 @@ def main() -> None:
         figures = compare(completed, test, train, decode, config, device, seed)
 
         stage.write_metrics(headline(figures))
-        steps = trained_steps(params.refiners)
+        steps = trained_steps(params.refiners, "models/drift")
         methods = methods_table(figures, completed, steps, config.read_clips)
         stage.write_table("plots/drift_methods.csv", methods)
         table = interpolation_table(test.latents, params.corruption)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -465,3 +466,23 @@ class MazeDriftConfig(Config):
                 f"refiners.{name}.anchors, got {self.refiners[name].anchors}"
             )
         return self
+
+
+def trained_steps(
+    refiners: Mapping[str, RefinerTrainingConfig] | Mapping[str, MazeTrainingConfig],
+    folder: str,  # that they are trained into
+) -> dict[str, int | None]:
+    """Updates behind each refiner's weights, those of what it starts from with them.
+
+    None: it starts from a folder that none of these is trained into.
+    """
+    names = {f"{folder}/{name}": name for name in refiners}
+
+    def steps(name: str) -> int | None:
+        settings = refiners[name]
+        if settings.start == "none":
+            return settings.steps
+        before = steps(names[settings.start]) if settings.start in names else None
+        return None if before is None else before + settings.steps
+
+    return {name: steps(name) for name in refiners}

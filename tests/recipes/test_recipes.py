@@ -333,6 +333,7 @@ def test_documents_name_recipes_that_exist_and_all_of_them() -> None:
 
 def test_documents_override_keys_that_exist() -> None:
     given = re.findall(r"-S ['\"]?(\+?)([A-Za-z][\w.]*)=", documents())
+    assert len(given) > 10
     added = {key for sign, key in given if sign}
     everywhere = [PARAMS, *(resolve(ROOT, name, PARAMS) for name in names(ROOT))]
     for _, key in given:

@@ -21,7 +21,6 @@ from braid.drifting.config import (
     CorruptionConfig,
     DriftEvaluationConfig,
     MazeCorruptionConfig,
-    RefinerTrainingConfig,
 )
 from braid.drifting.evaluation.reader import (
     HEADS,
@@ -325,7 +324,7 @@ def headline(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def methods_table(
     figures: Mapping[str, Mapping[str, Any]],  # by method
     completed: Completed,
-    steps: Mapping[str, int | None],  # of training, by refiner, see `trained_steps`
+    steps: Mapping[str, int | None],  # of training, by refiner, see config.py's `trained_steps`
     read: int,  # clips that are read, at most: the columns from `sharpness` on
 ) -> list[dict[str, Any]]:
     """A row for each method: training steps, network calls and clips, and all figures."""
@@ -338,23 +337,6 @@ def methods_table(
         counts = {"steps": trained, "calls": method.calls if method else None}
         rows.append({"method": name, **counts, **clips, **row})
     return rows
-
-
-def trained_steps(refiners: Mapping[str, RefinerTrainingConfig]) -> dict[str, int | None]:
-    """Updates behind each refiner's weights, those of what it starts from with them.
-
-    None: it starts from a folder that none of these is trained into.
-    """
-    names = {f"models/drift/{name}": name for name in refiners}
-
-    def steps(name: str) -> int | None:
-        settings = refiners[name]
-        if settings.start == "none":
-            return settings.steps
-        before = steps(names[settings.start]) if settings.start in names else None
-        return None if before is None else before + settings.steps
-
-    return {name: steps(name) for name in refiners}
 
 
 def drift_status(refined: Figures, interpolated: Figures) -> str:

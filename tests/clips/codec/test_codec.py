@@ -152,4 +152,4 @@ def test_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_built_in_clips_need_no_vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    decoder(TRANSFORM, examples=EXAMPLES, wan_vae=tmp_path)
+    assert decoder(TRANSFORM, examples=EXAMPLES, wan_vae=tmp_path).name == "space-time transform"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from braid.clips.preparation.moving_digits import read_words
 from braid.common.rng import generator
+from braid.drifting.config import trained_steps
 from braid.drifting.evaluation.clips import (
     ClipEvaluator,
     Completed,
@@ -21,7 +22,6 @@ from braid.drifting.evaluation.clips import (
     headline,
     interpolation_table,
     methods_table,
-    trained_steps,
 )
 from braid.drifting.interpolation.interpolation import interpolate
 from braid.drifting.interpolation.keyframes import nested_masks
@@ -152,7 +152,7 @@ def test_steps_are_those_of_all_trainings_behind_the_weights() -> None:
         "other": configs.refiner_training(start="/models/elsewhere", steps=9),
     }
     steps = {"long": 745, "drift": 740, "paired": 700, "other": None}
-    assert trained_steps(refiners) == steps
+    assert trained_steps(refiners, "models/drift") == steps
 
 
 def test_the_reference_is_linear_whatever_the_refiners_start_from() -> None:
