@@ -214,6 +214,7 @@ def test_keyframes_of_phase_one_may_be_moved_by_what_was_trained_so() -> None:
 
 def test_pipelines_start_from_the_ends_alone() -> None:
     rows, samples = evaluation().two_ways()
+    assert samples is not None
     assert [row["method"] for row in rows] == ["phase1_alone", "phase1_paired", "phase1_refined"]
     for name, clips in samples.clips.items():
         assert clips.shape == (3, len(samples.cases.cases), 2, POINTS, 1, 1), name
