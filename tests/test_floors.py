@@ -279,13 +279,13 @@ def maze_methods() -> dict[tuple[str, str], dict[str, float]]:
 def test_refined_trajectories_keep_out_of_walls_where_interpolated_ones_go_through() -> None:
     mazes, methods = drifting("drift_maze"), maze_methods()
     assert mazes["collision_ratio_six"] <= 0.1
-    assert mazes["collision_ratio_three"] <= 0.35
+    assert mazes["collision_ratio_three"] <= 0.3
     assert mazes["success_six"] >= 0.97
-    assert mazes["success_three"] >= 0.75  # .85 is wanted
+    assert mazes["success_three"] >= 0.8  # .85 is wanted
     assert mazes["length_ratio"] <= 1.15
     for given in ("3", "6"):
         refined = methods["refined", given]
-        assert refined["collision"] < methods["projected", given]["collision"]
+        assert refined["collision"] <= methods["projected", given]["collision"]
         assert refined["collision"] < methods["shuffled", given]["collision"]
         assert refined["keyframe_error"] == 0 < methods["unclamped", given]["keyframe_error"]
     for name in ("planner", "real"):
@@ -296,7 +296,7 @@ def test_drifting_goes_round_both_sides_where_regression_goes_through_the_wall()
     mazes = drifting("drift_maze")
     ways = {row["method"]: row for row in table("drift_maze_two_ways")}
     assert float(ways["phase1_paired"]["both_ways"]) <= 0.05
-    assert mazes["both_ways"] >= 0.15  # .6 is wanted
+    assert mazes["both_ways"] >= 0.3  # .6 is wanted
     # Half of the regression's is wanted.
     assert mazes["collision_refined_two_ways"] <= 0.9 * mazes["collision_paired_two_ways"]
     assert mazes["status"] != "worse_than_interpolation"
