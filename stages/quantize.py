@@ -21,7 +21,7 @@ from braid.pseudo_classes.quantizer import (
 )
 from braid.stage.context import open_stage
 
-HEADLINE = ("K", "classes", "recommended_K", "mean_occupancy", "inertia", "status")
+HEADLINE = ("K", "classes", "recommended_K", "mean_occupancy", "status")
 
 
 def main() -> None:

@@ -116,7 +116,9 @@ def test_a_part_that_fails_names_itself_and_leaves_the_others(
 
 def test_an_interrupt_stops_all(work: Path) -> None:
     script = (
-        "import sys\nfrom launch import repro\nfrom braid.stage.dag import Declaration\n"
+        "import signal, sys\nfrom launch import repro\nfrom braid.stage.dag import Declaration\n"
+        # A shell's background jobs ignore interrupts, and what they start does too.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "repro.DVC = (sys.executable, 'stand_in.py')\n"
         "repro.declarations = lambda _: [Declaration('slow', (), (), (), ())]\n"
         "repro.load_params = lambda _: None\n"

@@ -44,7 +44,7 @@ def test_draws_follow_the_probabilities(tile):
     assert chisquare(observed, 200_000 * ray_probabilities(sampler).numpy()).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("hard", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("hard", [0.0, 0.5, 0.9])
 def test_the_weighted_loss_is_unbiased(hard):
     sampler = experienced(hard=hard)
     loss = ray_errors()
@@ -96,9 +96,9 @@ def test_a_resumed_sampler_draws_the_same_rays():
     assert torch.equal(first.draw(50, generator(2)).ray, second.draw(50, generator(2)).ray)
 
 
-@pytest.mark.parametrize("hard", [-0.1, 1.5])
+@pytest.mark.parametrize("hard", [-0.1, 1.0])
 def test_a_wrong_fraction_is_refused(hard):
-    with pytest.raises(ValueError, match=r"hard\n.*than or equal to"):
+    with pytest.raises(ValueError, match=r"hard\n.*should be (less|greater) than"):
         rays_config(hard=hard)
 
 
