@@ -28,11 +28,11 @@ def main() -> None:
     """Run the stage."""
     with open_stage("evaluate_drift") as stage:
         params, seed, device = stage.params.drift, stage.params.seed, stage.device()
-        config, clips = params.evaluation, open_clips(stage.dep("data/clips"))
+        config, quantizer = params.evaluation, load_quantizer(stage.dep("models/quantizer"))
+        clips = open_clips(stage.dep("data/clips"), text=quantizer.text)
         train = Sample.of(clips, "train", config.train_clips, read_words)
         test = Sample.of(clips, "test", config.test_clips, read_words)
         corruption = Corruption(clips.shape[1], params.corruption)
-        quantizer = load_quantizer(stage.dep("models/quantizer"))
         refiner = load_refiner(stage.dep(f"models/drift/{config.refiner}")).to(device)
         paired = load_refiner(stage.dep(f"models/drift/{config.paired}")).to(device)
         completed = complete(
