@@ -145,6 +145,7 @@ def figures_without_reader(copy: Path, settings: Mapping[str, Any]) -> dict[str,
         load_refiner(folder / config.paired),
         config,
         generator(settings["seed"], "test"),
+        quantizer.encoder.of_some,
     )
     spaces = RandomConvolutions(clips.shape[0]), PcaSpace(train.latents, config.components)
     evaluator = ClipEvaluator(test.latents, completed, *spaces, torch.device("cpu"))

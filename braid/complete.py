@@ -71,7 +71,8 @@ def _run(options: argparse.Namespace) -> None:
     corruption = Corruption(latents.shape[2], params.drift.corruption)
     assign, refiner = quantizer.assign, load_refiner(options.refiner)
     board, models = (latents, text, options.at), (corruption, assign, refiner.to(device))
-    shown, given, label = complete_storyboard(*board, *models, options.alpha, params.seed)
+    more = options.alpha, params.seed, quantizer.encoder.of_some
+    shown, given, label = complete_storyboard(*board, *models, *more)
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save_file({"latents": shown["refined"]}, f"{options.out}.safetensors")

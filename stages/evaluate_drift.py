@@ -35,9 +35,8 @@ def main() -> None:
         corruption = Corruption(clips.shape[1], params.corruption)
         refiner = load_refiner(stage.dep(f"models/drift/{config.refiner}")).to(device)
         paired = load_refiner(stage.dep(f"models/drift/{config.paired}")).to(device)
-        completed = complete(
-            test, quantizer.assign, corruption, refiner, paired, config, generator(seed, "test")
-        )
+        parts = test, quantizer.assign, corruption, refiner, paired, config
+        completed = complete(*parts, generator(seed, "test"), quantizer.encoder.of_some)
         decode = decoder(clips.codec, train.latents, stage.optional_dep(stage.params.clips.wan_vae))
         figures = compare(completed, test, train, decode, config, device, seed)
 

@@ -30,9 +30,9 @@ def main() -> None:
         corruption = Corruption(latents.shape[2], stage.params.drift.corruption)
         refiner = load_refiner(stage.dep("models/drift")).to(device)
         board, guidance = (latents, text, config.keyframes), config.alpha
-        shown, given, label = complete_storyboard(
-            *board, corruption, quantizer.assign, refiner, guidance, stage.params.seed
-        )
+        models = corruption, quantizer.assign, refiner
+        more = guidance, stage.params.seed, quantizer.encoder.of_some
+        shown, given, label = complete_storyboard(*board, *models, *more)
 
         stage.out("data/storyboards").write_bytes(save({"latents": shown["refined"]}))
         pictures = stage.out("plots/storyboards")
