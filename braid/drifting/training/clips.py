@@ -37,7 +37,6 @@ from braid.drifting.video.features import ClipFeatures, vanilla
 from braid.drifting.video.motion import Decode
 from braid.drifting.video.refiner import Refiner, finish, start_from
 from braid.metrics.distances import RandomConvolutions, frechet_distance
-from braid.pseudo_classes.quantizer import PseudoClasses
 from braid.training.ema import Ema
 from braid.training.trainer import Row, Run, TrainResult
 
@@ -61,6 +60,18 @@ class Clips(Protocol):
         """Their text embeddings, [B, L, D]."""
 
 
+class Classes(Protocol):
+    """The classes of all clips."""
+
+    @property
+    def labels(self) -> Tensor:
+        """[N] int64."""
+
+    @property
+    def embedding(self) -> Tensor:
+        """What they are cells of, [N, d]."""
+
+
 @dataclass(frozen=True)
 class ClipSplit:
     """The clips of one split and their pseudo-classes, by their positions in it."""
@@ -71,10 +82,10 @@ class ClipSplit:
     embedding: Tensor  # [n, d], h of text and keyframes
 
     @classmethod
-    def of(cls, clips: Clips, pseudo: PseudoClasses, split: str) -> ClipSplit:
-        """A split of clips that have these pseudo-classes."""
+    def of(cls, clips: Clips, classes: Classes, split: str) -> ClipSplit:
+        """A split of clips that have these classes."""
         indices = torch.from_numpy(clips.indices(split))
-        return cls(clips, indices, pseudo.labels[indices], pseudo.embedding[indices])
+        return cls(clips, indices, classes.labels[indices], classes.embedding[indices])
 
     def __len__(self) -> int:
         return len(self.indices)
