@@ -154,6 +154,7 @@ class BatchesConfig(Config):
     negatives: Whole  # generated earlier, a class, from its memory bank
     unconditional: Count  # real clips of any class
     bank: Count  # clips kept a class
+    bank_holds: Literal["latents", "positions"] = "latents"  # positions: read again when drawn
     bank_unconditional: Whole  # newest clips that those of any class come from; 0: all there are
     alpha_max: Annotated[float, Field(ge=1)]  # guidance is drawn from [1, alpha_max]
     alpha_power: NonNegative  # density ~ alpha^-power
@@ -224,6 +225,10 @@ class RefinerTrainingConfig(Config):
     steps: Steps
     lr_scale: Positive  # times optimizer.lr
     validate_every: Count  # steps between evaluations on the validation split
+    validation_clips: Count  # at most
+    chunk: Whole  # clips through the networks at once, which are run again for gradients; 0: all
+    recompute_blocks: bool  # keep what goes into each block alone, and run it again for gradients
+    read_ahead: bool  # the next step's clips, in a thread
     compile: bool  # torch.compile the network: pays on long runs of one shape, needs a compiler
     features: DriftFeaturesConfig | None = None  # of drifting, which has no other params of its own
 

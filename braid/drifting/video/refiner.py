@@ -312,6 +312,7 @@ def load_refiner(folder: Path) -> Refiner:
 # the keyframes of level s, so each step reveals the refiner's own idea of a few more keyframes.
 
 CHUNK = 64  # clips at once
+VALUES = 2**22  # of clips at once, at most: two of Wan's
 
 
 @torch.no_grad()
@@ -328,7 +329,8 @@ def refine(
     device = next(refiner.parameters()).device
     texts = texts if getattr(refiner, "takes_text", False) else None
     parts = []
-    for rows in torch.arange(len(classes)).split(CHUNK):
+    chunk = max(1, min(CHUNK, VALUES // corrupted.latents[0].numel()))
+    for rows in torch.arange(len(classes)).split(chunk):
         columns = [values[rows].to(device) for values in (*corrupted, classes)]
         levels = torch.full((len(rows),), level, device=device)
         guidance = torch.full((len(rows),), alpha, device=device)
