@@ -8,7 +8,7 @@ from braid.clips.shards.dataset import open_clips
 from braid.common.io import read_json
 from braid.drifting.training.clips import BestOnValidation, ClipSplit, clip_objective, curves
 from braid.drifting.video.corruption import Corruption
-from braid.drifting.video.refiner import Refiner, save_refiner
+from braid.drifting.video.refiner import make_refiner, save_refiner
 from braid.pseudo_classes.quantizer import load_pseudo_classes
 from braid.stage.card import Pace, clips_data, write_card
 from braid.stage.context import open_stage
@@ -25,11 +25,12 @@ def main() -> None:
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
         training, validation = (ClipSplit.of(clips, pseudo.labels, s) for s in ("train", "val"))
         corruption = Corruption(clips.shape[1], config.corruption)
-        refiner = Refiner(clips.shape[0], pseudo.classes, corruption.levels + 1, config.refiner)
+        shape = clips.shape[0], pseudo.classes, corruption.levels + 1, clips.text_shape[1]
+        refiner = make_refiner(*shape, config.refiner)
         decode = decoder_of(clips, stage.optional_dep(stage.params.clips.wan_vae))
         parts = settings, config.batches, config.loss, refiner, corruption, training
         objective = clip_objective(*parts, *folders, decode, run)
-        best = BestOnValidation(validation, corruption, settings, run)
+        best = BestOnValidation(validation, corruption, settings, run, refiner.takes_text)
         result = train(
             objective,
             config.optimizer,
@@ -39,11 +40,11 @@ def main() -> None:
             outer_layers=[f"refiner.{layer}" for layer in refiner.outer_layers],
             stateful={"best": best, **objective.stateful()},
             hooks={"validation": best, "pace": pace},
+            shard=refiner.parts if settings.shard else (),
         )
         save_refiner(stage.out("models/drift"), best.restored(refiner))
         samples = objective.clips_per_step * config.optimizer.accumulate * run.process.world_size
         stage.runtime["clips_per_second"] = pace.per_second(samples)
-
         for folder, rows in curves(result).items():
             stage.write_table(f"plots/{folder}", rows, ["step"])
         stage.write_table("metrics/tables", best.rows(objective))

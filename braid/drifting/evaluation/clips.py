@@ -35,7 +35,7 @@ from braid.drifting.evaluation.reader import (
 from braid.drifting.interpolation.interpolation import FRECHET_RATIO, METHODS, interpolate
 from braid.drifting.interpolation.keyframes import level_counts, nested_masks
 from braid.drifting.video.corruption import Corrupted, Corruption
-from braid.drifting.video.refiner import CHUNK, Refiner, cold_sample, refine
+from braid.drifting.video.refiner import CHUNK, AnyRefiner, cold_sample, refine
 from braid.metrics.distances import (
     PcaSpace,
     RandomConvolutions,
@@ -106,8 +106,8 @@ def complete(
     test: Sample,  # missing frames are not read
     classify: Callable[[Tensor, Tensor], Tensor],  # texts and clips to pseudo-classes
     corruption: Corruption,
-    refiner: Refiner,
-    paired: Refiner,
+    refiner: AnyRefiner,
+    paired: AnyRefiner,
     config: DriftEvaluationConfig,
     draw: torch.Generator,  # of the noise that the refiners start from
 ) -> Completed:
@@ -115,30 +115,33 @@ def complete(
 
     `interpolated` is linear, whatever the refiners start from, which is `start` where it differs.
     `refined` is one step of the refiner with the given keyframes clamped, `unclamped` the same
-    without, `shuffled` the same with another clip's class; `paired` one step of the refiner trained
-    by regression, `cold` that refiner from level to level. Classes are of text and keyframes, as of
-    a storyboard, with what is between them interpolated.
+    without, `shuffled` the same with another clip's class and text; `paired` one step of the
+    refiner trained by regression, `cold` that refiner from level to level. Classes are of text and
+    keyframes, as of a storyboard, with what is between them interpolated.
     """
     truth, level = test.latents, corruption.levels
     masks = nested_masks(len(truth), truth.shape[2], corruption.counts)
     start = corruption.impute(truth, masks[-1], torch.arange(len(truth)), draw)
     classes = classify(test.texts, start.latents)
 
-    def one_step(model: Refiner, labels: Tensor, alpha: float, clamp: bool) -> Callable[[], Tensor]:
-        return lambda: refine(model, start, labels, level, alpha, clamp)
+    def one_step(
+        model: AnyRefiner, alpha: float, clamp: bool, other: int = 0
+    ) -> Callable[[], Tensor]:
+        labels, texts = classes.roll(other), test.texts.roll(other, 0)
+        return lambda: refine(model, start, labels, level, alpha, clamp, texts)
 
     alpha, (one, two) = config.alpha, (config.refiner, config.paired)
     runs: dict[str, tuple[str, int, Callable[[], Tensor]]] = {
         "interpolated": ("", 0, lambda: linear(truth, masks[-1], corruption.config)),
         "start": ("", 0, lambda: start.latents),
-        "refined": (one, 1, one_step(refiner, classes, alpha, True)),
-        "unclamped": (one, 1, one_step(refiner, classes, alpha, False)),
-        "shuffled": (one, 1, one_step(refiner, classes.roll(1), alpha, True)),
-        "paired": (two, 1, one_step(paired, classes, 1.0, True)),
+        "refined": (one, 1, one_step(refiner, alpha, True)),
+        "unclamped": (one, 1, one_step(refiner, alpha, False)),
+        "shuffled": (one, 1, one_step(refiner, alpha, True, other=1)),
+        "paired": (two, 1, one_step(paired, 1.0, True)),
         "cold": (
             two,
             level,
-            lambda: cold_sample(paired, corruption, truth, masks, classes, 1.0, draw),
+            lambda: cold_sample(paired, corruption, truth, masks, classes, 1.0, draw, test.texts),
         ),
     }
     if corruption.config.interpolator == "linear" and corruption.config.noise == "none":

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from braid.common.rng import generator
 from braid.drifting.video.corruption import Corrupted, Corruption
-from braid.drifting.video.refiner import Refiner, refine
+from braid.drifting.video.refiner import AnyRefiner, refine
 
 
 def given_frames(keyframes: Sequence[int], frames: int) -> Tensor:
@@ -50,7 +50,7 @@ def complete_storyboard(
     keyframes: Sequence[int],  # the given latent frames
     corruption: Corruption,
     assign: Callable[[Tensor | None, Tensor], Tensor],  # text and latents to classes [1]
-    refiner: Refiner,
+    refiner: AnyRefiner,
     alpha: float,  # guidance; 1: none
     seed: int,
 ) -> tuple[dict[str, Tensor], Tensor, int]:
@@ -63,7 +63,7 @@ def complete_storyboard(
     start = impute_given(latents, given, corruption, generator(seed, "storyboard"))
     classes = assign(text, start.latents)
     level = level_of(len(set(keyframes)), corruption.counts)
-    (full,) = refine(refiner, start, classes, level, alpha, clamp=True)
+    (full,) = refine(refiner, start, classes, level, alpha, clamp=True, texts=text)
     shown = {"interpolated": start.latents[0], "refined": full.contiguous()}
     return shown, given[0], int(classes)
 

@@ -32,8 +32,9 @@ from braid.drifting.training.objectives import (
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import ClipFeatures, vanilla
 from braid.drifting.video.motion import Decode
-from braid.drifting.video.refiner import Refiner, refine, start_from
+from braid.drifting.video.refiner import AnyRefiner, refine, start_from
 from braid.metrics.distances import RandomConvolutions, frechet_distance
+from braid.training.distributed import whole
 from braid.training.ema import Ema
 from braid.training.trainer import Row, Run, TrainResult
 
@@ -52,6 +53,9 @@ class Clips(Protocol):
 
     def anchors(self, indices: Tensor) -> Tensor:
         """A phase-1 model's latents for the same clips."""
+
+    def texts(self, indices: Tensor) -> Tensor:
+        """Their text embeddings, [B, L, D]."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,16 @@ class ClipSplit:
         """A phase-1 model's latents for the same clips."""
         return self.clips.anchors(self.indices[positions])
 
+    def texts(self, positions: Tensor) -> Tensor:
+        """Text embeddings [B, L, D] of the same clips."""
+        return self.clips.texts(self.indices[positions])
+
 
 def clip_objective(
     settings: RefinerTrainingConfig,
     batches: BatchesConfig,
     loss: DriftLossConfig,
-    refiner: Refiner,
+    refiner: AnyRefiner,
     corruption: Corruption,
     split: ClipSplit,  # what is trained on
     encoder: Path | None,  # folder of the latent MAE whose features count too
@@ -107,7 +115,7 @@ def clip_objective(
             not show all channels.
     """
     sides, patch = split.latents(torch.zeros(1, dtype=torch.long)).shape[-2:], refiner.config.patch
-    if any(side % patch for side in sides):
+    if refiner.config.backbone == "transformer" and any(side % patch for side in sides):
         raise ValueError(
             f"drift.refiner.patch is {patch}, expected a divisor of the sides of a latent frame, "
             f"{sides[0]} and {sides[1]}"
@@ -123,14 +131,15 @@ def clip_objective(
     anchors = split.anchors if corruption.config.student_replace_prob > 0 else None
     drawn = DriftBatchesConfig(**batches.model_dump(), generated=settings.generated)
     base = refiner, corruption, split.latents, split.classes, drawn, anchors
+    more: dict[str, Any] = {"texts": split.texts} if refiner.takes_text else {}
     features, every = settings.features, run.log_every
     if features is None:
-        return PairedObjective(*base)
+        return PairedObjective(*base, **more)
     branches: dict[str, Branch] = {"vanilla": (features.vanilla_weight, vanilla(features.vanilla))}
     if encoder is not None:
         phi = ClipFeatures(load_latent_mae(encoder), features.families, features.locations)
         branches["encoder"] = (features.encoder_weight, phi.to(run.device))
-    return DriftObjective(*base, branches=branches, loss=DriftLoss(loss), log_every=every)
+    return DriftObjective(*base, branches=branches, loss=DriftLoss(loss), log_every=every, **more)
 
 
 def curves(result: TrainResult) -> dict[str, list[Row]]:
@@ -206,7 +215,7 @@ class KeepBest:
         self.last = {"step": done, **figures}
         if not self.best or figures[self.score] < self.best[self.score]:
             self.best = self.last
-            state = objective.refiner.state_dict()
+            state = whole(objective.refiner.state_dict())
             self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
         return {f"val_{name}": value for name, value in figures.items()}
 
@@ -267,9 +276,11 @@ class BestOnValidation(KeepBest):
         corruption: Corruption,
         config: RefinerTrainingConfig,
         run: Run,
+        takes_text: bool = False,  # the refiner
     ) -> None:
         chosen = split.evenly(AT_MOST)
         truth, self.classes = split.latents(chosen), split.classes[chosen]
+        self.texts = split.texts(chosen) if takes_text else None
         self.truth, self.level = truth, corruption.levels
         mask = nested_masks(len(truth), truth.shape[2], corruption.counts)[-1]
         draw = generator(run.seed, "validation")  # of the corruption's noise
@@ -282,7 +293,8 @@ class BestOnValidation(KeepBest):
 
     def scores(self, refiner: nn.Module) -> dict[str, float]:
         """The figures of refined validation clips."""
-        return self.figures(refine(refiner, self.corrupted, self.classes, self.level, alpha=1.0))
+        given = self.corrupted, self.classes, self.level
+        return self.figures(refine(refiner, *given, alpha=1.0, texts=self.texts))
 
     def figures(self, clips: Tensor) -> dict[str, float]:
         """Of refined or of interpolated clips [n, C, T, H, W]: `frechet` and `mse_missing`."""

@@ -75,8 +75,10 @@ class Refinement(nn.Module):
         batches: DriftBatchesConfig,
         anchors: Latents | None = None,  # phase-1 outputs for the same clips
         level_of: Literal["clip", "class"] = "clip",  # what a step draws a level for
+        texts: Latents | None = None,  # text embeddings of the same clips, if the refiner takes any
     ) -> None:
         super().__init__()
+        self.texts = texts
         self.level_of = level_of
         self.refiner = refiner
         self.corruption = corruption
@@ -123,6 +125,7 @@ class Refinement(nn.Module):
         level = level.repeat_interleave(alike).to(self.device)
         ids = batch.members.flatten()
         anchors = {"anchors": self.load(self.anchors, ids)} if self.anchors else {}
+        text = {"text": self.load(self.texts, ids)} if self.texts else {}
         draws = distinct(ids, len(self.sampler.order))
         corrupted = self.corruption(truth.flatten(0, 1), level, draws, generator, **anchors)
         refined = self.refiner(
@@ -132,6 +135,7 @@ class Refinement(nn.Module):
             batch.classes.to(self.device).repeat_interleave(members),
             level,
             alpha.repeat_interleave(members),
+            **text,
         )
         return Refined(
             batch.classes,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,16 @@ from braid.drifting.config import RefinerConfig
 from braid.drifting.video.corruption import Corrupted, Corruption
 from braid.drifting.video.motion import Decode, MovedKeyframes
 
+if TYPE_CHECKING:
+    from braid.drifting.video.wan import WanRefiner
+
 FREQUENCIES = 16  # of the encodings of alpha
 
 
 class Refiner(nn.Module):
     """x_hat = z + f(z, confidence, class, level, alpha): keyframes moved, and a correction."""
+
+    takes_text = False
 
     def __init__(
         self,
@@ -95,6 +100,11 @@ class Refiner(nn.Module):
         """The first and the last layers, which Muon leaves to AdamW."""
         heads = ["moved.of_cells", "moved.of_frame"]
         return ["embed", "out", *(heads if self.moved is not None else [])]
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """What can be split over processes: blocks, which are computed one by one, then all."""
+        return [*self.blocks, self]
 
     def fit_pictures(
         self,
@@ -207,7 +217,39 @@ def _positions(x: Tensor) -> Tensor:
     return functional.pad(joint, (0, dim - joint.shape[-1])).to(x.dtype)
 
 
-def start_from(refiner: Refiner, folder: Path) -> None:
+# ---- Either backbone: made by its params, stored, read -------------------------------------------
+# That of Wan is imported where it is used: diffusers takes seconds, and is an extra.
+
+AnyRefiner = Union[Refiner, "WanRefiner"]
+OF_WAN = ("text_dim", "architecture", "base_hash")  # what it is stored with, beside its config
+
+
+def make_refiner(
+    channels: int,  # of a latent
+    classes: int,  # pseudo-classes
+    levels: int,  # of corruption, level 0 included
+    text_dim: int,  # channels of a text's rows
+    config: RefinerConfig,
+    **stored: Any,  # of a `WanRefiner`
+) -> AnyRefiner:
+    """An untrained refiner with the backbone of its params.
+
+    Raises:
+        ValueError: params that do not fit one another or a base, or no diffusers.
+    """
+    if config.backbone == "transformer":
+        return Refiner(channels, classes, levels, config)
+    try:
+        from braid.drifting.video.wan import WanRefiner
+
+        return WanRefiner(channels, classes, levels, text_dim, config, **stored)
+    except ImportError as error:
+        raise ValueError(
+            f"drift.refiner.backbone is wan: expected the extra wan, {error.name} is missing"
+        ) from None
+
+
+def start_from(refiner: AnyRefiner, folder: Path) -> None:
     """Take over the weights of a saved refiner.
 
     Raises:
@@ -224,20 +266,22 @@ def start_from(refiner: Refiner, folder: Path) -> None:
     refiner.load_state_dict(other.state_dict())
 
 
-def save_refiner(folder: Path, refiner: Refiner) -> None:
+def save_refiner(folder: Path, refiner: AnyRefiner) -> None:
     """Write `model.safetensors` and `config.json`."""
     save_model(folder, refiner, {**refiner.shape, **refiner.config.model_dump()})
 
 
-def load_refiner(folder: Path) -> Refiner:
+def load_refiner(folder: Path) -> AnyRefiner:
     """Read a refiner.
 
     Raises:
         ValueError: a file is missing or broken; the message names the folder.
     """
 
-    def build(channels: int, classes: int, levels: int, **config: Any) -> Refiner:
-        return Refiner(channels, classes, levels, RefinerConfig(**config))
+    def build(channels: int, classes: int, levels: int, **more: Any) -> AnyRefiner:
+        stored = {name: more.pop(name) for name in OF_WAN if name in more}
+        shape = channels, classes, levels, stored.pop("text_dim", 0)
+        return make_refiner(*shape, RefinerConfig(**more), **stored)
 
     return load_model(folder, build, "refiner")[1].eval()
 
@@ -258,15 +302,18 @@ def refine(
     level: int,
     alpha: float,  # guidance, 1: none
     clamp: bool | None = None,  # keep what is given bit for bit; None: as the refiner is configured
+    texts: Tensor | None = None,  # [B, L, D], for a refiner that takes them; None: none
 ) -> Tensor:
     """One step from corrupted clips to refined ones, [B, C, T, H, W], on the CPU."""
     device = next(refiner.parameters()).device
+    texts = texts if getattr(refiner, "takes_text", False) else None
     parts = []
     for rows in torch.arange(len(classes)).split(CHUNK):
         columns = [values[rows].to(device) for values in (*corrupted, classes)]
         levels = torch.full((len(rows),), level, device=device)
         guidance = torch.full((len(rows),), alpha, device=device)
-        parts.append(refiner(*columns, levels, guidance, clamp).float().cpu())
+        text = {} if texts is None else {"text": texts[rows].to(device)}
+        parts.append(refiner(*columns, levels, guidance, clamp, **text).float().cpu())
     return torch.cat(parts)
 
 
@@ -278,6 +325,7 @@ def cold_sample(
     classes: Tensor,  # [B]
     alpha: float,
     generator: torch.Generator,  # of the corruption's noise
+    texts: Tensor | None = None,  # [B, L, D], for a refiner that takes them; None: none
 ) -> Tensor:
     """Refine from the coarsest level to the finest, one network call a level: [B, C, T, H, W].
 
@@ -291,7 +339,7 @@ def cold_sample(
     coarsest = len(masks) - 1
     current = degraded(keyframes, coarsest)
     for level in range(coarsest, 0, -1):
-        estimate = refine(refiner, current, classes, level, alpha, clamp=True)
+        estimate = refine(refiner, current, classes, level, alpha, clamp=True, texts=texts)
         coarse, fine = degraded(estimate, level), degraded(estimate, level - 1)
         current = fine._replace(latents=current.latents - coarse.latents + fine.latents)
     return current.latents

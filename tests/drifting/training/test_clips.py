@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from braid.drifting.mae.latent_mae import LatentMae, save_latent_mae
-from braid.drifting.training.clips import ClipSplit, clip_objective, curves
+from braid.drifting.training.clips import BestOnValidation, ClipSplit, clip_objective, curves
 from braid.drifting.training.objectives import DriftObjective, PairedObjective
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import Refiner, save_refiner
@@ -35,6 +35,9 @@ class InMemory:
 
     def anchors(self, indices: torch.Tensor) -> torch.Tensor:
         return torch.full_like(self.clips[indices], 9.0)
+
+    def texts(self, indices: torch.Tensor) -> torch.Tensor:
+        return self.clips[indices].mean(dim=(2, 3, 4))[:, None]  # which says which clip it is
 
 
 def split(name: str = "train") -> ClipSplit:
@@ -104,6 +107,37 @@ def test_an_encoder_is_read_only_where_its_features_count(tmp_path: Path) -> Non
     assert drift.card(16)["effective batch"] == "16, 8 at once"
     with pytest.raises(ValueError, match="of a latent MAE"):
         objective(tmp_path, **ENCODER)
+
+
+class WithText(Refiner):
+    """Keeps what it is called with."""
+
+    takes_text = True
+
+    def __init__(self) -> None:
+        super().__init__(2, 2, 2, configs.refiner())
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, clips, *given, text):
+        self.seen.append(text)
+        return super().forward(clips, *given)
+
+
+@pytest.mark.parametrize("kind", ["paired", "drift"])
+def test_a_refiner_that_takes_text_gets_that_of_each_clip(kind: str) -> None:
+    refiner, kept = WithText(), []
+    steps = objective(None, objective=kind, refiner=refiner)
+    load = steps.latents
+    steps.latents = lambda positions: kept.append(load(positions)) or kept[-1]
+    steps(0, torch.Generator().manual_seed(0))
+    assert torch.equal(refiner.seen[0][:, 0], kept[0].mean(dim=(2, 3, 4)))
+
+    given = configs.refiner_training(objective=kind)
+    run = Run(seed=0, device=torch.device("cpu"))
+    corruption = Corruption(5, configs.corruption(levels=1))
+    best = BestOnValidation(split("val"), corruption, given, run, takes_text=True)
+    best.scores(refiner)
+    assert torch.equal(refiner.seen[-1][:, 0], best.truth.mean(dim=(2, 3, 4)))
 
 
 def test_a_training_goes_on_from_another_refiner_s_weights(tmp_path: Path) -> None:
