@@ -8,7 +8,7 @@ from braid.clips.shards.dataset import open_clips
 from braid.common.io import read_json
 from braid.drifting.training.clips import BestOnValidation, ClipSplit, clip_objective, curves
 from braid.drifting.video.corruption import Corruption
-from braid.drifting.video.refiner import make_refiner, save_refiner
+from braid.drifting.video.refiner import save_refiner
 from braid.pseudo_classes.quantizer import load_pseudo_classes
 from braid.stage.card import Pace, clips_data, write_card
 from braid.stage.context import open_stage
@@ -21,16 +21,18 @@ def main() -> None:
         config, pace, run = stage.params.drift, Pace(), stage.training()
         settings = config.refiners[stage.item[0]]
         folders = stage.optional_dep(settings.encoder), stage.optional_dep(settings.start)
-        clips = open_clips(stage.dep("data/clips"), cache_mib=stage.params.clips.cache_mib)
+        cache, text = stage.params.clips.cache_mib, stage.params.clips.conditions.text
+        clips = open_clips(stage.dep("data/clips"), cache_mib=cache, text=text)
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
-        training, validation = (ClipSplit.of(clips, pseudo.labels, s) for s in ("train", "val"))
+        training, validation = (ClipSplit.of(clips, pseudo, s) for s in ("train", "val"))
         corruption = Corruption(clips.shape[1], config.corruption)
-        shape = clips.shape[0], pseudo.classes, corruption.levels + 1, clips.text_shape[1]
-        refiner = make_refiner(*shape, config.refiner)
+        refiner = training.fresh_refiner(
+            pseudo.classes, corruption, config.refiner, settings.target
+        )
         decode = decoder_of(clips, stage.optional_dep(stage.params.clips.wan_vae))
         parts = settings, config.batches, config.loss, refiner, corruption, training
         objective = clip_objective(*parts, *folders, decode, run)
-        best = BestOnValidation(validation, corruption, settings, run, refiner.takes_text)
+        best = BestOnValidation(validation, corruption, settings, run, config.refiner.beside)
         result = train(
             objective,
             config.optimizer,
@@ -51,7 +53,7 @@ def main() -> None:
         results, (_, reason) = best.metrics(), best.status()
         stage.write_metrics(results)
         manifest = read_json(stage.dep("data/clips") / "manifest.json")
-        source, model = stage.params.clips.source, objective.card(samples)
+        model, source = objective.card(samples), stage.params.clips.source
         data = clips_data(source, manifest, train=len(training), val=len(validation))
         write_card(stage, run.device, data=data, model=model, results=results, reason=reason)
 

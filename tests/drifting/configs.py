@@ -69,7 +69,7 @@ FEATURES: dict[str, Any] = {
     "locations": 4,
 }
 REFINER: dict[str, Any] = {"patch": 2, "dim": 24, "depth": 1, "heads": 2, "clamp": True}
-REFINER |= {"backbone": "transformer", "detail": 0, "moments": 1}
+REFINER |= {"backbone": "transformer", "detail": 0, "moments": 1, "beside": "none"}
 WAN: dict[str, Any] = {
     "base": "none",
     "widening": 2.0,
@@ -148,7 +148,7 @@ def wan_refiner(**changes: Any) -> RefinerConfig:
     """Of the backbone `wan`; changes of its section and of the refiner's sizes alike."""
     own = {name: value for name, value in changes.items() if name in WAN}
     sizes = {name: value for name, value in changes.items() if name not in WAN}
-    return refiner(**{"backbone": "wan", "wan": wan(**own)} | sizes)
+    return refiner(**{"backbone": "wan", "beside": "text", "wan": wan(**own)} | sizes)
 
 
 def features(**changes: Any) -> DriftFeaturesConfig:
@@ -160,6 +160,7 @@ def refiner_training(**changes: Any) -> RefinerTrainingConfig:
         "start": "none",
         "encoder": "none",
         "objective": "drift",
+        "target": "clip",
         "generated": 4,
         "steps": 12,
         "lr_scale": 1.0,

@@ -30,12 +30,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from braid.common.config import NONE
-from braid.common.io import save_model
 from braid.common.progress import run_command
 from braid.common.torchvision import mend_torchvision
-from braid.drifting.config import RefinerConfig, WanConfig
+from braid.drifting.config import RefinerConfig, Target, WanConfig
 from braid.drifting.video.motion import Decode, MovedKeyframes
-from braid.drifting.video.refiner import FREQUENCIES, guidance_waves, load_refiner
+from braid.drifting.video.refiner import FREQUENCIES, guidance_waves, load_refiner, save_refiner
 from braid.drifting.video.sparse_linear_attention import SparseLinearAttention, WanSelfAttention
 
 mend_torchvision()
@@ -51,7 +50,6 @@ FREQUENCIES_OF_TIME = 256  # of fresh weights, as in all of Wan's
 class WanRefiner(nn.Module):
     """x_hat = z - sigma v(z, time, text, class, alpha), and keyframes moved as in `Refiner`."""
 
-    takes_text = True
     sigmas: Tensor
 
     def __init__(
@@ -59,8 +57,9 @@ class WanRefiner(nn.Module):
         channels: int,  # of a latent
         classes: int,  # pseudo-classes
         levels: int,  # of corruption, level 0 included
-        text_dim: int,  # channels of a text's rows
         config: RefinerConfig,
+        row_dim: int = 0,  # channels of the rows that it attends to, a text's; 0: to none
+        target: Target = "clip",  # what it is trained to refine to
         architecture: Mapping[str, Any] | None = None,  # of a stored network; None: by the config
         base_hash: str | None = None,  # what the base of stored adapters has to be; None: any
     ) -> None:
@@ -71,15 +70,15 @@ class WanRefiner(nn.Module):
                 trained on, or no layer is a target; the message names it.
         """
         super().__init__()
-        self.config, own = config, config.wan
+        self.config, self.target, own = config, target, config.wan
         learns_alone = own.base == NONE or (architecture is not None and not own.rank)
         if learns_alone:
-            self.model = fresh(channels, text_dim, config, architecture)
+            self.model = fresh(channels, row_dim or 1, config, architecture)
         else:
             self.model = opened(Path(own.base), own.frozen if own.rank else "float32")
-            require_sizes(self.model.config, channels, text_dim, config)
+            require_sizes(self.model.config, channels, row_dim, config)
         self.shape: dict[str, Any] = {
-            **{"channels": channels, "classes": classes, "levels": levels, "text_dim": text_dim},
+            **{"channels": channels, "classes": classes, "levels": levels, "row_dim": row_dim},
             "architecture": {name: self.model.config[name] for name in architecture_names()},
             "base_hash": hash_of(Path(own.base)) if own.rank else None,
         }
@@ -117,7 +116,7 @@ class WanRefiner(nn.Module):
         sigma = self.sigmas[level][:, None]
         time = torch.where(mask, 0.0, sigma * (1 - confidence))
         if text is None:
-            text = clips.new_zeros(len(clips), 1, self.shape["text_dim"])
+            text = clips.new_zeros(len(clips), 1, self.model.config.text_dim)
         condition = self.class_table(classes) + self.alpha(guidance_waves(alpha))
         velocity, tokens = self.velocity(padded, time, text, condition)
         velocity = velocity[..., :height, :width]
@@ -165,6 +164,11 @@ class WanRefiner(nn.Module):
         cut = model.proj_out(x).unflatten(1, grid).unflatten(-1, (*model.config.patch_size, -1))
         cut = cut.permute(0, 7, 1, 4, 2, 5, 3, 6)
         return cut.flatten(6, 7).flatten(4, 5).flatten(2, 3), x.unflatten(1, grid)
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether there are rows to attend to."""
+        return self.config.beside != "none"
 
     @property
     def outer_layers(self) -> list[str]:
@@ -285,7 +289,7 @@ def opened(folder: Path, kind: str) -> Any:
         ) from None
 
 
-def require_sizes(has: Any, channels: int, text_dim: int, config: RefinerConfig) -> None:
+def require_sizes(has: Any, channels: int, row_dim: int, config: RefinerConfig) -> None:
     """Compare a checkpoint's sizes to the clips' and the params'.
 
     Raises:
@@ -301,7 +305,8 @@ def require_sizes(has: Any, channels: int, text_dim: int, config: RefinerConfig)
     for name, (given, there) in wanted.items():
         if given != there:
             raise ValueError(f"drift.refiner.{name} is {given}, expected {there}, as {base} has it")
-    inputs = {"in_channels": channels, "out_channels": channels, "text_dim": text_dim}
+    inputs = {"in_channels": channels, "out_channels": channels}
+    inputs |= {"text_dim": row_dim} if row_dim else {}
     for name, given in inputs.items():
         if has[name] != given:
             raise ValueError(f"{base}: {name} is {has[name]}, expected {given}, as clips have it")
@@ -385,7 +390,7 @@ def _run(options: argparse.Namespace) -> None:
             "for; expected attention: full"
         )
     merged = merge(refiner)
-    save_model(options.out, merged, {**merged.shape, **merged.config.model_dump()})
+    save_refiner(options.out, merged)
     merged.model.save_pretrained(options.out / "transformer")
     print(f"{options.out}, {options.out / 'transformer'}")
 

@@ -232,9 +232,9 @@ def test_a_base_of_another_class_or_of_other_inputs_is_named(base: Path, tmp_pat
     with pytest.raises(ValueError, match=r"of a WanTransformer3DModel \(it has a Autoencoder"):
         on(tmp_path)
     with pytest.raises(ValueError, match="in_channels is 3, expected 4, as clips have it"):
-        WanRefiner(4, 5, 3, 10, configs.wan_refiner(base=str(base), depth=2))
+        WanRefiner(4, 5, 3, configs.wan_refiner(base=str(base), depth=2), 10)
     with pytest.raises(ValueError, match="text_dim is 10, expected 11, as clips have it"):
-        WanRefiner(3, 5, 3, 11, configs.wan_refiner(base=str(base), depth=2))
+        WanRefiner(3, 5, 3, configs.wan_refiner(base=str(base), depth=2), 11)
 
 
 def test_two_processes_that_share_the_weights_make_one_s_update(tmp_path: Path) -> None:

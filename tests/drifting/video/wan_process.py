@@ -38,7 +38,7 @@ def texts(count: int = 4) -> Tensor:
 
 def fresh(**changes: Any) -> WanRefiner:
     torch.manual_seed(0)
-    return WanRefiner(3, 5, 3, 10, configs.wan_refiner(**{"clamp": False} | changes))
+    return WanRefiner(3, 5, 3, configs.wan_refiner(**{"clamp": False} | changes), 10)
 
 
 class Regression(nn.Module):
