@@ -19,7 +19,7 @@ from braid.training import checkpoint as checkpoints
 from braid.training import distributed
 from braid.training.config import OptimizerConfig
 from braid.training.device import autocast
-from braid.training.distributed import ALONE, Process, joined
+from braid.training.distributed import ALONE, Process, joined, split_like
 from braid.training.ema import Ema
 from braid.training.optimizers import Optimizer, Schedule, adamw, muon, trainable, warmup_cosine
 
@@ -31,7 +31,7 @@ HALF_SCALE = 1024.0  # of losses in float16, whose small gradients would be roun
 
 def parallel(objective: nn.Module, process: Process) -> nn.Module:
     """The objective as one replica of many; it may leave parameters unused in some steps."""
-    if process.world_size == 1:
+    if process.world_size == 1 or distributed.is_sharded(objective):
         return objective
     return DistributedDataParallel(objective, find_unused_parameters=True)
 
@@ -172,6 +172,7 @@ def train(
     term_gradients: bool = False,  # log the gradient norm of each loss term too
     stateful: Mapping[str, Stateful] | None = None,  # what else to keep, of each process its own
     hooks: Mapping[str, Hook] | None = None,  # called after each update: how many, module, averages
+    shard: Sequence[nn.Module] = (),  # parts to split over processes, inner ones first; or copies
 ) -> TrainResult:
     """Train the objective in place; where an average is kept, its parameters end as that.
 
@@ -186,18 +187,18 @@ def train(
         "weight_decay": config.weight_decay,
         "fused": fused,
     }
-    optimizer = (
-        muon(objective, **rates, exclude=outer_layers)
-        if config.name == "muon"
-        else adamw(objective, **rates)
-    )
     schedule = warmup_cosine(steps=steps, warmup=int(config.warmup * steps), floor=config.lr_floor)
-    ema = Ema(objective, config.ema_decay) if config.ema_decay is not None else None
-    state = _State(objective, optimizer, stateful or {}, TrainResult(ema=ema), run.process)
-    with joined(run.process, run.device):
+    with joined(run.process, run.device), distributed.sharded(shard):
+        optimizer = (
+            muon(objective, **rates, exclude=outer_layers)
+            if config.name == "muon"
+            else adamw(objective, **rates)
+        )
+        ema = Ema(objective, config.ema_decay) if config.ema_decay is not None else None
+        state = _State(objective, optimizer, stateful or {}, TrainResult(ema=ema), run.process)
         _loop(state, schedule, config, run, steps, name, term_gradients, hooks or {})
-    if ema is not None:
-        ema.copy_to(objective)
+        if ema is not None:
+            ema.copy_to(objective)
     return state.result
 
 
@@ -236,7 +237,7 @@ def _loop(
         further = getattr(objective, "ahead", None), following
         terms, per_term = accumulate(model, step, draws, run.precision, split_over, *further)
         total = norm([value.grad for value in parameters if value.grad is not None])
-        figures = _figures(terms, total, per_term)
+        figures = _figures(terms, distributed.whole(total), per_term)
         _stop_unless_finite(step, figures, run.precision)
 
         # Clip and update.
@@ -293,8 +294,9 @@ class _State:
                 part = {name: part.state_dict() for name, part in self.stateful.items()}
                 checkpoints.save(self._part(path, done), part)
             distributed.barrier()
+        whole = distributed.whole(self._whole(done))
         if self.process.is_main:
-            checkpoints.save(path, self._whole(done))
+            checkpoints.save(path, whole)
         if shared:
             distributed.barrier()
             for part_path in path.parent.glob(self._part(path, "*").name):
@@ -333,7 +335,11 @@ class _State:
             )
         own = saved["stateful"] if self.process.is_main else self._load_part(path, saved["done"])
         try:
-            self.objective.load_state_dict(self.objective.state_dict() | saved["objective"])
+            now = self.objective.state_dict()
+            then = {
+                name: split_like(value, now[name]) for name, value in saved["objective"].items()
+            }
+            self.objective.load_state_dict(now | then)
             self.optimizer.load_state_dict(saved["optimizer"])
             if self.result.ema:
                 self.result.ema.load_state_dict(saved["ema"])

@@ -38,8 +38,9 @@ from braid.drifting.training.objectives import (
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import ClipFeatures, vanilla
 from braid.drifting.video.motion import Decode
-from braid.drifting.video.refiner import Refiner, finish, start_from
+from braid.drifting.video.refiner import AnyRefiner, finish, make_refiner, start_from
 from braid.metrics.distances import RandomConvolutions, frechet_distance
+from braid.training.distributed import whole
 from braid.training.ema import Ema
 from braid.training.trainer import Row, Run, TrainResult
 
@@ -117,18 +118,19 @@ class ClipSplit:
         return 0 if beside == "none" else self.rows(beside, torch.zeros(1).long()).shape[2]
 
     def fresh_refiner(
-        self, classes: int, levels: int, config: RefinerConfig, target: Target
-    ) -> Refiner:
-        """An untrained refiner of such clips, level 0 being one of the levels."""
+        self, classes: int, corruption: Corruption, config: RefinerConfig, target: Target
+    ) -> AnyRefiner:
+        """An untrained refiner of such clips and their levels, level 0 being one of them."""
         channels = self.latents(torch.zeros(1, dtype=torch.long)).shape[1]
-        return Refiner(channels, classes, levels, config, self.row_dim(config.beside), target)
+        shape = channels, classes, corruption.levels + 1
+        return make_refiner(*shape, config, self.row_dim(config.beside), target)
 
 
 def clip_objective(
     settings: RefinerTrainingConfig,
     batches: BatchesConfig,
     loss: DriftLossConfig,
-    refiner: Refiner,
+    refiner: AnyRefiner,
     corruption: Corruption,
     split: ClipSplit,  # what is trained on
     encoder: Path | None,  # folder of the latent MAE whose features count too
@@ -146,7 +148,7 @@ def clip_objective(
             not show all channels.
     """
     sides, patch = split.latents(torch.zeros(1, dtype=torch.long)).shape[-2:], refiner.config.patch
-    if any(side % patch for side in sides):
+    if refiner.config.backbone == "transformer" and any(side % patch for side in sides):
         raise ValueError(
             f"drift.refiner.patch is {patch}, expected a divisor of the sides of a latent frame, "
             f"{sides[0]} and {sides[1]}"
@@ -255,7 +257,7 @@ class KeepBest:
         self.last = {"step": done, **figures}
         if not self.best or figures[self.score] < self.best[self.score]:
             self.best = self.last
-            state = objective.refiner.state_dict()
+            state = whole(objective.refiner.state_dict())
             self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
         return {f"val_{name}": value for name, value in figures.items()}
 
