@@ -5,12 +5,16 @@
 needs `dvc repro evaluate_sam3` and the extra `onnx`. It releases models/sam3_student/distilled into
 a temporary folder and writes benchmarks/results/sam3_release.csv: for 50 test images with all
 their prompts in words the largest differences to PyTorch, the IoU with ground truth as
-evaluate_sam3 has it, and the milliseconds of an image.
+evaluate_sam3 has it, and the milliseconds of an image; and sam3_command.csv: the CPU seconds of
+`python -m braid.segment` for one picture and one word, from a released folder.
 """
 
 from __future__ import annotations
 
 import logging
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +51,10 @@ from braid.stage.params import load_params
 ROOT = Path(__file__).parents[1]
 IMAGES = 50
 TORCH = "torch"
+RESULTS = ROOT / "benchmarks/results"
+IMPORTS = "import torchvision, timm; from transformers import Sam3Model"
+MEND = "from braid.common.torchvision import mend_torchvision; mend_torchvision(); "
+COMMANDS = 3  # times, of which the fastest counts
 Predicted = Mapping[str, Any]  # arrays of `OUTPUTS`
 
 
@@ -62,6 +70,7 @@ def main() -> None:
         segmenter.save_pretrained(folder)
         export_onnx(segmenter, folder / FLOAT)
         quantize_onnx(folder, pictures(prompted, "train", MEASURED_PICTURES).values())
+        commands = pd.DataFrame(command_rows(folder))
         opened = {name: OnnxSegmenter(folder, graphs=name) for name in (FLOAT, INT8)}
         files = {TORCH: [folder / WEIGHTS], **{n: [*(folder / n).iterdir()] for n in opened}}
         sizes = {name: sum(path.stat().st_size for path in files[name]) / 1e6 for name in files}
@@ -81,8 +90,33 @@ def main() -> None:
     ]
     table = pd.DataFrame(rows)
     table.insert(6, "iou_drop", table["iou"].iloc[0] - table["iou"])
-    table.to_csv(ROOT / "benchmarks/results/sam3_release.csv", index=False, float_format="%.3g")
-    print(table.T.to_string())
+    table.to_csv(RESULTS / "sam3_release.csv", index=False, float_format="%.3g")
+    commands.to_csv(RESULTS / "sam3_command.csv", index=False, float_format="%.2f")
+    print(table.T.to_string(), commands.to_string(), sep="\n")
+
+
+def command_rows(folder: Path) -> list[dict[str, Any]]:
+    """CPU seconds of the command by either runtime, and of PyTorch's imports alone."""
+    picture = ROOT / "data/sa1b/images/sa_1.jpg"
+    segment = ["-m", "braid.segment", str(picture), "--words", "circle", "--model", str(folder)]
+    segment += ["--out", str(folder / "out"), "--runtime"]
+    calls = {
+        "onnx": [*segment, "onnx"],
+        TORCH: [*segment, TORCH],
+        "imports": ["-c", MEND + IMPORTS],
+    }
+    return [
+        {"runtime": name, "cpu_seconds": min(cpu_seconds(call) for _ in range(COMMANDS))}
+        for name, call in calls.items()
+    ]
+
+
+def cpu_seconds(arguments: Sequence[str]) -> float:
+    """Of Python with these arguments."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 Runtime = Callable[[Any, Sequence[str]], Predicted]
@@ -133,8 +167,10 @@ def iou(prompted: PromptedImages, images: Sequence[int], outputs: Sequence[Predi
         prompts = prompted.prompts[image]
         pairs = [(image, place) for place, prompt in enumerate(prompts) if prompt.box is None]
         truth = true_detections(prompted.ground_truth(pairs, config.mask_size))
-        prediction = Prediction(**{name: torch.from_numpy(predicted[name]) for name in OUTPUTS})
-        found = predicted_detections(prediction, score=config.score, size=config.mask_size)
+        tensors: Any = {name: torch.from_numpy(predicted[name]) for name in OUTPUTS}
+        found = predicted_detections(
+            Prediction(**tensors), score=config.score, size=config.mask_size
+        )
         tables.append(compare(found, truth))
     value = mask_metrics(joined(tables))["matched_iou"]
     assert value is not None
