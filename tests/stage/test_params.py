@@ -21,7 +21,6 @@ from braid.radiance.gaussians.gaussians import Gaussians
 from braid.radiance.scenes.grids import CellGrid
 from braid.stage.params import (
     MODELS,
-    RENAMED,
     Params,
     UndeclaredParam,
     check_params,
@@ -111,6 +110,9 @@ def test_what_is_evaluated_is_a_refiner_of_that_kind(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         load_params(write_changed(tmp_path, key, value))
+
+
+RENAMED = load_yaml(ROOT / "braid/stage/renamed.yaml")
 
 
 @pytest.mark.parametrize("old", RENAMED)
