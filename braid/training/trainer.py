@@ -250,12 +250,8 @@ def _loop(
 
         # Log, probe, save.
         if logged:
-            row = {
-                "step": step,
-                "lr": optimizer.lr,
-                **figures,
-                **_diagnostics(objective, run.device),
-            }
+            place, shown = {"step": step, "lr": optimizer.lr}, _diagnostics(objective, run.device)
+            row = {**place, **figures, **shown}
             state.result.history.append(row)
             if run.on_log and run.process.is_main:
                 run.on_log(row)
