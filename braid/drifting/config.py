@@ -238,6 +238,17 @@ class RefinerTrainingConfig(Config):
         return self
 
 
+class KeyframeNetworkConfig(Config):
+    """The one-step transformer from a prompt and noise to keyframes."""
+
+    patch: Count  # latent pixels a side of a token
+    dim: Count
+    depth: Count
+    heads: Count
+    detail: Whole  # pixels a side of a latent cell of the mask that is moved; 0: there is none
+    moments: Count  # poses of the mask in a latent frame; divides its video frames
+
+
 class DriftEvaluationConfig(Config):
     """How refined clips are evaluated."""
 

@@ -52,7 +52,7 @@ class Refiner(nn.Module):
         self.class_table = nn.Embedding(classes, dim)
         self.level_table = nn.Embedding(levels, dim)
         self.alpha = nn.Sequential(nn.Linear(2 * FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.blocks = nn.ModuleList(_Block(dim, heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(config.depth))
         self.modulate = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, channels * patch**2)
         for layer in (self.modulate, self.out):
@@ -75,7 +75,7 @@ class Refiner(nn.Module):
         tokens = patchify(clips, self.config.patch)  # [B, T, h, w, C p p]
         given = confidence[:, :, None, None, None].expand(*tokens.shape[:-1], 1)
         x = self.embed(torch.cat([tokens, given], dim=-1))
-        x = x + _positions(x)
+        x = x + positions(x)
         condition = self.class_table(classes) + self.level_table(level)
         condition = condition + self.alpha(guidance_waves(alpha))
         condition = functional.silu(condition)
@@ -83,7 +83,7 @@ class Refiner(nn.Module):
             x = block(x, condition)
         shift, scale = self.modulate(condition)[:, None, None, None].chunk(2, dim=-1)
         x = normalized(x) * (1 + scale) + shift
-        refined = clips + _unpatchify(self.out(x), self.config.patch, clips.shape[-2:])
+        refined = clips + unpatchify(self.out(x), self.config.patch, clips.shape[-2:])
         if self.moved is not None:
             refined = refined + self.moved(x, clips, mask)
         if self.config.clamp if clamp is None else clamp:
@@ -110,7 +110,7 @@ class Refiner(nn.Module):
             self.moved.picture.fit(clips, decode)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Attention over space, attention over time, a two-layer network; each gated."""
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -185,14 +185,14 @@ def patchify(
     return cut.permute(0, 2, 3, 5, 1, 4, 6).flatten(4)
 
 
-def _unpatchify(tokens: Tensor, patch: int, size: Sequence[int]) -> Tensor:
+def unpatchify(tokens: Tensor, patch: int, size: Sequence[int]) -> Tensor:
     """Put tokens [B, T, h, w, C p p] back together to [B, C, T, H, W]."""
     cut = tokens.unflatten(-1, (-1, patch, patch)).permute(0, 4, 1, 2, 5, 3, 6)
     padded = cut.flatten(5, 6).flatten(3, 4)
     return padded[..., : size[0], : size[1]]
 
 
-def _positions(x: Tensor) -> Tensor:
+def positions(x: Tensor) -> Tensor:
     """Sine and cosine of each token's time and place, [T, h, w, D], for clips of any size."""
     _, *extents, dim = x.shape
     count = dim // 6  # frequencies an axis
