@@ -19,10 +19,14 @@ class DigitsConfig(Config):
     latent_size: Annotated[int, Field(ge=4)]  # of 8 pixels a side
 
 
+TextSource = Literal["shards", "wordllama"]
+
+
 class PoolingConfig(Config):
     """How a clip becomes one vector a block; the part of the conditions that a quantizer keeps."""
 
     mode: Literal["text", "keyframes", "joint"]
+    text: TextSource  # of the embeddings; wordllama: an extra of pyproject.toml, of the prompts
     keyframes: Annotated[int, Field(ge=2)]  # evenly spread, both ends among them
     grid: Count  # keyframe latents are pooled to grid x grid
 

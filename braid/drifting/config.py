@@ -205,6 +205,12 @@ class RefinerConfig(Config):
     clamp: bool  # given keyframes are kept bit for bit
     detail: Whole  # pixels a side of a latent cell of the pictures that are moved; 0: none are
     moments: Count  # pictures of a latent frame, each moved by its own; divides its video frames
+    beside: Literal[
+        "none", "text", "embedding"
+    ]  # the class: rows of the text; h of text and frames
+
+
+Target = Literal["clip", "finer"]  # of level s: the clip, in one step; or level s - 1, and so on
 
 
 class RefinerTrainingConfig(Config):
@@ -213,6 +219,7 @@ class RefinerTrainingConfig(Config):
     start: str  # folder of a refiner whose weights it begins with, models/drift/paired; none: fresh
     encoder: str  # folder of the latent MAE where features of it have a weight; else none
     objective: Literal["drift", "paired"]
+    target: Target
     generated: Generated  # regression makes more of many small steps, drifting of large classes
     steps: Steps
     lr_scale: Positive  # times optimizer.lr
@@ -298,6 +305,19 @@ class DriftConfig(Config):
             if (name := getattr(self.evaluation, field)) not in self.refiners:
                 known = ", ".join(self.refiners)
                 raise ValueError(f"evaluation.{field} is {name}, expected a refiner: {known}")
+        if self.refiners[name].target != "clip":  # the last of them: cold diffusion runs it
+            raise ValueError(f"evaluation.paired is {name}, expected one whose target is clip")
+        return self
+
+    @model_validator(mode="after")
+    def _banked_negatives_are_clips(self) -> DriftConfig:
+        for name, settings in self.refiners.items():
+            levels = settings.target == "finer" and settings.objective == "drift"
+            if levels and self.batches.negatives:
+                raise ValueError(
+                    f"batches.negatives is {self.batches.negatives}, expected 0: "
+                    f"refiners.{name}.target is finer, and steps differ in their level"
+                )
         return self
 
 

@@ -68,7 +68,7 @@ FEATURES: dict[str, Any] = {
     "locations": 4,
 }
 REFINER: dict[str, Any] = {"patch": 2, "dim": 24, "depth": 1, "heads": 2, "clamp": True}
-REFINER |= {"detail": 0, "moments": 1}
+REFINER |= {"detail": 0, "moments": 1, "beside": "none"}
 EVALUATION: dict[str, Any] = {
     "refiner": "drift",
     "paired": "paired",
@@ -134,6 +134,7 @@ def refiner_training(**changes: Any) -> RefinerTrainingConfig:
         "start": "none",
         "encoder": "none",
         "objective": "drift",
+        "target": "clip",
         "generated": 4,
         "steps": 12,
         "lr_scale": 1.0,

@@ -37,6 +37,7 @@ from braid.clips.codec.codec import (
     load_wan,
 )
 from braid.clips.preparation.moving_digits import ROWS, WIDTH, embed_prompt
+from braid.clips.shards.words import WordTable
 
 HELD_OUT = "data/clips"  # the source that stands for a held-out clip
 ANIMATIONS = (".gif", ".webp", ".png", ".apng")  # what Pillow reads; the rest needs PyAV
@@ -57,6 +58,10 @@ class Clips(Protocol):
     @property
     def text_shape(self) -> tuple[int, int]:
         """L, D of their text embeddings."""
+
+    @property
+    def words(self) -> WordTable | None:
+        """What embeds prompts, unless their embeddings lie in the shards."""
 
     @property
     def codec(self) -> str:
@@ -102,8 +107,11 @@ def prompt_text(prompt: str, clips: Clips) -> Tensor:
     """A prompt's text embedding, [1, L, D].
 
     Raises:
-        ValueError: the clips are not the built-in ones, whose embedding alone can be made here.
+        ValueError: the clips' embeddings are neither the built-in ones nor of a table of words,
+            which alone can be made here.
     """
+    if clips.words is not None:
+        return clips.words([prompt])
     if clips.text_shape != (ROWS, WIDTH):
         raise ValueError("prompt: of the built-in clips only; a .safetensors has an `embedding`")
     return embed_prompt(prompt)[None].float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -16,7 +17,9 @@ from braid.drifting.config import (
     BatchesConfig,
     DriftBatchesConfig,
     DriftLossConfig,
+    RefinerConfig,
     RefinerTrainingConfig,
+    Target,
 )
 from braid.drifting.interpolation.interpolation import FRECHET_RATIO, interpolate
 from braid.drifting.interpolation.keyframes import nested_masks
@@ -32,7 +35,7 @@ from braid.drifting.training.objectives import (
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import ClipFeatures, vanilla
 from braid.drifting.video.motion import Decode
-from braid.drifting.video.refiner import Refiner, refine, start_from
+from braid.drifting.video.refiner import Refiner, finish, start_from
 from braid.metrics.distances import RandomConvolutions, frechet_distance
 from braid.training.ema import Ema
 from braid.training.trainer import Row, Run, TrainResult
@@ -53,6 +56,21 @@ class Clips(Protocol):
     def anchors(self, indices: Tensor) -> Tensor:
         """A phase-1 model's latents for the same clips."""
 
+    def texts(self, indices: Tensor) -> Tensor:
+        """Their text embeddings, [B, L, D]."""
+
+
+class Classes(Protocol):
+    """The classes of all clips."""
+
+    @property
+    def labels(self) -> Tensor:
+        """[N] int64."""
+
+    @property
+    def embedding(self) -> Tensor:
+        """What they are cells of, [N, d]."""
+
 
 @dataclass(frozen=True)
 class ClipSplit:
@@ -61,12 +79,13 @@ class ClipSplit:
     clips: Clips
     indices: Tensor  # [n]
     classes: Tensor  # [n]
+    embedding: Tensor  # [n, d], h of text and keyframes
 
     @classmethod
-    def of(cls, clips: Clips, labels: Tensor, split: str) -> ClipSplit:
-        """A split of clips that have these labels, [N] in the order of all clips."""
+    def of(cls, clips: Clips, classes: Classes, split: str) -> ClipSplit:
+        """A split of clips that have these classes."""
         indices = torch.from_numpy(clips.indices(split))
-        return cls(clips, indices, labels[indices])
+        return cls(clips, indices, classes.labels[indices], classes.embedding[indices])
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -83,6 +102,23 @@ class ClipSplit:
     def anchors(self, positions: Tensor) -> Tensor:
         """A phase-1 model's latents for the same clips."""
         return self.clips.anchors(self.indices[positions])
+
+    def rows(self, beside: str, positions: Tensor) -> Tensor:
+        """What a refiner takes beside the class: text rows [B, L, D], or h as one row [B, 1, d]."""
+        if beside == "embedding":
+            return self.embedding[positions][:, None]
+        return self.clips.texts(self.indices[positions])
+
+    def row_dim(self, beside: str) -> int:
+        """Channels of these rows; 0: there are none."""
+        return 0 if beside == "none" else self.rows(beside, torch.zeros(1).long()).shape[2]
+
+    def fresh_refiner(
+        self, classes: int, levels: int, config: RefinerConfig, target: Target
+    ) -> Refiner:
+        """An untrained refiner of such clips, level 0 being one of the levels."""
+        channels = self.latents(torch.zeros(1, dtype=torch.long)).shape[1]
+        return Refiner(channels, classes, levels, config, self.row_dim(config.beside), target)
 
 
 def clip_objective(
@@ -123,14 +159,21 @@ def clip_objective(
     anchors = split.anchors if corruption.config.student_replace_prob > 0 else None
     drawn = DriftBatchesConfig(**batches.model_dump(), generated=settings.generated)
     base = refiner, corruption, split.latents, split.classes, drawn, anchors
+    more: dict[str, Any] = {}
+    if refiner.takes_text:
+        more["texts"] = partial(split.rows, refiner.config.beside)
+    if settings.target == "finer":
+        more["finer"] = corruption.finer
     features, every = settings.features, run.log_every
     if features is None:
-        return PairedObjective(*base)
+        return PairedObjective(*base, **more)
+    if settings.target == "finer":  # what clips are compared with is of one level
+        more["level_of"] = "step"
     branches: dict[str, Branch] = {"vanilla": (features.vanilla_weight, vanilla(features.vanilla))}
     if encoder is not None:
         phi = ClipFeatures(load_latent_mae(encoder), features.families, features.locations)
         branches["encoder"] = (features.encoder_weight, phi.to(run.device))
-    return DriftObjective(*base, branches=branches, loss=DriftLoss(loss), log_every=every)
+    return DriftObjective(*base, branches=branches, loss=DriftLoss(loss), log_every=every, **more)
 
 
 def curves(result: TrainResult) -> dict[str, list[Row]]:
@@ -267,13 +310,16 @@ class BestOnValidation(KeepBest):
         corruption: Corruption,
         config: RefinerTrainingConfig,
         run: Run,
+        beside: str = "none",  # the class: what the refiner takes
     ) -> None:
         chosen = split.evenly(AT_MOST)
+        self.texts = None if beside == "none" else split.rows(beside, chosen)
+        self.corruption = corruption
         truth, self.classes = split.latents(chosen), split.classes[chosen]
         self.truth, self.level = truth, corruption.levels
         mask = nested_masks(len(truth), truth.shape[2], corruption.counts)[-1]
-        draw = generator(run.seed, "validation")  # of the corruption's noise
-        self.corrupted = corruption.impute(truth, mask, torch.arange(len(truth)), draw)
+        self.draw = generator(run.seed, "validation")  # of the corruption's noise
+        self.corrupted = corruption.impute(truth, mask, torch.arange(len(truth)), self.draw)
         self.space = RandomConvolutions(truth.shape[1]).to(run.device)
         self.real = self.space.points(truth)
         score = "mse_missing" if config.objective == "paired" else "frechet"
@@ -282,7 +328,8 @@ class BestOnValidation(KeepBest):
 
     def scores(self, refiner: nn.Module) -> dict[str, float]:
         """The figures of refined validation clips."""
-        return self.figures(refine(refiner, self.corrupted, self.classes, self.level, alpha=1.0))
+        given = self.corrupted, self.classes, self.level, 1.0, None, self.texts
+        return self.figures(finish(refiner, self.corruption, *given, self.draw))
 
     def figures(self, clips: Tensor) -> dict[str, float]:
         """Of refined or of interpolated clips [n, C, T, H, W]: `frechet` and `mse_missing`."""

@@ -30,6 +30,8 @@ from braid.training.trainer import Stateful
 Features = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, T, H, W] to groups of [B, L, D]
 Branch = tuple[float, Features]  # weight of its loss, and what the drift is computed in
 Latents = Callable[[Tensor], Tensor]  # clips by position [B] in the training split
+# Clips, levels, ids and a generator to the clips one level finer.
+Finer = Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor]
 POSITIVES: dict[PositiveSampling, str] = {
     "random": "without replacement",
     "nearest": "the nearest to the refined clips",
@@ -58,7 +60,9 @@ class Refined:
 
     classes: Tensor  # [C]
     truth: Tensor  # [C, N, ...]
+    target: Tensor  # [C, N, ...] the truth, or as it is one level finer
     corrupted: Corrupted  # of C N clips
+    level: Tensor  # [C N]
     clips: Tensor  # [C, N, ...] refined
     repeated: int  # clips drawn twice because their class is too small
 
@@ -74,9 +78,13 @@ class Refinement(nn.Module):
         labels: Tensor,  # [n] of the training clips
         batches: DriftBatchesConfig,
         anchors: Latents | None = None,  # phase-1 outputs for the same clips
-        level_of: Literal["clip", "class"] = "clip",  # what a step draws a level for
+        level_of: Literal["clip", "class", "step"] = "clip",  # what a step draws a level for
+        texts: Latents | None = None,  # text embeddings of the same clips, if the refiner takes any
+        finer: Finer | None = None,  # refine to the next finer level; None: to the clip
     ) -> None:
         super().__init__()
+        self.texts = texts
+        self.finer = finer
         self.level_of = level_of
         self.refiner = refiner
         self.corruption = corruption
@@ -117,12 +125,13 @@ class Refinement(nn.Module):
         classes, members = self.batches.classes, self.batches.generated
         batch = self.sampler.draw(classes, members, generator)
         truth = self.load(self.latents, batch.members)
-        alike = members if self.level_of == "class" else 1
+        alike = {"clip": 1, "class": members, "step": classes * members}[self.level_of]
         count, end = classes * members // alike, self.corruption.levels + 1
         level = torch.randint(1, end, (count,), generator=generator)
         level = level.repeat_interleave(alike).to(self.device)
         ids = batch.members.flatten()
         anchors = {"anchors": self.load(self.anchors, ids)} if self.anchors else {}
+        text = {"text": self.load(self.texts, ids)} if self.texts else {}
         draws = distinct(ids, len(self.sampler.order))
         corrupted = self.corruption(truth.flatten(0, 1), level, draws, generator, **anchors)
         refined = self.refiner(
@@ -132,24 +141,33 @@ class Refinement(nn.Module):
             batch.classes.to(self.device).repeat_interleave(members),
             level,
             alpha.repeat_interleave(members),
+            **text,
         )
+        target = truth
+        if self.finer is not None:
+            target = self.finer(truth.flatten(0, 1), level, draws, generator).view_as(truth)
         return Refined(
             batch.classes,
             truth,
+            target,
             corrupted,
+            level,
             refined.unflatten(0, (classes, members)),
             batch.repeated,
         )
 
 
 class PairedObjective(Refinement):
-    """Mean squared error of the missing frames against the clip that they were taken from."""
+    """Mean squared error of the missing frames against the clip that they were taken from.
+
+    Or against that clip one level finer, its keyframes true and the rest interpolated between them.
+    """
 
     def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss of one step."""
         no_guidance = torch.ones(self.batches.classes, device=self.device)
         refined = self.refine(no_guidance, _on_cpu(generator))
-        error = (refined.clips - refined.truth).flatten(0, 1).square().mean(dim=(1, 3, 4))
+        error = (refined.clips - refined.target).flatten(0, 1).square().mean(dim=(1, 3, 4))
         missing = ~refined.corrupted.mask
         self.diagnostics = {"repeated_clips": float(refined.repeated)}
         # Levels are drawn, so processes miss different numbers of frames: each frame counts alike.
@@ -191,6 +209,8 @@ class DriftObjective(Refinement):
         positives = self._positives(refined, cpu)
         negatives = self.banks["generated"].draw(refined.classes, config.negatives, cpu)
         unconditional = self._unconditional(config.unconditional, cpu)
+        positives = self._one_finer(positives, refined.level, cpu)
+        unconditional = self._one_finer(unconditional, refined.level, cpu)
         if config.negatives:
             self.banks["generated"].push(*_rows(refined.classes, refined.clips.detach()))
 
@@ -261,6 +281,14 @@ class DriftObjective(Refinement):
             members = self.sampler.members(label, count, generator).members
             self.banks["real"].push(*_rows(label, self.load(self.latents, members)))
 
+    def _one_finer(self, clips: Tensor, level: Tensor, generator: torch.Generator) -> Tensor:
+        """Real clips [..., C, T, H, W] at the level that all clips of the step are refined to."""
+        if self.finer is None:
+            return clips
+        rows = clips.flatten(0, -5)
+        ids = torch.arange(len(rows))
+        return self.finer(rows, level[:1].expand(len(rows)), ids, generator).view_as(clips)
+
     def _positives(self, refined: Refined, generator: torch.Generator) -> Tensor:
         """Real clips of each class, [C, P, ...]."""
         count, how = self.batches.positives, self.batches.positive_sampling
@@ -296,11 +324,11 @@ def balance(
     """Which groups push hardest, and which push towards the truth, where the start is not true.
 
     `balance_norm_<group>`: length of the loss's gradient by the refined clips, in latent units;
-    `balance_cosine_<group>`: cosine between the drift, which is minus that gradient, and the truth
+    `balance_cosine_<group>`: cosine between the drift, which is minus that gradient, and the target
     less the clips that were refined. Given frames have no part in either.
     """
     start = refined.corrupted.latents.unflatten(0, refined.truth.shape[:2])
-    towards = refined.truth - start
+    towards = refined.target - start
     figures = {}
     for name, loss in per_group.items():
         (gradient,) = torch.autograd.grad(loss, refined.clips, retain_graph=True)

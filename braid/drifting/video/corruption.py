@@ -117,6 +117,17 @@ class Corruption:
             )
         return masks_of(ranks, self.counts)[level, torch.arange(len(ids), device=ids.device)]
 
+    def finer(
+        self,
+        latents: Tensor,  # [B, C, T, H, W]
+        level: Tensor,  # [B] int64, from 1
+        ids: Tensor,  # [B] int64
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Clips as they are one level finer, interpolated and without noise, [B, C, T, H, W]."""
+        level, ids = (values.to(latents.device) for values in (level, ids))
+        return interpolate(latents, self.mask(latents, level - 1, ids, generator), self.config)
+
     def impute(
         self,
         latents: Tensor,  # [B, C, T, H, W]; missing frames are not read

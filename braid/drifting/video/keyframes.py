@@ -130,7 +130,7 @@ class KeyframeGenerator(nn.Module):
         self.meaning = nn.Sequential(nn.GELU("tanh"), nn.Linear(dim, dim))
         self.class_table = nn.Embedding(classes, dim)
         self.alpha = nn.Sequential(nn.Linear(2 * FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(dim, heads, text=False) for _ in range(config.depth))
         self.modulate = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, channels * patch**2)
         for layer in (self.modulate, self.out):

@@ -4,8 +4,10 @@ Tokens are patches of one latent frame each. A block attends over space, within 
 time, at one place, then mixes channels: its cost grows with the number of tokens, not with its
 square (Bertasius et al. 2021, section 3, divided attention). Class, level and guidance alpha
 modulate each block by adaptive layer norms that start as the identity (Peebles and Xie 2023,
-adaLN-Zero). Missing frames are made by moving the keyframes around them (motion.py) and by a
-correction of every frame; both start at zero, so an untrained refiner returns its input.
+adaLN-Zero). Beside them it may be conditioned on rows: those of a text, which tokens attend to, or
+the embedding of text and keyframes that classes are cells of. Missing frames are made by moving the
+keyframes around them (motion.py) and by a correction of every frame; both start at zero, so an
+untrained refiner returns its input.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braid.common.io import load_model, save_model
-from braid.drifting.config import RefinerConfig
+from braid.drifting.config import RefinerConfig, Target
+from braid.drifting.interpolation.keyframes import nested_masks
 from braid.drifting.video.corruption import Corrupted, Corruption
 from braid.drifting.video.motion import Decode, MovedKeyframes
 
@@ -36,6 +39,8 @@ class Refiner(nn.Module):
         classes: int,  # pseudo-classes
         levels: int,  # of corruption, level 0 included
         config: RefinerConfig,
+        row_dim: int = 0,  # channels of what it takes beside the class
+        target: Target = "clip",  # what it is trained to refine to
     ) -> None:
         """Fresh weights.
 
@@ -47,12 +52,16 @@ class Refiner(nn.Module):
         if dim % heads:
             raise ValueError(f"drift.refiner.dim is {dim}, expected a multiple of heads: {heads}")
         self.shape = {"channels": channels, "classes": classes, "levels": levels}
+        self.shape |= {"row_dim": row_dim}
+        self.target = target
         self.config = config
         self.embed = nn.Linear(channels * patch**2 + 1, dim)
         self.class_table = nn.Embedding(classes, dim)
         self.level_table = nn.Embedding(levels, dim)
         self.alpha = nn.Sequential(nn.Linear(2 * FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(config.depth))
+        text = config.beside == "text"
+        self.blocks = nn.ModuleList(Block(dim, heads, text) for _ in range(config.depth))
+        self.rows = nn.Linear(row_dim, dim) if self.takes_text else None
         self.modulate = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, channels * patch**2)
         for layer in (self.modulate, self.out):
@@ -70,6 +79,7 @@ class Refiner(nn.Module):
         level: Tensor,  # [B]
         alpha: Tensor,  # [B] guidance, 1: none
         clamp: bool | None = None,  # keep given keyframes bit for bit; None: as configured
+        text: Tensor | None = None,  # [B, L, D] rows beside the class; zero rows count as none
     ) -> Tensor:
         """The refined clips, [B, C, T, H, W]."""
         tokens = patchify(clips, self.config.patch)  # [B, T, h, w, C p p]
@@ -78,9 +88,12 @@ class Refiner(nn.Module):
         x = x + positions(x)
         condition = self.class_table(classes) + self.level_table(level)
         condition = condition + self.alpha(guidance_waves(alpha))
+        rows, present = self._read(text, len(clips))
+        if rows is not None and self.config.beside == "embedding":
+            condition = condition + (rows * present[..., None]).sum(1)
         condition = functional.silu(condition)
         for block in self.blocks:
-            x = block(x, condition)
+            x = block(x, condition, rows, present)
         shift, scale = self.modulate(condition)[:, None, None, None].chunk(2, dim=-1)
         x = normalized(x) * (1 + scale) + shift
         refined = clips + unpatchify(self.out(x), self.config.patch, clips.shape[-2:])
@@ -90,11 +103,24 @@ class Refiner(nn.Module):
             refined = torch.where(mask[:, None, :, None, None], clips, refined)
         return refined
 
+    def _read(self, text: Tensor | None, batch: int) -> tuple[Tensor | None, Tensor]:
+        """What is taken beside the class at the width of tokens [B, L, D], and which rows count."""
+        if self.rows is None:
+            return None, torch.empty(0)
+        if text is None:
+            text = self.rows.weight.new_zeros(batch, 1, self.rows.in_features)
+        return self.rows(text), (text != 0).any(-1)
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether there are rows beside the class."""
+        return self.config.beside != "none"
+
     @property
     def outer_layers(self) -> list[str]:
         """The first and the last layers, which Muon leaves to AdamW."""
-        heads = ["moved.of_cells", "moved.of_frame"]
-        return ["embed", "out", *(heads if self.moved is not None else [])]
+        heads = ["moved.of_cells", "moved.of_frame"] if self.moved is not None else []
+        return ["embed", "out", *heads, *(["rows"] if self.takes_text else [])]
 
     def fit_pictures(
         self,
@@ -111,19 +137,20 @@ class Refiner(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention over space, attention over time, a two-layer network; each gated."""
+    """Attention over space, over time, to the rows of a text, a two-layer network; each gated."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, text: bool) -> None:
         super().__init__()
         self.space = Attention(dim, heads)
         self.time = Attention(dim, heads)
+        self.text = TextAttention(dim, heads) if text else None
         self.mix = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU("tanh"), nn.Linear(4 * dim, dim))
         self.modulate = nn.Linear(dim, 9 * dim)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Update tokens [B, T, h, w, D] under a condition [B, D]."""
+    def forward(self, x: Tensor, condition: Tensor, text: Tensor | None, present: Tensor) -> Tensor:
+        """Update tokens [B, T, h, w, D] under a condition [B, D] and rows [B, L, D] of a text."""
         batch, frames, height, width, dim = x.shape
         modulation = self.modulate(condition)[:, None, None, None].chunk(9, dim=-1)
         shift, scale, gate = modulation[:3]
@@ -134,6 +161,8 @@ class Block(nn.Module):
         mixed = self.time(columns.reshape(-1, frames, dim))
         mixed = mixed.reshape(batch, height, width, frames, dim).permute(0, 3, 1, 2, 4)
         x = x + gate * mixed
+        if self.text is not None and text is not None:
+            x = x + self.text(normalized(x).flatten(1, 3), text, present).view_as(x)
         shift, scale, gate = modulation[6:]
         mixed = self.mix(normalized(x) * (1 + scale) + shift)
         return x + gate * mixed
@@ -158,6 +187,37 @@ class Attention(nn.Module):
             queries * self.scale[:, None, None], keys, qkv[2], scale=1.0
         )
         return self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
+
+
+class TextAttention(nn.Module):
+    """Tokens attend to the rows of a text, and to a learned one that says nothing; starts at 0."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.queries, self.pairs = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
+        self.nothing = nn.Parameter(torch.zeros(1, 1, dim))
+        self.out = nn.Linear(dim, dim)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self,
+        x: Tensor,  # [B, N, D]
+        rows: Tensor,  # [B, L, D]
+        present: Tensor,  # [B, L] bool
+    ) -> Tensor:
+        """What tokens take from the text, [B, N, D]."""
+        rows = torch.cat([self.nothing.expand(len(rows), -1, -1).to(rows), rows], 1)
+        present = functional.pad(present, (1, 0), value=True)
+        queries, keys, values = (
+            vectors.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for vectors in (self.queries(x), *self.pairs(rows).chunk(2, -1))
+        )
+        mixed = functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=present[:, None, None]
+        )
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 def guidance_waves(
@@ -226,7 +286,9 @@ def start_from(refiner: Refiner, folder: Path) -> None:
 
 def save_refiner(folder: Path, refiner: Refiner) -> None:
     """Write `model.safetensors` and `config.json`."""
-    save_model(folder, refiner, {**refiner.shape, **refiner.config.model_dump()})
+    save_model(
+        folder, refiner, {**refiner.shape, "target": refiner.target, **refiner.config.model_dump()}
+    )
 
 
 def load_refiner(folder: Path) -> Refiner:
@@ -236,8 +298,10 @@ def load_refiner(folder: Path) -> Refiner:
         ValueError: a file is missing or broken; the message names the folder.
     """
 
-    def build(channels: int, classes: int, levels: int, **config: Any) -> Refiner:
-        return Refiner(channels, classes, levels, RefinerConfig(**config))
+    def build(
+        channels: int, classes: int, levels: int, row_dim: int, target: Target, **config: Any
+    ) -> Refiner:
+        return Refiner(channels, classes, levels, RefinerConfig(**config), row_dim, target)
 
     return load_model(folder, build, "refiner")[1].eval()
 
@@ -258,16 +322,45 @@ def refine(
     level: int,
     alpha: float,  # guidance, 1: none
     clamp: bool | None = None,  # keep what is given bit for bit; None: as the refiner is configured
+    texts: Tensor | None = None,  # [B, L, D], for a refiner that takes them; None: none
 ) -> Tensor:
     """One step from corrupted clips to refined ones, [B, C, T, H, W], on the CPU."""
     device = next(refiner.parameters()).device
+    texts = texts if getattr(refiner, "takes_text", False) else None
     parts = []
     for rows in torch.arange(len(classes)).split(CHUNK):
         columns = [values[rows].to(device) for values in (*corrupted, classes)]
         levels = torch.full((len(rows),), level, device=device)
         guidance = torch.full((len(rows),), alpha, device=device)
-        parts.append(refiner(*columns, levels, guidance, clamp).float().cpu())
+        text = {} if texts is None else {"text": texts[rows].to(device)}
+        parts.append(refiner(*columns, levels, guidance, clamp, **text).float().cpu())
     return torch.cat(parts)
+
+
+def finish(
+    refiner: nn.Module,  # called as `Refiner` is
+    corruption: Corruption,
+    start: Corrupted,  # B clips
+    classes: Tensor,  # [B]
+    level: int,  # of the start
+    alpha: float,
+    clamp: bool | None,
+    texts: Tensor | None,
+    generator: torch.Generator,  # of the corruption's noise
+) -> Tensor:
+    """Refine to full clips as the refiner was trained to: in one step, or from level to level.
+
+    At each level the frames at its evenly placed keyframes are kept, the others interpolated anew.
+    """
+    if getattr(refiner, "target", "clip") == "clip":
+        return refine(refiner, start, classes, level, alpha, clamp, texts)
+    masks = nested_masks(len(classes), corruption.frames, corruption.counts)
+    ids, current = torch.arange(len(classes)), start
+    for number in range(level, 0, -1):
+        estimate = refine(refiner, current, classes, number, alpha, clamp, texts)
+        mask = masks[number - 1].to(start.mask.device) | start.mask
+        current = corruption.impute(estimate, mask, ids, generator)
+    return estimate
 
 
 def cold_sample(
@@ -278,6 +371,7 @@ def cold_sample(
     classes: Tensor,  # [B]
     alpha: float,
     generator: torch.Generator,  # of the corruption's noise
+    texts: Tensor | None = None,  # [B, L, D], for a refiner that takes them; None: none
 ) -> Tensor:
     """Refine from the coarsest level to the finest, one network call a level: [B, C, T, H, W].
 
@@ -291,7 +385,7 @@ def cold_sample(
     coarsest = len(masks) - 1
     current = degraded(keyframes, coarsest)
     for level in range(coarsest, 0, -1):
-        estimate = refine(refiner, current, classes, level, alpha, clamp=True)
+        estimate = refine(refiner, current, classes, level, alpha, clamp=True, texts=texts)
         coarse, fine = degraded(estimate, level), degraded(estimate, level - 1)
         current = fine._replace(latents=current.latents - coarse.latents + fine.latents)
     return current.latents

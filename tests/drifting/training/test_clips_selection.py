@@ -28,7 +28,7 @@ class InMemory:
 
 def make(corruption=None, clips=40, **changes) -> BestOnValidation:
     clips, labels = toy_clips(clips)
-    split = ClipSplit(InMemory(clips), torch.arange(len(clips)), labels)
+    split = ClipSplit(InMemory(clips), torch.arange(len(clips)), labels, labels[:, None].float())
     settings = {"objective": "paired", "steps": 10, "validate_every": 2}
     config = configs.refiner_training(**settings | changes)
     return BestOnValidation(split, corruption or toy_corruption(), config, RUN)
