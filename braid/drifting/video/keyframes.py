@@ -1,20 +1,23 @@
-"""Phase 1: from a prompt to keyframes, in one step from noise.
+"""Phase 1: from a prompt to keyframes, in one network call.
 
 A sample [C, 1 + K, H, W] is a clip whose frames are the *prompt* and K keyframes. The prompt frame
-holds the condition embedding h of the text alone in its first numbers and is always given, so that
+holds h, the condition embedding of the text alone, and noise; it is always given, so that
 objectives, memory banks and step loop are those of refinement: what is missing is all keyframes.
 
-A transformer over patches of noise, modulated by prompt, pseudo-class and guidance, makes them of
+The forward process keeps nothing of keyframes but what their prompt says: kernel ridge regression
+from h over training clips,
 
-    layer       one mask over a still ground, moved to each keyframe by an affine map of its own and
-                brought to latents by the pseudo-inverse of a linear picture (motion.py): a digit is
-                learnt once, not at every place; it has two colors and an opacity for each moment
-    correction  of each latent, which starts at zero
+    z(h) = mean + k(h, H) (k(H, H) + r I)^-1 (Y - mean),    k(a, b) = exp(-|a - b|^2 / 2 s^2),
+
+which interpolates between the keyframes Y of like prompts. A training clip gets the prediction of
+the others alone (leave one out, in closed form), as a prompt that nobody has trained on does. The
+network corrects z, which is a mean and so blurred, given prompt, noise, pseudo-class and guidance.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,6 @@ from braid.common.rng import normals
 from braid.drifting.config import KeyframeNetworkConfig
 from braid.drifting.video.corruption import GIVEN_END, MISSING, Corrupted
 from braid.drifting.video.features import vanilla
-from braid.drifting.video.motion import COLORS, REACH, Decode, Picture, pixel_centers, sampled
 from braid.drifting.video.refiner import (
     FREQUENCIES,
     Block,
@@ -35,11 +37,9 @@ from braid.drifting.video.refiner import (
     normalized,
     patchify,
     positions,
+    refine,
     unpatchify,
 )
-
-
-AFFINE = 2 * 3  # numbers of an affine map
 
 
 def with_prompt(
@@ -69,64 +69,125 @@ def prompts_of(
     return samples[:, :, 0].flatten(1)[:, :size]
 
 
-class FromNoise:
-    """The forward process of phase 1: nothing is left of keyframes but noise."""
+class FromPrompt:
+    """The forward process of phase 1: prompts and noise are given, keyframes are predictions."""
 
     levels = 1
 
-    def __init__(self, sigma: float) -> None:
-        self.sigma = sigma
+    def __init__(
+        self,
+        noise: int,  # normal numbers beside a prompt
+        sigma: float,  # their standard deviation
+    ) -> None:
+        self.noise, self.sigma = noise, sigma
 
     def __call__(
         self,
-        samples: Tensor,  # [B, C, 1 + K, H, W]; of keyframes the shape alone counts
+        samples: Tensor,  # [B, C, 1 + K, H, W]
         level: Tensor,  # [B]; there is one
         ids: Tensor,  # [B] int64, whose noise each sample gets
         generator: torch.Generator,  # its seed counts
+        anchors: Tensor,  # [B, C, K, H, W] predicted keyframes
     ) -> Corrupted:
-        """Prompts as they are, and noise."""
-        keyframes, seed = samples[:, :, 1:], generator.initial_seed()
-        noise = normals(seed, "phase 1", ids.to(samples.device), keyframes[0].numel())
-        latents = torch.cat([samples[:, :, :1], self.sigma * noise.view_as(keyframes)], 2)
+        """Prompts with noise after their own numbers, and predictions."""
+        seed, ids = generator.initial_seed(), ids.to(samples.device)
+        frame = samples[:, :, 0].flatten(1).clone()
+        frame[:, -self.noise :] = self.sigma * normals(seed, "phase 1", ids, self.noise)
+        latents = torch.cat([frame.view_as(samples[:, :, 0])[:, :, None], anchors], 2)
         mask = torch.zeros(len(samples), samples.shape[2], dtype=torch.bool, device=samples.device)
         mask[:, 0] = True
         return Corrupted(latents, mask, torch.where(mask, GIVEN_END, MISSING))
 
 
-class KeyframeGenerator(nn.Module):
-    """x_hat = g(noise, prompt, class, alpha)."""
+class PromptRegression(nn.Module):
+    """Kernel ridge regression from prompts to keyframes, fitted in closed form, not trained."""
+
+    keys: Tensor
+    weights: Tensor
+    mean: Tensor
 
     def __init__(
         self,
-        channels: int,  # of a latent
-        height: int,  # of a latent frame
-        width: int,
+        clips: int,  # M, that it is fitted to
+        prompt: int,  # numbers of a prompt
+        keyframes: tuple[int, int, int, int],  # C, K, H, W
+        config: KeyframeNetworkConfig,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("keys", torch.zeros(clips, prompt))
+        self.register_buffer("weights", torch.zeros(clips, *keyframes))
+        self.register_buffer("mean", torch.zeros(keyframes))
+
+    def fit(
+        self,
+        prompts: Tensor,  # [M, d]
+        keyframes: Tensor,  # [M, C, K, H, W]
+    ) -> Tensor:
+        """Fit, and give each clip's prediction from the others, [M, C, K, H, W]."""
+        self.keys.copy_(prompts)
+        self.mean.copy_(keyframes.mean(0))
+        inverse = self._kernel(prompts.double(), prompts.double())
+        inverse.diagonal().add_(self.config.ridge)
+        inverse = torch.linalg.inv(inverse)
+        away = (keyframes - self.mean).double().flatten(1)
+        weights = inverse @ away
+        self.weights.copy_(weights.view_as(keyframes))
+        held_out = away - weights / inverse.diagonal()[:, None]
+        return self.mean + held_out.float().view_as(keyframes)
+
+    def forward(
+        self,
+        prompts: Tensor,  # [B, d]
+    ) -> Tensor:
+        """Predicted keyframes, [B, C, K, H, W]."""
+        return self.mean + torch.tensordot(self._kernel(prompts, self.keys), self.weights, 1)
+
+    def _kernel(self, first: Tensor, second: Tensor) -> Tensor:
+        return (-torch.cdist(first, second).square() / (2 * self.config.bandwidth**2)).exp()
+
+
+class KeyframeGenerator(nn.Module):
+    """x_hat = z + f(z, prompt, noise, class, alpha); untrained it returns z."""
+
+    def __init__(
+        self,
+        keyframes: tuple[int, int, int, int],  # C, K, H, W
         prompt: int,  # numbers of a prompt
         classes: int,  # pseudo-classes
-        sigma: float,  # of the noise that it was trained on
+        fitted: int,  # clips that the regression is fitted to
+        sigma: float,  # of the noise that it is trained on
         config: KeyframeNetworkConfig,
     ) -> None:
         """Fresh weights.
 
         Raises:
-            ValueError: heads do not divide dim, or the patch does not divide the frame.
+            ValueError: heads do not divide dim, the patch does not divide the frame, or prompt and
+                noise have more numbers than it.
         """
         super().__init__()
         dim, heads, patch = config.dim, config.heads, config.patch
+        channels, _, *sides = keyframes
         if dim % heads:
             raise ValueError(
                 f"drift.keyframes.network.dim is {dim}, expected a multiple of heads: {heads}"
             )
-        if height % patch or width % patch:
+        if any(side % patch for side in sides):
             raise ValueError(
                 f"drift.keyframes.network.patch is {patch}, expected a divisor of the sides of a "
-                f"latent frame, {height} and {width}"
+                f"latent frame, {sides[0]} and {sides[1]}"
             )
-        self.shape = {"channels": channels, "height": height, "width": width}
-        self.shape |= {"prompt": prompt, "classes": classes}
+        if prompt + config.noise > channels * sides[0] * sides[1]:
+            raise ValueError(
+                f"drift.keyframes.network.noise is {config.noise}, expected at most "
+                f"{channels * sides[0] * sides[1] - prompt}: a prompt frame has no more numbers"
+            )
+        self.shape = {"keyframes": list(keyframes), "prompt": prompt, "classes": classes}
+        self.shape |= {"fitted": fitted}
         self.sigma, self.config = sigma, config
+        self.regression = PromptRegression(fitted, prompt, keyframes, config)
         self.embed = nn.Linear(channels * patch**2, dim)
-        self.prompt = nn.Linear(prompt, dim)
+        self.prompt, self.noise = nn.Linear(prompt, dim), nn.Linear(config.noise, dim)
         self.meaning = nn.Sequential(nn.GELU("tanh"), nn.Linear(dim, dim))
         self.class_table = nn.Embedding(classes, dim)
         self.alpha = nn.Sequential(nn.Linear(2 * FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
@@ -136,12 +197,10 @@ class KeyframeGenerator(nn.Module):
         for layer in (self.modulate, self.out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        moved = channels, dim, patch, config.detail, config.moments
-        self.layer = MovedLayer(*moved) if config.detail else None
 
     def forward(
         self,
-        samples: Tensor,  # [B, C, 1 + K, H, W] prompts and noise
+        samples: Tensor,  # [B, C, 1 + K, H, W] prompts with noise, and predictions
         mask: Tensor,  # [B, 1 + K] true at prompts alone
         confidence: Tensor,  # [B, 1 + K]
         classes: Tensor,  # [B]
@@ -150,103 +209,101 @@ class KeyframeGenerator(nn.Module):
         clamp: bool | None = None,  # prompts are always kept
     ) -> Tensor:
         """Prompts and keyframes, [B, C, 1 + K, H, W]."""
+        frame, start = samples[:, :, 0].flatten(1), samples[:, :, 1:]
         size = self.prompt.in_features
-        prompt = math.sqrt(size) * prompts_of(samples, size)
-        condition = self.meaning(self.prompt(prompt)) + self.class_table(classes)
-        condition = condition + self.alpha(guidance_waves(alpha))
-        x = self.embed(patchify(samples[:, :, 1:], self.config.patch))
+        condition = self.prompt(math.sqrt(size) * frame[:, :size])
+        condition = self.meaning(condition + self.noise(frame[:, -self.config.noise :]))
+        condition = condition + self.class_table(classes) + self.alpha(guidance_waves(alpha))
+        x = self.embed(patchify(start, self.config.patch))
         x = x + positions(x) + condition[:, None, None, None]
         condition = functional.silu(condition)
         for block in self.blocks:
-            x = block(x, condition)
+            x = block(x, condition, None, mask)
         shift, scale = self.modulate(condition)[:, None, None, None].chunk(2, dim=-1)
         x = normalized(x) * (1 + scale) + shift
-        keyframes = unpatchify(self.out(x), self.config.patch, samples.shape[-2:])
-        if self.layer is not None:
-            keyframes = keyframes + self.layer(x)
+        keyframes = start + unpatchify(self.out(x), self.config.patch, samples.shape[-2:])
         return torch.cat([samples[:, :, :1], keyframes], 2)
 
     @property
     def outer_layers(self) -> list[str]:
         """The first and the last layers, which Muon leaves to AdamW."""
-        heads = ["layer.of_mask", "layer.of_frame", "layer.of_colors"]
-        return ["embed", "prompt", "out", *(heads if self.layer is not None else [])]
-
-    def fit_pictures(
-        self,
-        clips: Tensor,  # [n, C, T, H, W], a few
-        decode: Decode,
-    ) -> None:
-        """Fit what brings moved pictures to latents to what clips decode to.
-
-        Raises:
-            ValueError: they do not show all channels, see `Picture.fit`.
-        """
-        if self.layer is not None:
-            self.layer.fit(clips, decode)
+        return ["embed", "prompt", "noise", "out"]
 
 
-class MovedLayer(nn.Module):
-    """A mask over a still ground, moved to each keyframe; zero until pictures are fitted."""
+def start_from(network: KeyframeGenerator, folder: Path) -> None:
+    """Take over the weights of a saved network.
 
-    def __init__(
-        self,
-        channels: int,
-        dim: int,  # of tokens
-        patch: int,  # cells a side of a token
-        detail: int,  # pixels a side of a cell
-        moments: int,  # M, of a latent frame
-    ) -> None:
-        super().__init__()
-        self.detail, self.moments, self.side = detail, moments, detail * patch
-        shown = COLORS * detail**2
-        self.first = nn.Parameter(torch.zeros(channels, shown))  # of a clip's first frame
-        self.later = nn.Parameter(torch.zeros(channels, moments * shown))  # of the others
-        self.of_mask = nn.Linear(dim, self.side**2)
-        self.of_frame = nn.Linear(dim, moments * (AFFINE + 1))  # and opacity
-        self.of_colors = nn.Linear(dim, 2 * COLORS)  # of the ground, and of the object less it
-        nn.init.zeros_(self.of_frame.weight)
-        nn.init.zeros_(self.of_frame.bias)
-        nn.init.constant_(self.of_mask.bias, -1.0)
+    Raises:
+        ValueError: it cannot be read, or its shapes are others; the message names the folder.
+    """
+    other = load_keyframe_generator(folder)
+    has, wanted = (
+        {**each.shape, **each.config.model_dump(exclude={"heads"})} for each in (other, network)
+    )
+    if has != wanted:
+        raise ValueError(f"{folder}: a network of {has} to start from, expected {wanted}")
+    network.load_state_dict(other.state_dict())
 
-    @torch.no_grad()
-    def fit(
-        self,
-        clips: Tensor,  # [n, C, T, H, W]
-        decode: Decode,
-    ) -> None:
-        """The pseudo-inverses of the linear pictures of first and later frames."""
-        picture = Picture(len(self.first), self.detail, self.moments).to(clips.device)
-        picture.fit(clips, decode)
-        self.first.copy_(torch.linalg.pinv(picture.first))
-        self.later.copy_(picture.back)
 
-    def forward(
-        self,
-        tokens: Tensor,  # [B, K, h, w, D]
-    ) -> Tensor:
-        """Latents [B, C, K, H, W]."""
-        batch, frames = tokens.shape[:2]
-        size = [self.side * extent for extent in tokens.shape[2:4]]
-        logits = unpatchify(self.of_mask(tokens.mean(1, keepdim=True)), self.side, size)
-        mask = logits[:, :, 0].float().sigmoid()  # [B, 1, r H, r W]
-        poses = self.of_frame(tokens.mean((2, 3))).float().view(batch, frames * self.moments, -1)
-        affine, opacity = poses[..., :AFFINE].unflatten(2, (2, 3)), 1 + poses[..., AFFINE:]
-        grid = pixel_centers(size[0], size[1], tokens.device)
-        homogeneous = functional.pad(grid, (0, 1), value=1.0)
-        places = grid + REACH * torch.einsum("bmac,yxc->bmyxa", affine, homogeneous)
-        moved = opacity[..., None, None] * sampled(mask, places)  # [B, K M, 1, r H, r W]
-        colors = self.of_colors(tokens.mean((1, 2, 3))).float()[:, None, :, None, None]
-        ground, ink = colors.chunk(2, dim=2)
-        shown = (ground + moved * ink).unflatten(1, (frames, self.moments))
-        parts = (self.first, shown[:, :1, -1:]), (self.later, shown[:, 1:])
-        return torch.cat([self._latents(*part) for part in parts], 1).transpose(1, 2)
+def save_keyframe_generator(folder: Path, network: KeyframeGenerator) -> None:
+    """Write `model.safetensors` and `config.json`."""
+    config = {**network.shape, "sigma": network.sigma, **network.config.model_dump()}
+    save_model(folder, network, config)
 
-    def _latents(
-        self,
-        weight: Tensor,  # [C, m 3 r r]
-        pictures: Tensor,  # [B, K, m, 3, r H, r W]
-    ) -> Tensor:
-        """The latent frames of pictures, [B, K, C, H, W]."""
-        cells = functional.pixel_unshuffle(pictures.flatten(2, 3), self.detail)
-        return (cells.movedim(2, -1) @ weight.T).movedim(-1, 2)
+
+def load_keyframe_generator(folder: Path) -> KeyframeGenerator:
+    """Read a network.
+
+    Raises:
+        ValueError: a file is missing or broken; the message names the folder.
+    """
+    shape = "keyframes", "prompt", "classes", "fitted", "sigma"
+
+    def build(**stored: Any) -> KeyframeGenerator:
+        sizes = [stored.pop(name) for name in shape]
+        return KeyframeGenerator(*sizes, KeyframeNetworkConfig(**stored))
+
+    return load_model(folder, build, "network of keyframes")[1].eval()
+
+
+def keyframes_of(
+    network: KeyframeGenerator,
+    prompts: Tensor,  # [B, d]
+    classes: Tensor,  # [B]
+    draw: torch.Generator,  # its seed counts
+    alpha: float,  # guidance, 1: none
+) -> tuple[Tensor, Tensor]:
+    """Keyframes [B, C, K, H, W] that regression predicts, and those of one network call.
+
+    The noise of a row depends on its number.
+    """
+    device = network.regression.keys.device
+    predicted = torch.cat([network.regression(part.to(device)).cpu() for part in prompts.split(64)])
+    level, ids = torch.ones_like(classes), torch.arange(len(prompts))
+    process = FromPrompt(network.config.noise, network.sigma)
+    start = process(with_prompt(prompts, predicted), level, ids, draw, predicted)
+    return predicted, refine(network, start, classes, 1, alpha)[:, :, 1:]
+
+
+def prompted(
+    families: Sequence[str],  # of `vanilla`
+    size: int,  # numbers of a prompt
+    weight: float,  # of the prompt: 1, as much as all latents of a vector
+) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Features of samples [B, C, 1 + K, H, W] in which the drift is conditional.
+
+    To each vector of the keyframes [B, L, D] their prompt is joined: what is compared is the joint
+    distribution of keyframes and prompts, so that a sample's neighbors are real keyframes of like
+    prompts. Prompts themselves are given, and not moved.
+    """
+    features = vanilla(families)
+
+    def joint(samples: Tensor) -> dict[str, Tensor]:
+        prompt, groups = prompts_of(samples, size), features(samples[:, :, 1:])
+        scaled = {name: weight * math.sqrt(x.shape[2]) * prompt for name, x in groups.items()}
+        return {
+            name: torch.cat([x, scaled[name][:, None].expand(-1, x.shape[1], -1)], 2)
+            for name, x in groups.items()
+        }
+
+    return joint
