@@ -223,6 +223,8 @@ class KeepBest:
     They are scored every so often and at the end.
     """
 
+    reference, plain = "interpolation", "interpolated"  # what the best must beat, and its row
+
     def __init__(
         self,
         every: int,  # updates
@@ -273,7 +275,7 @@ class KeepBest:
         return [
             {"method": "refined", **self.best, **counts},
             {"method": "last", **self.last},
-            {"method": "interpolated", "step": None, **self.interpolated},
+            {"method": self.plain, "step": None, **self.interpolated},
         ]
 
     def status(self) -> tuple[str, str]:
@@ -292,9 +294,9 @@ class KeepBest:
         ratio = FRECHET_RATIO if self.score == "frechet" else 1.0
         passed = refined < ratio * plain
         relation = "below" if passed else "not below"
-        return "passed" if passed else "no_better_than_interpolation", (
+        return "passed" if passed else f"no_better_than_{self.reference}", (
             f"validation {self.score} {refined:.4g} at step {self.best['step']} is {relation} "
-            f"{ratio} of interpolation's {plain:.4g}"
+            f"{ratio} of {self.reference}'s {plain:.4g}"
         )
 
     def state_dict(self) -> dict[str, Any]:
