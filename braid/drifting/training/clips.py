@@ -36,7 +36,7 @@ from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import ClipFeatures, vanilla
 from braid.drifting.video.motion import Decode
 from braid.drifting.video.refiner import Refiner, finish, start_from
-from braid.metrics.distances import RandomConvolutions, frechet_distance
+from braid.metrics.distances import RandomConvolutions, class_separation, frechet_distance
 from braid.training.ema import Ema
 from braid.training.trainer import Row, Run, TrainResult
 
@@ -179,9 +179,9 @@ def clip_objective(
 def curves(result: TrainResult) -> dict[str, list[Row]]:
     """The rows of a training, by the folder of plots that they belong to.
 
-    `drift` has loss, terms and counts, `drift_validation` the hook's figures; `drift_kernel` and
-    `drift_field` have the statistics of the drift (drift.py), `drift_norm` and `drift_cosine` the
-    balance of its groups (`balance`); these have no rows if nothing drifts.
+    `drift` has loss, terms and counts, `drift_validation` the hook's figures and those of the bank;
+    `drift_kernel` and `drift_field` have the statistics of the drift (drift.py), `drift_norm` and
+    `drift_cosine` the balance of its groups (`balance`); these have no rows if nothing drifts.
     """
     marks = {"kernel": "_kernel_", "field": "_field_"}
     marks |= {"norm": "_balance_norm_", "cosine": "_balance_cosine_"}
@@ -251,7 +251,8 @@ class KeepBest:
             self.best = self.last
             state = objective.refiner.state_dict()
             self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
-        return {f"val_{name}": value for name, value in figures.items()}
+        row = {f"val_{name}": value for name, value in figures.items()}
+        return row | objective.bank_figures()
 
     def restored(self, refiner: Network) -> Network:
         """The refiner with its best weights."""
@@ -332,11 +333,16 @@ class BestOnValidation(KeepBest):
         return self.figures(finish(refiner, self.corruption, *given, self.draw))
 
     def figures(self, clips: Tensor) -> dict[str, float]:
-        """Of refined or of interpolated clips [n, C, T, H, W]: `frechet` and `mse_missing`."""
+        """Of refined or of interpolated clips [n, C, T, H, W].
+
+        `frechet` and `mse_missing`, and of their classes `intra_inter` and `silhouette`.
+        """
         error = (clips - self.truth).square().mean(dim=(1, 3, 4))
+        points = self.space.points(clips)
         return {
-            "frechet": frechet_distance(self.real, self.space.points(clips)),
+            "frechet": frechet_distance(self.real, points),
             "mse_missing": float(error[~self.corrupted.mask].mean()),
+            **class_separation(points, self.classes.numpy()),
         }
 
     def metrics(self) -> dict[str, Any]:
