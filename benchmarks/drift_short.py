@@ -5,7 +5,7 @@
 
 needs what `dvc repro` makes. Noise is that of missing frames; given keyframes get none. In a
 temporary copy it trains each case from fresh weights and evaluates held-out clips without the
-reader, as benchmarks/drift_seeds.py does: rows of docs/results/drift_short.csv. A minute each.
+reader, as benchmarks/drift_seeds.py does: rows of docs/results/drift_short.csv. Half a minute each.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from benchmarks.seeds import ROOT, copy_parts, run_stage
 from recipes.overrides import merge
 
 TABLE = ROOT / "docs/results/drift_short.csv"
-UPDATES = 150
+UPDATES = 80
+TEST_CLIPS = 512  # at most
 SIGMAS = (0.1, 0.5)  # latent units; the standard deviation of latents is about 1
 REFINER = "short"
 CASES: dict[str, dict[str, Any]] = {  # what differs from params.yaml
@@ -58,7 +59,7 @@ def short(changes: Mapping[str, Any]) -> dict[str, Any]:
     settings = settings_of("default")
     refiners = settings["drift"]["refiners"]
     refiners[REFINER] = {**refiners["paired"], "steps": UPDATES, "validate_every": UPDATES}
-    settings["drift"]["evaluation"]["refiner"] = REFINER
+    settings["drift"]["evaluation"] |= {"refiner": REFINER, "test_clips": TEST_CLIPS}
     return merge(settings, {"drift": changes})
 
 
