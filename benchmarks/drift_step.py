@@ -65,7 +65,7 @@ def at_batches() -> DriftObjective:
     pseudo = load_pseudo_classes(ROOT / "data/pseudo_classes")
     split = ClipSplit.of(clips, pseudo, "train")
     corruption = Corruption(clips.shape[1], drift.corruption)
-    refiner = split.fresh_refiner(pseudo.classes, corruption.levels + 1, drift.refiner, "clip")
+    refiner = split.fresh_refiner(pseudo.classes, corruption, drift.refiner, "clip")
     settings = drift.refiners["drift"].model_copy(update={"generated": GENERATED})
     batches = drift.batches.model_copy(update=BATCHES)
     parts = settings, batches, drift.loss, refiner, corruption, split, None, None
