@@ -54,7 +54,7 @@ TORCH = "torch"
 RESULTS = ROOT / "benchmarks/results"
 IMPORTS = "import torchvision, timm; from transformers import Sam3Model"
 MEND = "from braid.common.torchvision import mend_torchvision; mend_torchvision(); "
-COMMANDS = 3  # times, of which the fastest counts
+COMMANDS = 2  # times, of which the fastest counts
 Predicted = Mapping[str, Any]  # arrays of `OUTPUTS`
 
 
