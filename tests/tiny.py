@@ -80,6 +80,24 @@ TINY: dict[str, Any] = {
     "drift.evaluation.strips": 1,
     "drift.storyboards.held_out.clip": 0,
     "drift.storyboards.held_out.keyframes": [0, 2, 4],
+    "drift.keyframes.network.patch": 2,
+    "drift.keyframes.network.noise": 4,
+    "drift.keyframes.network.dim": 12,
+    "drift.keyframes.network.depth": 1,
+    "drift.keyframes.network.heads": 2,
+    **{
+        f"drift.keyframes.trainings.{name}.{key}": value
+        for name in ("paired", "drift")
+        for key, value in (
+            ("steps", 8),
+            ("validate_every", 4),
+            ("batches.classes", 2),
+            ("batches.generated", 3),
+            ("batches.positives", 3),
+            ("batches.unconditional", 2),
+        )
+    },
+    "drift.text_to_clip.strips": 1,
     "image_mae.width": 8,
     "image_mae.blocks": [1, 1],
     "image_mae.steps": 12,
