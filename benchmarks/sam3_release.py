@@ -83,7 +83,7 @@ def main() -> None:
             "prompts": sum(len(words) for _, words in chosen.values()),
             "megabytes": sizes[name],
             "milliseconds": times[name],
-            "iou": iou(prompted, chosen, outputs[name]),
+            "iou": iou(prompted, [*chosen], outputs[name]),
             **differences(outputs[name], outputs[TORCH] if name != TORCH else None),
         }
         for name in runtimes
