@@ -154,6 +154,7 @@ class BatchesConfig(Config):
     negatives: Whole  # generated earlier, a class, from its memory bank
     unconditional: Count  # real clips of any class
     bank: Count  # clips kept a class
+    bank_holds: Literal["latents", "positions"] = "latents"  # positions: read again when drawn
     bank_unconditional: Whole  # newest clips that those of any class come from; 0: all there are
     alpha_max: Annotated[float, Field(ge=1)]  # guidance is drawn from [1, alpha_max]
     alpha_power: NonNegative  # density ~ alpha^-power
@@ -249,6 +250,10 @@ class RefinerTrainingConfig(Config):
     steps: Steps
     lr_scale: Positive  # times optimizer.lr
     validate_every: Count  # steps between evaluations on the validation split
+    validation_clips: Count  # at most
+    chunk: Whole  # clips through the networks at once, which are run again for gradients; 0: all
+    recompute_blocks: bool  # keep what goes into each block alone, and run it again for gradients
+    read_ahead: bool  # the next step's clips, in a thread
     compile: bool  # torch.compile the network: pays on long runs of one shape, needs a compiler
     shard: bool  # split its weights over processes (FSDP2), where a copy in each (DDP) is too large
     features: DriftFeaturesConfig | None = None  # of drifting, which has no other params of its own
@@ -269,6 +274,60 @@ class RefinerTrainingConfig(Config):
                 f"encoder is {self.encoder}, expected {wanted}: features.encoder_weight is {weight}"
             )
         return self
+
+
+class KeyframeNetworkConfig(Config):
+    """Regression from prompts to keyframes, and the one-step transformer that corrects it."""
+
+    clips: Count  # that the regression is fitted to, at most: it keeps their keyframes
+    bandwidth: Positive  # of its kernel; prompts have unit length
+    ridge: Positive
+    noise: Count  # normal numbers beside a prompt
+
+    patch: Count  # latent pixels a side of a token
+    dim: Count
+    depth: Count
+    heads: Count
+
+
+class KeyframeTrainingConfig(Config):
+    """How one network of keyframes is trained."""
+
+    start: str  # folder of a network whose weights it begins with, models/keyframes/paired; none
+    objective: Literal["drift", "paired"]
+    sigma: NonNegative  # of the noise beside prompts; the mean, regression, has no use for it
+    steps: Steps
+    lr_scale: Positive  # times optimizer.lr
+    validate_every: Count  # steps between evaluations on the validation split
+    batches: DriftBatchesConfig
+    features: Distinct[Literal["tokens", "columns", "clip"]]  # of the drift
+
+    @model_validator(mode="after")
+    def _only_drifting_has_features(self) -> KeyframeTrainingConfig:
+        if (self.objective == "drift") != bool(self.features):
+            wanted = "some features" if self.objective == "drift" else "no features"
+            raise ValueError(f"objective is {self.objective}, expected {wanted} beside it")
+        return self
+
+
+class PromptedKeyframesConfig(Config):
+    """Phase 1: keyframes from a prompt, those of the corruption's coarsest level."""
+
+    network: KeyframeNetworkConfig
+    prompt_weight: NonNegative  # of prompts in the drift's features, beside latents
+    trainings: Named[KeyframeTrainingConfig]
+    optimizer: OptimizerConfig
+
+
+class TextToClipConfig(Config):
+    """How clips are made from prompts alone, and evaluated."""
+
+    keyframes: str  # of `drift.keyframes.trainings`: phase 1
+    paired: str  # the regression beside it
+    prompts: str  # a .txt of one a line, or a .safetensors of embeddings; none: held-out clips' own
+    test_clips: Count  # whose prompts are asked for, at most
+    alpha: Annotated[float, Field(ge=1)]  # guidance of phase 1
+    strips: Count  # clips that are pictured, the first of each motion; and as many of the worst
 
 
 class DriftEvaluationConfig(Config):
@@ -313,6 +372,16 @@ class DriftConfig(Config):
     optimizer: OptimizerConfig
     evaluation: DriftEvaluationConfig
     storyboards: dict[Name, StoryboardConfig]
+    keyframes: PromptedKeyframesConfig
+    text_to_clip: TextToClipConfig
+
+    @model_validator(mode="after")
+    def _what_makes_keyframes_is_trained(self) -> DriftConfig:
+        for field in ("keyframes", "paired"):
+            if (name := getattr(self.text_to_clip, field)) not in self.keyframes.trainings:
+                known = ", ".join(self.keyframes.trainings)
+                raise ValueError(f"text_to_clip.{field} is {name}, expected a training: {known}")
+        return self
 
     @model_validator(mode="after")
     def _what_is_evaluated_is_trained(self) -> DriftConfig:

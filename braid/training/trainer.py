@@ -42,6 +42,8 @@ def accumulate(
     draws: Sequence[torch.Generator],
     precision: str,
     split_over: Sequence[nn.Parameter],
+    ahead: Callable[[torch.Generator | None], None] | None = None,  # is told each next draw
+    following: torch.Generator | None = None,  # the first of the next step
 ) -> tuple[dict[str, Tensor], PerTerm]:
     """Backpropagate the mean over the draws; replicas exchange gradients after the last one.
 
@@ -52,7 +54,9 @@ def accumulate(
     terms: dict[str, Tensor] = {}
     per_term: PerTerm = {}
     scale = HALF_SCALE if precision == "float16" else 1.0
-    for draw in draws:
+    for draw, after in zip(draws, [*draws[1:], following], strict=True):
+        if ahead:
+            ahead(after)
         seed_global_stream(draw)
         with _exchange(model, now=draw is draws[-1]):
             with autocast(draw.device, precision):
@@ -104,7 +108,8 @@ def _add_per_term(
 # The objective is a module whose `forward(step, generator)` draws a batch and returns named scalar
 # loss terms, already weighted; their sum is minimized. What it puts into an attribute `diagnostics`
 # (name to detached scalar) is logged. All its randomness comes from the generator, a function of
-# (seed, step, rank, micro-step), which also seeds the global one; everything else that a step
+# (seed, step, rank, micro-step), which also seeds the global one. An objective that has a method
+# `ahead` is told the next generator before, to read what it will draw. Everything else that a step
 # depends on is in the checkpoint: a training that was killed goes on as if nothing had happened.
 #
 # Under several processes each one draws its own batch, and DDP averages the gradients. Buffers
@@ -226,10 +231,11 @@ def _loop(
 
         # Accumulate gradients.
         optimizer.zero_grad()
-        streams = [(run.seed, "step", step, run.process.rank, i) for i in range(config.accumulate)]
-        draws = [generator(*stream, device=run.device) for stream in streams]
+        draws = [_draw(run, step, i) for i in range(config.accumulate)]
         split_over = parameters if term_gradients and logged else []
-        terms, per_term = accumulate(model, step, draws, run.precision, split_over)
+        following = _draw(run, done, 0) if done < steps else None
+        further = getattr(objective, "ahead", None), following
+        terms, per_term = accumulate(model, step, draws, run.precision, split_over, *further)
         total = norm([value.grad for value in parameters if value.grad is not None])
         figures = _figures(terms, distributed.whole(total), per_term)
         _stop_unless_finite(step, figures, run.precision)
@@ -244,12 +250,8 @@ def _loop(
 
         # Log, probe, save.
         if logged:
-            row = {
-                "step": step,
-                "lr": optimizer.lr,
-                **figures,
-                **_diagnostics(objective, run.device),
-            }
+            place, shown = {"step": step, "lr": optimizer.lr}, _diagnostics(objective, run.device)
+            row = {**place, **figures, **shown}
             state.result.history.append(row)
             if run.on_log and run.process.is_main:
                 run.on_log(row)
@@ -259,6 +261,11 @@ def _loop(
         due = done % run.checkpoint_every == 0 or done == steps
         if checkpoint and due:
             state.save(checkpoint, done)
+
+
+def _draw(run: Run, step: int, micro_step: int) -> torch.Generator:
+    """The generator of all randomness of a micro-step in this process."""
+    return generator(run.seed, "step", step, run.process.rank, micro_step, device=run.device)
 
 
 @dataclass

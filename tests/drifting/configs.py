@@ -165,7 +165,8 @@ def refiner_training(**changes: Any) -> RefinerTrainingConfig:
         "steps": 12,
         "lr_scale": 1.0,
     }
-    usual |= {"validate_every": 4, "compile": False, "shard": False} | changes
+    usual |= {"validate_every": 4, "compile": False, "shard": False, "validation_clips": 512}
+    usual |= {"chunk": 0, "recompute_blocks": False, "read_ahead": False} | changes
     if usual["objective"] == "drift":
         usual = {"features": features()} | usual
     return RefinerTrainingConfig(**usual)

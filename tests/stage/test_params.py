@@ -21,7 +21,6 @@ from braid.radiance.gaussians.gaussians import Gaussians
 from braid.radiance.scenes.grids import CellGrid
 from braid.stage.params import (
     MODELS,
-    RENAMED,
     Params,
     UndeclaredParam,
     check_params,
@@ -114,6 +113,9 @@ def test_params_that_do_not_fit_one_another_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         load_params(write_changed(tmp_path, key, value))
+
+
+RENAMED = load_yaml(ROOT / "braid/stage/renamed.yaml")
 
 
 @pytest.mark.parametrize("old", RENAMED)

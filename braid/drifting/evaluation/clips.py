@@ -36,7 +36,7 @@ from braid.drifting.evaluation.reader import (
 from braid.drifting.interpolation.interpolation import FRECHET_RATIO, METHODS, interpolate
 from braid.drifting.interpolation.keyframes import level_counts, nested_masks
 from braid.drifting.video.corruption import Corrupted, Corruption
-from braid.drifting.video.refiner import CHUNK, AnyRefiner, cold_sample, finish, refine
+from braid.drifting.video.refiner import AnyRefiner, cold_sample, finish, refine
 from braid.metrics.distances import (
     PcaSpace,
     RandomConvolutions,
@@ -153,9 +153,11 @@ def complete(
     }
     if corruption.config.interpolator == "linear" and corruption.config.noise == "none":
         del runs["start"]
-    first = Corrupted(*(values[:CHUNK] for values in start))
-    warm = None if texts is None else texts[:CHUNK]
-    refine(refiner, first, classes[:CHUNK], level, alpha, None, warm)  # the first call is slow
+    first = Corrupted(*(values[:1] for values in start))
+    warm = None if texts is None else texts[:1]
+    refine(
+        refiner, first, classes[:1], level, alpha, None, warm
+    )  # the first call warms the device up
     methods = {
         name: _timed(*run, len(truth), truth.device)
         for name, run in progress(runs.items(), "complete", "method")

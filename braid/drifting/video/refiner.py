@@ -63,7 +63,7 @@ class Refiner(nn.Module):
         self.level_table = nn.Embedding(levels, dim)
         self.alpha = nn.Sequential(nn.Linear(2 * FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
         text = config.beside == "text"
-        self.blocks = nn.ModuleList(_Block(dim, heads, text) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(dim, heads, text) for _ in range(config.depth))
         self.rows = nn.Linear(row_dim, dim) if self.takes_text else None
         self.modulate = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, channels * patch**2)
@@ -88,7 +88,7 @@ class Refiner(nn.Module):
         tokens = patchify(clips, self.config.patch)  # [B, T, h, w, C p p]
         given = confidence[:, :, None, None, None].expand(*tokens.shape[:-1], 1)
         x = self.embed(torch.cat([tokens, given], dim=-1))
-        x = x + _positions(x)
+        x = x + positions(x)
         condition = self.class_table(classes) + self.level_table(level)
         condition = condition + self.alpha(guidance_waves(alpha))
         rows, present = self._read(text, len(clips))
@@ -99,7 +99,7 @@ class Refiner(nn.Module):
             x = block(x, condition, rows, present)
         shift, scale = self.modulate(condition)[:, None, None, None].chunk(2, dim=-1)
         x = normalized(x) * (1 + scale) + shift
-        refined = clips + _unpatchify(self.out(x), self.config.patch, clips.shape[-2:])
+        refined = clips + unpatchify(self.out(x), self.config.patch, clips.shape[-2:])
         if self.moved is not None:
             refined = refined + self.moved(x, clips, mask)
         if self.config.clamp if clamp is None else clamp:
@@ -144,7 +144,7 @@ class Refiner(nn.Module):
             self.moved.picture.fit(clips, decode)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Attention over space, over time, to the rows of a text, a two-layer network; each gated."""
 
     def __init__(self, dim: int, heads: int, text: bool) -> None:
@@ -253,14 +253,14 @@ def patchify(
     return cut.permute(0, 2, 3, 5, 1, 4, 6).flatten(4)
 
 
-def _unpatchify(tokens: Tensor, patch: int, size: Sequence[int]) -> Tensor:
+def unpatchify(tokens: Tensor, patch: int, size: Sequence[int]) -> Tensor:
     """Put tokens [B, T, h, w, C p p] back together to [B, C, T, H, W]."""
     cut = tokens.unflatten(-1, (-1, patch, patch)).permute(0, 4, 1, 2, 5, 3, 6)
     padded = cut.flatten(5, 6).flatten(3, 4)
     return padded[..., : size[0], : size[1]]
 
 
-def _positions(x: Tensor) -> Tensor:
+def positions(x: Tensor) -> Tensor:
     """Sine and cosine of each token's time and place, [T, h, w, D], for clips of any size."""
     _, *extents, dim = x.shape
     count = dim // 6  # frequencies an axis
@@ -353,6 +353,7 @@ def load_refiner(folder: Path) -> AnyRefiner:
 # the keyframes of level s, so each step reveals the refiner's own idea of a few more keyframes.
 
 CHUNK = 64  # clips at once
+VALUES = 2**22  # of clips at once, at most: two of Wan's
 
 
 @torch.no_grad()
@@ -369,7 +370,8 @@ def refine(
     device = next(refiner.parameters()).device
     texts = texts if getattr(refiner, "takes_text", False) else None
     parts = []
-    for rows in torch.arange(len(classes)).split(CHUNK):
+    chunk = max(1, min(CHUNK, VALUES // corrupted.latents[0].numel()))
+    for rows in torch.arange(len(classes)).split(chunk):
         columns = [values[rows].to(device) for values in (*corrupted, classes)]
         levels = torch.full((len(rows),), level, device=device)
         guidance = torch.full((len(rows),), alpha, device=device)
