@@ -26,8 +26,7 @@ def main() -> None:
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
         training, validation = (ClipSplit.of(clips, pseudo, s) for s in ("train", "val"))
         corruption = Corruption(clips.shape[1], config.corruption)
-        network = config.refiner, settings.target
-        refiner = training.fresh_refiner(pseudo.classes, corruption, *network)
+        refiner = training.new_refiner(pseudo.classes, corruption, config.refiner, settings.target)
         decode = decoder_of(clips, stage.optional_dep(data.wan_vae))
         parts = settings, config.batches, config.loss, refiner, corruption, training
         objective = clip_objective(*parts, *folders, decode, run)

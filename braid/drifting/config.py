@@ -211,7 +211,6 @@ class WanConfig(Config):
     adapter_scale: Positive  # lora_alpha of peft: adapters count by it over their rank
     targets: Distinct[str] = Field(min_length=1)  # layers with an adapter, by the end of their name
     frozen: Literal["float32", "bfloat16"]  # how weights are kept that do not learn
-    recompute: bool  # gradient checkpointing: less memory, a second forward pass
 
 
 class RefinerConfig(Config):

@@ -82,7 +82,6 @@ WAN: dict[str, Any] = {
     "adapter_scale": 8.0,
     "targets": ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"),
     "frozen": "float32",
-    "recompute": False,
 }
 EVALUATION: dict[str, Any] = {
     "refiner": "drift",

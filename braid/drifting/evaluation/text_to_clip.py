@@ -31,7 +31,7 @@ from braid.drifting.evaluation.pictures import (
 from braid.drifting.evaluation.reader import HEADS, NO_WORDS, Viewer, WordReader, Words
 from braid.drifting.video.corruption import Corruption, as_proposals
 from braid.drifting.video.keyframes import KeyframeGenerator, keyframes_of
-from braid.drifting.video.refiner import Refiner, finish
+from braid.drifting.video.refiner import AnyRefiner, finish
 from braid.metrics.distances import RandomConvolutions, frechet_distance, manifold
 from braid.pseudo_classes.quantizer import Quantizer
 
@@ -55,7 +55,7 @@ class Pipeline:
     quantizer: Quantizer
     corruption: Corruption
     network: KeyframeGenerator
-    refiner: Refiner
+    refiner: AnyRefiner
     alphas: tuple[float, float]  # guidance of both phases; 1: none
     seed: int
 

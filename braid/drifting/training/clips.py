@@ -117,7 +117,7 @@ class ClipSplit:
         """Channels of these rows; 0: there are none."""
         return 0 if beside == "none" else self.rows(beside, torch.zeros(1).long()).shape[2]
 
-    def fresh_refiner(
+    def new_refiner(
         self, classes: int, corruption: Corruption, config: RefinerConfig, target: Target
     ) -> AnyRefiner:
         """An untrained refiner of such clips and their levels, level 0 being one of them."""

@@ -31,6 +31,7 @@ from braid.drifting.config import BatchesConfig, DriftBatchesConfig, PositiveSam
 from braid.drifting.loss.drift import DriftLoss, Samples
 from braid.drifting.training.memory_bank import Drawn, MemoryBank, MemoryBanks, ReadAhead
 from braid.drifting.video.corruption import Corrupted, ForwardProcess
+from braid.drifting.video.refiner import AnyRefiner
 from braid.metrics.distances import entropy
 from braid.training import distributed
 from braid.training.trainer import Stateful
@@ -410,9 +411,9 @@ def balance(
     return figures
 
 
-def recompute_blocks(refiner: nn.Module) -> None:
+def recompute_blocks(refiner: AnyRefiner) -> None:
     """Keep what goes into each block of a refiner alone, and run it again for the gradient."""
-    for block in refiner.get_submodule("blocks").children():
+    for block in refiner.parts[:-1]:
         block.forward = partial(
             checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
         )

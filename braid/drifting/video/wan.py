@@ -27,7 +27,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from braid.common.config import NONE
 from braid.common.progress import run_command
@@ -154,10 +153,7 @@ class WanRefiner(nn.Module):
         modulation = embed.time_proj(embed.act_fn(times.to(words))).unflatten(-1, (6, -1))
         modulation = _each_token(modulation, grid)
         for block in model.blocks:
-            if self.config.wan.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, words, modulation, rotary, use_reentrant=False)
-            else:
-                x = block(x, words, modulation, rotary)
+            x = block(x, words, modulation, rotary)
         table = model.scale_shift_table[:, None] + _each_token(times, grid)[:, :, None]
         shift, scale = table.unbind(2)
         x = (model.norm_out(x.float()) * (1 + scale) + shift).to(x)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from braid.drifting.training.objectives import recompute_blocks
 from braid.drifting.video.wan import WanRefiner
 from braid.training import checkpoint, distributed
 from braid.training.distributed import ALONE, Process
@@ -46,7 +47,8 @@ class Regression(nn.Module):
 
     def __init__(self, process: Process) -> None:
         super().__init__()
-        self.refiner = fresh(recompute=True)
+        self.refiner = fresh()
+        recompute_blocks(self.refiner)
         self.own = slice(process.rank, None, process.world_size)
         self.kinds: set[str] = set()
 
