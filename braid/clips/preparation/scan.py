@@ -224,6 +224,7 @@ def write_manifest(
         ValueError: a split is empty, or latents are smaller than the crop.
     """
     channels, *extent = scan.format.latent_shape
+    shape = (channels, *(crop or extent))
     if crop and any(kept > length for kept, length in zip(crop, extent, strict=True)):
         raise ValueError(f"clips.crop is {list(crop)}, expected at most {extent}, as latents have")
     hashed = {"none": 0, "first": 1, "all": len(scan.shards)}[checksums]
@@ -231,7 +232,7 @@ def write_manifest(
         "codec": codec,
         "layout": layout,
         "dtype": scan.format.dtype,
-        "latent_shape": [channels, *(crop or extent)],
+        "latent_shape": shape,
         "stored_shape": scan.format.latent_shape,
         "text_shape": [scan.padded_rows, scan.format.text_dim],
         "clips_read": len(scan.formats),
@@ -249,7 +250,7 @@ def write_manifest(
     }
     splits = _write_index(folder / INDEX, scan, fractions)
     write_json(folder / MANIFEST, manifest)
-    return _metrics(scan, splits, manifest["latent_shape"])
+    return _metrics(scan, splits, shape)
 
 
 def _metrics(scan: Scan, splits: Mapping[str, int], shape: Sequence[int]) -> dict[str, Any]:
