@@ -9,7 +9,7 @@ from braid.segmentation.data.prompted import open_prompted
 from braid.segmentation.sam3.checkpoint import load_teacher, located, remove_text_tower
 from braid.segmentation.sam3.predictor import Predictor, load_tokenizer
 from braid.stage.context import open_stage
-from braid.training.distributed import launched, working
+from braid.training.distributed import working
 
 
 def main() -> None:
@@ -26,8 +26,7 @@ def main() -> None:
 
         out = stage.out("data/teacher_cache")
         teacher = OnlineTeacher(prompted, predictor, config)
-        process = launched()
-        with working(process):
+        with working() as process:
             write_cache(out, teacher, scratch=stage.scratch())
         if not process.is_main:  # the first one's folder is kept
             return

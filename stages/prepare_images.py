@@ -15,7 +15,7 @@ from braid.images.preparation.indexing import (
 )
 from braid.stage.context import open_stage
 from braid.training.device import autocast
-from braid.training.distributed import barrier, launched, working
+from braid.training.distributed import barrier, working
 
 
 def main() -> None:
@@ -26,8 +26,8 @@ def main() -> None:
         # Before hours of decoding.
         vae = load_sd_vae(folder).to(device) if folder and config.encodes else None
 
-        out, process = stage.first_out("data/images"), launched()
-        with working(process):
+        out = stage.first_out("data/images")
+        with working() as process:
             if process.is_main:
                 out.mkdir()
                 listing = index_images(out, config, seed)

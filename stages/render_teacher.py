@@ -19,7 +19,7 @@ from braid.radiance.scenes.cameras import random_poses, turntable
 from braid.radiance.scenes.grids import save_space
 from braid.radiance.scenes.renders import save_renders
 from braid.stage.context import open_stage
-from braid.training.distributed import launched, working
+from braid.training.distributed import working
 
 
 def main() -> None:
@@ -34,13 +34,11 @@ def main() -> None:
         view = partial(render, gaussians, test.cameras.to(device))
         stage.runtime |= asdict(measure_frames(view, min(evaluation.frames, len(test)), device))
         out = stage.out("data/teacher")
-
         draws = torch.Generator().manual_seed(stage.params.seed)
         poses = {name: part.cameras for name, part in views.items()}
         poses["random"] = random_poses(train.cameras, config.random_poses, draws)
         poses["turntable"] = turntable(train.cameras, evaluation.turntable)
-        process = launched()
-        with working(process):
+        with working() as process:
             renders = render_sets(gaussians, poses, device, stage.scratch())
         if not process.is_main:
             return
@@ -48,10 +46,8 @@ def main() -> None:
             save_renders(out / name, rendered)
         train, test = train.to(device), test.to(device)
         save_space(out / "space.safetensors", *scan_space(gaussians, train.cameras, config, draws))
-
         weights = stage.optional_dep(evaluation.lpips_weights)
-        images = renders["test"].on_white().to(device)
-        quality = evaluate(images, test, train, None, weights)
+        quality = evaluate(renders["test"].on_white().to(device), test, train, None, weights)
         size: dict[str, float] = {"parameters": gaussians.parameters}
         stage.write_metrics({**quality.headline(), **size})
         size["gaussians"] = len(gaussians)

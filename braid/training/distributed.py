@@ -68,15 +68,16 @@ _shared = count()  # pieces of work so far, of which all processes have as many
 
 
 @contextmanager
-def working(process: Process) -> Iterator[None]:
-    """Within, processes share work: they are connected without using the device, and wait long."""
+def working() -> Iterator[Process]:
+    """Within, launched processes share work: connected without a device's help, they wait long."""
+    process = launched()
     if process.world_size == 1:
-        yield
+        yield process
         return
     rank, size = process.rank, process.world_size
     dist.init_process_group("gloo", timeout=_LONGEST, rank=rank, world_size=size)
     try:
-        yield
+        yield process
     finally:
         dist.destroy_process_group()
 

@@ -32,7 +32,7 @@ def main(folder: Path, death: bool) -> None:
     field.units = noted
     field.VIEWS = 2
     poses = {"train": views(10, 16), "random": views(6, 16)}
-    with working(process):
+    with working():
         renders = field.render_sets(ball(), poses, torch.device("cpu"), scratch)
     for name, rendered in renders.items():
         save_renders(folder / "first" / name, rendered)
