@@ -1,8 +1,11 @@
 """Complete a clip in one step, from a few given latent frames: `python -m braid.complete`.
 
+From a prompt alone it takes two: one to keyframes, one to the clip.
+
 python -m braid.complete --clip 1 --at 0 3 8 --out clip
 python -m braid.complete --storyboard mine.safetensors --at 0 8 --out clip
 python -m braid.complete --pictures a.png b.png --at 0 8 --prompt "a red seven drifts" --out clip
+python -m braid.complete --prompt "a red seven drifts left, slowly, over black" --out clip
 python -m braid.complete --video mine.gif --at 0 4 8 --out clip
 
 Writes clip.safetensors (latents), clip.png and clip.gif (with PyAV clip.mp4): interpolated and
@@ -43,16 +46,17 @@ def main() -> None:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    add, source = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
+    add, source = parser.add_argument, parser.add_mutually_exclusive_group()
     source.add_argument("--clip", type=int, help="a held-out clip of --clips, by its number")
     source.add_argument("--storyboard", type=Path, help=".safetensors: latents, embedding")
     source.add_argument("--pictures", type=Path, nargs="+", help="one a frame, or a folder")
     source.add_argument("--video", type=Path, help=".gif; with PyAV .mp4 and others")
-    add("--at", type=int, nargs="+", required=True, help="given latent frames, from 0")
+    add("--at", type=int, nargs="+", help="given latent frames, from 0; not of a prompt alone")
     add("--prompt", help="words; without them those of the clip, the storyboard, or none")
     add("--alpha", type=float, default=1.0, help="guidance; 1: none (%(default)s)")
     add("--clips", type=Path, default=Path("data/clips"), help="(%(default)s)")
     add("--refiner", type=Path, default=Path("models/drift/drift"), help="(%(default)s)")
+    add("--keyframes", type=Path, default=Path("models/keyframes/drift"), help="(%(default)s)")
     add("--quantizer", type=Path, default=Path("models/quantizer"), help="(%(default)s)")
     add("--wan-vae", type=Path, help="folder of an AutoencoderKLWan, for Wan's latents")
     add("--out", type=Path, required=True, help="files to write, less their endings")
