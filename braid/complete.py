@@ -17,10 +17,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from braid.clips.codec.codec import decoder_of
+from braid.clips.codec.codec import Decoder, decoder_of
 from braid.clips.preparation.storyboards import (
     held_out_clip,
     load_storyboard,
@@ -33,7 +34,9 @@ from braid.clips.shards.dataset import Clips, open_clips
 from braid.common.progress import run_command
 from braid.drifting.evaluation.clips import complete_storyboard
 from braid.drifting.evaluation.pictures import draw_clip
+from braid.drifting.evaluation.text_to_clip import Pipeline
 from braid.drifting.video.corruption import Corruption
+from braid.drifting.video.keyframes import load_keyframe_generator
 from braid.drifting.video.refiner import load_refiner
 from braid.pseudo_classes.quantizer import load_quantizer
 from braid.stage.params import load_params
@@ -63,24 +66,47 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    sources = options.clip, options.storyboard, options.pictures, options.video
+    from_prompt = all(source is None for source in sources)
     if not options.alpha >= 1:
         raise ValueError(f"--alpha is {options.alpha}, expected 1 or more")
-    if len(set(options.at)) < len(options.at):
+    if from_prompt != (options.at is None) or (from_prompt and options.prompt is None):
+        raise ValueError("expected a --prompt alone, or a source of given frames and their --at")
+    if options.at and len(set(options.at)) < len(options.at):
         raise ValueError(f"--at is {options.at}, expected each frame once")
     params = load_params(Path("params.yaml"))
     device = set_up(params.hardware.device, params.hardware.threads, params.seed)
     quantizer = load_quantizer(options.quantizer)
     clips = open_clips(options.clips, text=quantizer.text)
-    latents, text = _given(options, clips)
-    corruption = Corruption(latents.shape[2], params.drift.corruption)
-    assign, refiner = quantizer.assign, load_refiner(options.refiner)
-    board, models = (latents, text, options.at), (corruption, assign, refiner.to(device))
-    more = options.alpha, params.seed, quantizer.encoder.of_some
-    shown, given, label = complete_storyboard(*board, *models, *more)
+    corruption = Corruption(clips.shape[1], params.drift.corruption)
+    refiner, embed = load_refiner(options.refiner).to(device), quantizer.encoder.of_some
+    if from_prompt:
+        network = load_keyframe_generator(options.keyframes).to(device)
+        models = embed, quantizer.label, corruption, network, refiner
+        guidance = params.drift.text_to_clip.alpha, options.alpha
+        pipeline = Pipeline(*models, guidance, params.seed)
+        made = pipeline(prompt_text(options.prompt, clips))
+        shown = {"keyframes, interpolated": made.interpolated[0], "refined": made.clips[0]}
+        given, label = torch.zeros(corruption.frames, dtype=torch.bool), int(made.classes)
+    else:
+        latents, text = _given(options, clips)
+        corruption = Corruption(latents.shape[2], params.drift.corruption)
+        board = latents, text, options.at, corruption, quantizer.assign, refiner
+        more = options.alpha, params.seed, embed
+        shown, given, label = complete_storyboard(*board, *more)
+    _write(options, shown, given, label, decoder_of(clips, options.wan_vae))
 
+
+def _write(
+    options: argparse.Namespace,
+    shown: dict[str, Tensor],  # latents [C, T, H, W], `refined` among them
+    given: Tensor,  # [T] bool
+    label: int,
+    decode: Decoder,
+) -> None:
+    """The clip's files, and a line that says where."""
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"latents": shown["refined"]}, f"{options.out}.safetensors")
-    decode = decoder_of(clips, options.wan_vae)
+    save_file({"latents": shown["refined"].contiguous()}, f"{options.out}.safetensors")
     title = f"{options.prompt or options.out.name}, class {label}"
     written = draw_clip(options.out, shown, given, title, decode, mp4=True)
     endings = ", ".join([".safetensors", *(path.suffix for path in written)])

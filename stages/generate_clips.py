@@ -30,6 +30,7 @@ def main() -> None:
         config, reading = params.text_to_clip, params.evaluation
         quantizer = load_quantizer(stage.dep("models/quantizer"))
         clips = open_clips(stage.dep("data/clips"), text=quantizer.text)
+        own = open_prompts(stage.optional_dep(config.prompts), clips)
         train = Sample.of(clips, "train", reading.train_clips, read_words)
         test = Sample.of(clips, "test", config.test_clips, read_words)
         network, paired = (
@@ -49,7 +50,6 @@ def main() -> None:
         pictures = stage.out("plots/text_to_clip")
         draw_generated(pictures, evaluation, test, config, decode)
 
-        own = open_prompts(stage.optional_dep(config.prompts), clips)
         asked = own or (test.prompts, test.texts)
         made = pipeline(own[1]).clips if own else evaluation.clips["generated"]
         write_generated(stage.out("data/generated"), asked[0], made)

@@ -52,7 +52,7 @@ def main() -> None:
         status, reason = best.status()
         counts, model = {"train": len(splits[0]), "val": len(splits[1])}, objective.card(samples)
         known = clips_data(data.source, read_json(folder / "manifest.json"), **counts)
-        results = {"status": status, **results}
+        results = {"status": status, **best.best}
         write_card(stage, run.device, data=known, model=model, results=results, reason=reason)
 
 
