@@ -1,8 +1,11 @@
 """Complete a clip in one step, from a few given latent frames: `python -m braid.complete`.
 
+From a prompt alone it takes two: one to keyframes, one to the clip.
+
 python -m braid.complete --clip 1 --at 0 3 8 --out clip
 python -m braid.complete --storyboard mine.safetensors --at 0 8 --out clip
 python -m braid.complete --pictures a.png b.png --at 0 8 --prompt "a red seven drifts" --out clip
+python -m braid.complete --prompt "a red seven drifts left, slowly, over black" --out clip
 python -m braid.complete --video mine.gif --at 0 4 8 --out clip
 
 Writes clip.safetensors (latents), clip.png and clip.gif (with PyAV clip.mp4): interpolated and
@@ -14,10 +17,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from braid.clips.codec.codec import decoder_of
+from braid.clips.codec.codec import Decoder, decoder_of
 from braid.clips.preparation.storyboards import (
     held_out_clip,
     load_storyboard,
@@ -30,7 +34,9 @@ from braid.clips.shards.dataset import Clips, open_clips
 from braid.common.progress import run_command
 from braid.drifting.evaluation.clips import complete_storyboard
 from braid.drifting.evaluation.pictures import draw_clip
+from braid.drifting.evaluation.text_to_clip import Pipeline
 from braid.drifting.video.corruption import Corruption
+from braid.drifting.video.keyframes import load_keyframe_generator
 from braid.drifting.video.refiner import load_refiner
 from braid.pseudo_classes.quantizer import load_quantizer
 from braid.stage.params import load_params
@@ -43,40 +49,64 @@ def main() -> None:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    add, source = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
+    add, source = parser.add_argument, parser.add_mutually_exclusive_group()
     source.add_argument("--clip", type=int, help="a held-out clip of --clips, by its number")
     source.add_argument("--storyboard", type=Path, help=".safetensors: latents, embedding")
     source.add_argument("--pictures", type=Path, nargs="+", help="one a frame, or a folder")
     source.add_argument("--video", type=Path, help=".gif; with PyAV .mp4 and others")
-    add("--at", type=int, nargs="+", required=True, help="given latent frames, from 0")
+    add("--at", type=int, nargs="+", help="given latent frames, from 0; not of a prompt alone")
     add("--prompt", help="words; without them those of the clip, the storyboard, or none")
     add("--alpha", type=float, default=1.0, help="guidance; 1: none (%(default)s)")
     add("--clips", type=Path, default=Path("data/clips"), help="(%(default)s)")
     add("--refiner", type=Path, default=Path("models/drift/drift"), help="(%(default)s)")
+    add("--keyframes", type=Path, default=Path("models/keyframes/drift"), help="(%(default)s)")
     add("--quantizer", type=Path, default=Path("models/quantizer"), help="(%(default)s)")
     add("--wan-vae", type=Path, help="folder of an AutoencoderKLWan, for Wan's latents")
     add("--out", type=Path, required=True, help="files to write, less their endings")
 
 
 def _run(options: argparse.Namespace) -> None:
+    sources = options.clip, options.storyboard, options.pictures, options.video
+    from_prompt = all(source is None for source in sources)
     if not options.alpha >= 1:
         raise ValueError(f"--alpha is {options.alpha}, expected 1 or more")
-    if len(set(options.at)) < len(options.at):
+    if from_prompt != (options.at is None) or (from_prompt and options.prompt is None):
+        raise ValueError("expected a --prompt alone, or a source of given frames and their --at")
+    if options.at and len(set(options.at)) < len(options.at):
         raise ValueError(f"--at is {options.at}, expected each frame once")
     params = load_params(Path("params.yaml"))
     device = set_up(params.hardware.device, params.hardware.threads, params.seed)
     quantizer = load_quantizer(options.quantizer)
     clips = open_clips(options.clips, text=quantizer.text)
-    latents, text = _given(options, clips)
-    corruption = Corruption(latents.shape[2], params.drift.corruption)
-    assign, refiner = quantizer.assign, load_refiner(options.refiner)
-    board, models = (latents, text, options.at), (corruption, assign, refiner.to(device))
-    more = options.alpha, params.seed, quantizer.encoder.of_some
-    shown, given, label = complete_storyboard(*board, *models, *more)
+    corruption = Corruption(clips.shape[1], params.drift.corruption)
+    refiner, embed = load_refiner(options.refiner).to(device), quantizer.encoder.of_some
+    if from_prompt:
+        network = load_keyframe_generator(options.keyframes).to(device)
+        models = embed, quantizer.label, corruption, network, refiner
+        guidance = params.drift.text_to_clip.alpha, options.alpha
+        pipeline = Pipeline(*models, guidance, params.seed)
+        made = pipeline(prompt_text(options.prompt, clips))
+        shown = {"keyframes, interpolated": made.interpolated[0], "refined": made.clips[0]}
+        given, label = torch.zeros(corruption.frames, dtype=torch.bool), int(made.classes)
+    else:
+        latents, text = _given(options, clips)
+        corruption = Corruption(latents.shape[2], params.drift.corruption)
+        board = latents, text, options.at, corruption, quantizer.assign, refiner
+        more = options.alpha, params.seed, embed
+        shown, given, label = complete_storyboard(*board, *more)
+    _write(options, shown, given, label, decoder_of(clips, options.wan_vae))
 
+
+def _write(
+    options: argparse.Namespace,
+    shown: dict[str, Tensor],  # latents [C, T, H, W], `refined` among them
+    given: Tensor,  # [T] bool
+    label: int,
+    decode: Decoder,
+) -> None:
+    """The clip's files, and a line that says where."""
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"latents": shown["refined"]}, f"{options.out}.safetensors")
-    decode = decoder_of(clips, options.wan_vae)
+    save_file({"latents": shown["refined"].contiguous()}, f"{options.out}.safetensors")
     title = f"{options.prompt or options.out.name}, class {label}"
     written = draw_clip(options.out, shown, given, title, decode, mp4=True)
     endings = ", ".join([".safetensors", *(path.suffix for path in written)])

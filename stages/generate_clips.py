@@ -30,6 +30,7 @@ def main() -> None:
         config, reading = params.text_to_clip, params.evaluation
         quantizer = load_quantizer(stage.dep("models/quantizer"))
         clips = open_clips(stage.dep("data/clips"), text=quantizer.text)
+        own = open_prompts(stage.optional_dep(config.prompts), clips)
         train = Sample.of(clips, "train", reading.train_clips, read_words)
         test = Sample.of(clips, "test", config.test_clips, read_words)
         network, paired = (
@@ -37,8 +38,9 @@ def main() -> None:
             for name in (config.keyframes, config.paired)
         )
         refiner = load_refiner(stage.dep(f"models/drift/{reading.refiner}")).to(device)
-        models = quantizer, Corruption(clips.shape[1], params.corruption), network, refiner
-        pipeline = Pipeline(*models, (config.alpha, reading.alpha), stage.params.seed)
+        models = Corruption(clips.shape[1], params.corruption), network, refiner
+        conditions = quantizer.encoder.of_some, quantizer.label
+        pipeline = Pipeline(*conditions, *models, (config.alpha, reading.alpha), stage.params.seed)
         wan_vae = stage.optional_dep(stage.params.clips.wan_vae)
         decode = decoder(clips.codec, train.latents, wan_vae)
         evaluation = evaluate(pipeline, paired, test, train, decode, reading)
@@ -48,7 +50,6 @@ def main() -> None:
         pictures = stage.out("plots/text_to_clip")
         draw_generated(pictures, evaluation, test, config, decode)
 
-        own = open_prompts(stage.optional_dep(config.prompts), clips)
         asked = own or (test.prompts, test.texts)
         made = pipeline(own[1]).clips if own else evaluation.clips["generated"]
         write_generated(stage.out("data/generated"), asked[0], made)

@@ -27,7 +27,8 @@ def main() -> None:
         folder, quantizer = stage.dep("data/clips"), load_quantizer(stage.dep("models/quantizer"))
         clips = open_clips(folder, cache_mib=data.cache_mib, text=quantizer.text)
         frames = Corruption(clips.shape[1], drift.corruption).coarsest
-        splits = [KeyframeSplit(clips, split, quantizer, frames) for split in ("train", "val")]
+        by = frames, quantizer.encoder.of_some, quantizer.label
+        splits = [KeyframeSplit(clips, split, *by) for split in ("train", "val")]
         network = untrained(splits[0], clips.shape, quantizer.classes, settings, config.network)
         parts = settings, config.prompt_weight, drift.loss, network, splits[0]
         objective = keyframe_objective(*parts, stage.optional_dep(settings.start), run)
@@ -48,10 +49,10 @@ def main() -> None:
         stage.write_table("plots/keyframes", result.history)
         stage.write_table("plots/keyframes_validation", result.probes["validation"])
         stage.write_table("metrics/tables", best.rows(objective))
-        (status, reason), results = best.status(), best.best
+        status, reason = best.status()
         counts, model = {"train": len(splits[0]), "val": len(splits[1])}, objective.card(samples)
         known = clips_data(data.source, read_json(folder / "manifest.json"), **counts)
-        results = {"status": status, **results}
+        results = {"status": status, **best.best}
         write_card(stage, run.device, data=known, model=model, results=results, reason=reason)
 
 

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from braid.clustering.config import KMeansConfig
-from braid.common.config import Config, Count, Distinct, Fraction, NonNegative, Whole
+from braid.common.config import Config, Count, Distinct, Fraction, KMeansConfig, NonNegative, Whole
 
 
 class DigitsConfig(Config):

@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 
-from braid.clustering.config import KMeansConfig
+from braid.common.config import KMeansConfig
 
 _ROWS = 8192  # of distances in memory at a time
 _SAME = 1e-6  # squared distance, relative to the largest square, of rows that are the same

@@ -43,6 +43,16 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class KMeansConfig(Config):
+    """K-means of clips or images; how many classes is a param beside it."""
+
+    seeding_rows: Count
+    projection: Count  # dimensions in which seeds are chosen and most iterations run
+    candidates: Count  # greedy k-means++, a step
+    projected_iterations: Whole
+    exact_iterations: Count
+
+
 def external_path(value: str, key: str) -> Path:
     """The path that a param names, of what is read where it lies, past the guard of stages.
 

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from braid.clustering.config import KMeansConfig
-from braid.common.config import BUILT_IN, NONE, Config, Count, Whole
+from braid.common.config import BUILT_IN, NONE, Config, Count, KMeansConfig, Whole
 
 NOISE = "noise"  # a source: noise of any size, to time with
 

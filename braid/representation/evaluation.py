@@ -23,8 +23,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from braid.clips.config import RepresentationConfig
 from braid.clips.shards.dataset import Clips
-from braid.clustering.config import KMeansConfig
 from braid.clustering.kmeans import kmeans
+from braid.common.config import KMeansConfig
 from braid.common.progress import progress
 from braid.common.rng import generator
 from braid.metrics.distances import effective_rank, silhouettes

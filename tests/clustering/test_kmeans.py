@@ -3,8 +3,8 @@ import pytest
 import torch
 from sklearn.cluster import KMeans as ScikitLearn
 
-from braid.clustering.config import KMeansConfig
 from braid.clustering.kmeans import _lloyd, class_means, kmeans, nearest
+from braid.common.config import KMeansConfig
 
 SETTINGS = {
     "seeding_rows": 4096,

@@ -214,7 +214,8 @@ def test_params_yaml_is_valid_complete_and_has_few_sections() -> None:
 
 
 def test_dvc_yaml_and_the_library_can_be_read() -> None:
-    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 650
+    # 650, and 40 for the two stages from text to clip
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 690
     modules = [path for path in (ROOT / "braid").rglob("*.py") if path.name != "__init__.py"]
     assert len(modules) <= 122
 

@@ -60,8 +60,8 @@ def test_what_the_stages_leave(trained: Path) -> None:
     assert set(counts) == {"train", "val", "test", "faults"}
     headline = metrics(trained, "drift_maze")
     wanted = (
-        "collision_ratio_six collision_ratio_three success_six success_three length_ratio "
-        "collision_paired_two_ways collision_refined_two_ways both_ways spread_ratio status"
+        "collision_ratio_six collision_ratio_three success_six success_three "
+        "collision_paired_two_ways collision_refined_two_ways both_ways status"
     )
     assert set(wanted.split()) <= set(headline)
     assert all(headline[name] is not None for name in wanted.split())

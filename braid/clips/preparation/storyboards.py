@@ -135,13 +135,14 @@ def open_prompts(path: Path | None, clips: Clips) -> tuple[list[str], Tensor] | 
         else:
             lines = path.read_text("utf-8").splitlines()
             prompts = [line.strip() for line in lines if line.strip()]
-            texts = torch.cat([prompt_text(prompt, clips) for prompt in prompts or [""]])
+            rows = [prompt_text(prompt, clips) for prompt in prompts]
+            texts = torch.cat(rows) if rows else torch.empty(0)
     except (OSError, KeyError, UnicodeDecodeError, SafetensorError) as error:
         raise ValueError(f"{path}: expected a prompt a line, or embedding ({error})") from None
     if not prompts or texts.shape[1:] != clips.text_shape:
         expected = ", ".join(map(str, clips.text_shape))
         raise ValueError(
-            f"{path}: expected prompts, of embedding [n, {expected}], got {list(texts.shape)}"
+            f"{path}: expected prompts, of embeddings [n, {expected}], got {list(texts.shape)}"
         )
     return prompts, texts
 

@@ -8,7 +8,7 @@ compared with the held-out clips as a distribution, beside other ways to the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from torch import Tensor
 from braid.common.progress import progress
 from braid.common.rng import generator
 from braid.drifting.config import DriftEvaluationConfig, TextToClipConfig
-from braid.drifting.evaluation.clips import NEIGHBORS, Sample, rows_beside
+from braid.drifting.evaluation.clips import NEIGHBORS, Embed, Sample, rows_beside
 from braid.drifting.evaluation.pictures import (
     NamedDecode,
     draw_clip,
@@ -33,7 +33,6 @@ from braid.drifting.video.corruption import Corruption, as_proposals
 from braid.drifting.video.keyframes import KeyframeGenerator, keyframes_of
 from braid.drifting.video.refiner import AnyRefiner, finish
 from braid.metrics.distances import RandomConvolutions, frechet_distance, manifold
-from braid.pseudo_classes.quantizer import Quantizer
 
 ASKED = 0.6  # of digits and of motions, that are read as asked for
 IGNORED = 1.5  # times what is read with other prompts: less is as if there were none
@@ -52,7 +51,8 @@ class Generated(NamedTuple):
 class Pipeline:
     """What makes clips of text embeddings."""
 
-    quantizer: Quantizer
+    embed: Embed  # texts and clips to h
+    label: Callable[[Tensor], Tensor]  # h to pseudo-classes
     corruption: Corruption
     network: KeyframeGenerator
     refiner: AnyRefiner
@@ -64,8 +64,8 @@ class Pipeline:
         texts: Tensor,  # [n, L, D]
     ) -> tuple[Tensor, Tensor]:
         """Keyframes by regression alone and by phase 1, each [n, C, K, H, W]."""
-        prompts = self.quantizer.encoder.of_some(texts, None)
-        classes, draw = self.quantizer.label(prompts), generator(self.seed, "phase 1")
+        prompts = self.embed(texts, None)
+        classes, draw = self.label(prompts), generator(self.seed, "phase 1")
         return keyframes_of(self.network, prompts, classes, draw, self.alphas[0])
 
     @torch.no_grad()
@@ -85,8 +85,8 @@ class Pipeline:
         start = self.corruption.impute(latents, mask, torch.arange(count), draw)
         if self.corruption.config.student_replace_prob > 0:
             start = as_proposals(start)
-        classes = self.quantizer.assign(texts, start.latents)
-        rows = rows_beside(self.refiner, texts, start.latents, self.quantizer.encoder.of_some)
+        classes = self.label(self.embed(texts, start.latents))
+        rows = rows_beside(self.refiner, texts, start.latents, self.embed)
         level, alpha = self.corruption.levels, self.alphas[1]
         given = self.refiner, self.corruption, start, classes, level, alpha, None, rows, draw
         return Generated(start.latents, finish(*given), classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -29,8 +30,10 @@ from braid.drifting.video.keyframes import (
     with_prompt,
 )
 from braid.metrics.distances import RandomConvolutions, energy_score, frechet_distance
-from braid.pseudo_classes.quantizer import Quantizer
 from braid.training.trainer import Run
+
+Embed = Callable[[Tensor | None, Tensor | None], Tensor]  # texts and clips to h [n, d]
+Label = Callable[[Tensor], Tensor]  # h [n, d] to pseudo-classes [n]
 
 REPEATS = 2  # samples of a validation prompt
 _CHUNK = 256  # texts read at a time
@@ -62,14 +65,15 @@ class KeyframeSplit:
         self,
         clips: Clips,
         split: str,
-        quantizer: Quantizer,
         frames: Tensor,  # [K] latent frames that are keyframes
+        embed: Embed,
+        label: Label,
     ) -> None:
         self.clips, self.frames = clips, frames
         self.indices = torch.from_numpy(clips.indices(split))
-        parts = [prompts(clips.texts(part), quantizer) for part in self.indices.split(_CHUNK)]
+        parts = [embed(clips.texts(part), None) for part in self.indices.split(_CHUNK)]
         self.prompts = torch.cat(parts)  # [n, d]
-        self.classes = quantizer.label(self.prompts)  # [n]
+        self.classes = label(self.prompts)  # [n]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -83,28 +87,13 @@ class KeyframeSplit:
         return with_prompt(self.prompts[positions], self.keyframes(positions))
 
 
-def prompts(texts: Tensor, quantizer: Quantizer) -> Tensor:
-    """The condition embedding of texts [B, L, D] alone, [B, d].
-
-    Raises:
-        ValueError: conditions without text.
-    """
-    encoder = quantizer.encoder
-    if "text" not in encoder.pooling.blocks:
-        raise ValueError(
-            f"clips.conditions.mode is {encoder.pooling.config.mode}, expected text or joint: "
-            "keyframes are made from the text"
-        )
-    return encoder.of_some(texts, None)
-
-
 class Predictions:
     """What regression predicts for the clips of a training split, of each without itself."""
 
     def __init__(self, network: KeyframeGenerator, split: KeyframeSplit) -> None:
         """Fits the network's regression to evenly spread clips of the split."""
         self.regression, self.split = network.regression, split
-        count = network.shape["fitted"]
+        count = len(self.regression.keys)
         self.fitted = torch.arange(count) * len(split) // count
         fit = split.prompts[self.fitted], split.keyframes(self.fitted)
         self.held_out = self.regression.fit(*fit)  # [M, C, K, H, W]

@@ -260,8 +260,8 @@ def load_keyframe_generator(folder: Path) -> KeyframeGenerator:
     shape = "keyframes", "prompt", "classes", "fitted", "sigma"
 
     def build(**stored: Any) -> KeyframeGenerator:
-        sizes = [stored.pop(name) for name in shape]
-        return KeyframeGenerator(*sizes, KeyframeNetworkConfig(**stored))
+        sizes = {name: stored.pop(name) for name in shape}
+        return KeyframeGenerator(config=KeyframeNetworkConfig(**stored), **sizes)
 
     return load_model(folder, build, "network of keyframes")[1].eval()
 
