@@ -20,7 +20,7 @@ def main() -> None:
     with open_stage("train_drift") as stage:
         config, pace, run = stage.params.drift, Pace(), stage.training()
         settings = config.refiners[stage.item[0]]
-        folders = stage.optional_dep(settings.encoder), stage.optional_dep(settings.start)
+        folders = map(stage.optional_dep, (settings.encoder, settings.start, settings.teacher))
         cache, text = stage.params.clips.cache_mib, stage.params.clips.conditions.text
         clips = open_clips(stage.dep("data/clips"), cache_mib=cache, text=text)
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
