@@ -8,6 +8,7 @@ from benchmarks import (
     kmeans,
     matching,
     rasterizer,
+    ray_sampler,
     sam3_flops,
     shards,
 )
@@ -16,6 +17,7 @@ from benchmarks import (
 def main() -> None:
     """Print each ratio with what it is a ratio of."""
     rasterizer.main()
+    ray_sampler.main()
     grid_mlp.main()
     kmeans.main()
     drift.main()

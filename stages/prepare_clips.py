@@ -7,8 +7,8 @@ from pathlib import Path
 
 from braid.clips.codec.codec import TRANSFORM, WAN
 from braid.clips.preparation.moving_digits import LAYOUT, write_digit_shards
-from braid.clips.preparation.scan import find_shards, scan_shards, write_manifest
-from braid.common.config import BUILT_IN
+from braid.clips.preparation.scan import find_shards, join_anchors, scan_shards, write_manifest
+from braid.common.config import BUILT_IN, NONE
 from braid.data.splits import SPLITS
 from braid.stage.context import open_stage
 from braid.training.device import make_deterministic, set_threads
@@ -29,10 +29,19 @@ def main() -> None:
             codec, layout = WAN, config.layout
             shards = find_shards(config.source, outside=Path.cwd())
         scan = scan_shards(shards, layout, config.verify)
+        if config.anchors != NONE:
+            found = find_shards(config.anchors, outside=Path.cwd(), key="clips.anchors")
+            join_anchors(scan, found, layout, config.verify)
         if config.faults == "fatal":
             scan.require_no_faults()
         metrics = write_manifest(
-            out, scan, codec=codec, layout=layout, fractions=fractions, checksums=config.checksums
+            out,
+            scan,
+            codec=codec,
+            layout=layout,
+            fractions=fractions,
+            checksums=config.checksums,
+            crop=config.crop,
         )
         stage.write_table("metrics/tables", [metrics])
         stage.write_metrics({name: metrics[name] for name in (*SPLITS, "faults")})

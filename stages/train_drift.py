@@ -19,16 +19,16 @@ def main() -> None:
     """Run the stage."""
     with open_stage("train_drift") as stage:
         config, pace, run = stage.params.drift, Pace(), stage.training()
-        settings = config.refiners[stage.item[0]]
+        data, settings = stage.params.clips, config.refiners[stage.item[0]]
         folders = map(stage.optional_dep, (settings.encoder, settings.start, settings.teacher))
-        cache, text = stage.params.clips.cache_mib, stage.params.clips.conditions.text
-        clips = open_clips(stage.dep("data/clips"), cache_mib=cache, text=text)
+        cache, text = data.cache_mib, data.conditions.text
+        source = stage.dep("data/clips")
+        clips = open_clips(source, cache_mib=cache, text=text)
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
         training, validation = (ClipSplit.of(clips, pseudo, s) for s in ("train", "val"))
         corruption = Corruption(clips.shape[1], config.corruption)
-        shape = pseudo.classes, corruption.levels + 1
-        refiner = training.fresh_refiner(*shape, config.refiner, settings.target)
-        decode = decoder_of(clips, stage.optional_dep(stage.params.clips.wan_vae))
+        refiner = training.new_refiner(pseudo.classes, corruption, config.refiner, settings.target)
+        decode = decoder_of(clips, stage.optional_dep(data.wan_vae))
         parts = settings, config.batches, config.loss, refiner, corruption, training
         objective = clip_objective(*parts, *folders, decode, run)
         best = BestOnValidation(validation, corruption, settings, run, config.refiner.beside)
@@ -41,6 +41,7 @@ def main() -> None:
             outer_layers=[f"refiner.{layer}" for layer in refiner.outer_layers],
             stateful={"best": best, **objective.stateful()},
             hooks={"validation": best, "pace": pace},
+            shard=refiner.parts if settings.shard else (),
         )
         save_refiner(stage.out("models/drift"), best.restored(refiner))
         samples = objective.clips_per_step * config.optimizer.accumulate * run.process.world_size
@@ -50,10 +51,9 @@ def main() -> None:
         stage.write_table("metrics/tables", best.rows(objective))
         results, (_, reason) = best.metrics(), best.status()
         stage.write_metrics(results)
-        manifest = read_json(stage.dep("data/clips") / "manifest.json")
-        model, source = objective.card(samples), stage.params.clips.source
-        data = clips_data(source, manifest, train=len(training), val=len(validation))
-        write_card(stage, run.device, data=data, model=model, results=results, reason=reason)
+        manifest, model = read_json(source / "manifest.json"), objective.card(samples)
+        known = clips_data(data.source, manifest, train=len(training), val=len(validation))
+        write_card(stage, run.device, data=known, model=model, results=results, reason=reason)
 
 
 if __name__ == "__main__":

@@ -63,10 +63,12 @@ class ClipsConfig(Config):
     """Where the clips come from and how they are split."""
 
     source: str  # a glob of .tar shards in the Wan-synth layout; built_in: moving digits
+    anchors: str  # a glob of .tar shards with a phase-1 model's <key>.anchor.pt; none
     layout: Literal["cthw", "tchw"]  # axes of a stored latent
     faults: Literal["skip", "fatal"]  # what a broken file or a NaN latent does
     verify: Literal["first", "all"]  # shards whose every clip is read once and checked
     checksums: Literal["none", "first", "all"]  # shards that get a SHA-256 in the manifest
+    crop: tuple[Count, Count, Count] | None = Field(strict=False)  # frames, rows, columns kept
     val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     cache_mib: Whole  # RAM for latents once read; 0: read from the shards each time

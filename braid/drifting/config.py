@@ -40,6 +40,7 @@ class MaeConfig(Config):
     batch: Count  # clips or images
     head_weight: Fraction  # of the (pseudo-)class head against reconstruction; 0: no head
     head_fraction: Fraction  # of the steps, at the end, that train the head
+    validate_every: Count  # steps between looks at how its features separate the classes
     optimizer: OptimizerConfig
 
 
@@ -154,6 +155,7 @@ class BatchesConfig(Config):
     negatives: Whole  # generated earlier, a class, from its memory bank
     unconditional: Count  # real clips of any class
     bank: Count  # clips kept a class
+    bank_holds: Literal["latents", "positions"] = "latents"  # positions: read again when drawn
     bank_unconditional: Whole  # newest clips that those of any class come from; 0: all there are
     alpha_max: Annotated[float, Field(ge=1)]  # guidance is drawn from [1, alpha_max]
     alpha_power: NonNegative  # density ~ alpha^-power
@@ -195,9 +197,26 @@ class DriftBatchesConfig(BatchesConfig):
     generated: Generated
 
 
-class RefinerConfig(Config):
-    """The one-step space-time transformer."""
+class WanConfig(Config):
+    """The backbone `wan`, diffusers' WanTransformer3DModel, beside the sizes of a refiner."""
 
+    base: str  # folder of its weights, transformer/ of a Diffusers checkpoint; none: fresh ones
+    widening: Positive  # of the feed-forward layers, times dim; of fresh weights
+    sigmas: tuple[Positive, ...] = Field(strict=False, min_length=1)  # of x = z - sigma v, by level
+    mask_padding: bool  # no token attends to zero rows after a text; Wan's own training had them
+    attention: Literal["full", "sparse_linear"]  # of tokens to one another
+    density: Annotated[float, Field(gt=0, le=1)]  # sparse_linear: key blocks attended to exactly
+    block: Count  # sparse_linear: tokens a block
+    rank: Whole  # of the low-rank adapters that learn in place of the base; 0: all weights learn
+    adapter_scale: Positive  # lora_alpha of peft: adapters count by it over their rank
+    targets: Distinct[str] = Field(min_length=1)  # layers with an adapter, by the end of their name
+    frozen: Literal["float32", "bfloat16"]  # how weights are kept that do not learn
+
+
+class RefinerConfig(Config):
+    """The one-step network: the space-time transformer of this repository, or Wan's."""
+
+    backbone: Literal["transformer", "wan"]
     patch: Count  # latent pixels a side of a token
     dim: Count
     depth: Count
@@ -208,6 +227,13 @@ class RefinerConfig(Config):
     beside: Literal[
         "none", "text", "embedding"
     ]  # the class: rows of the text; h of text and frames
+    wan: WanConfig  # of the backbone wan alone
+
+    @model_validator(mode="after")
+    def _adapters_learn_beside_a_base(self) -> RefinerConfig:
+        if self.wan.rank and self.wan.base == "none":
+            raise ValueError("wan.rank is positive, expected a folder as wan.base")
+        return self
 
 
 Target = Literal["clip", "finer"]  # of level s: the clip, in one step; or level s - 1, and so on
@@ -225,7 +251,12 @@ class RefinerTrainingConfig(Config):
     steps: Steps
     lr_scale: Positive  # times optimizer.lr
     validate_every: Count  # steps between evaluations on the validation split
+    validation_clips: Count  # at most
+    chunk: Whole  # clips through the networks at once, which are run again for gradients; 0: all
+    recompute_blocks: bool  # keep what goes into each block alone, and run it again for gradients
+    read_ahead: bool  # the next step's clips, in a thread
     compile: bool  # torch.compile the network: pays on long runs of one shape, needs a compiler
+    shard: bool  # split its weights over processes (FSDP2), where a copy in each (DDP) is too large
     features: DriftFeaturesConfig | None = None  # of drifting, which has no other params of its own
 
     @model_validator(mode="after")
@@ -381,6 +412,15 @@ class DriftConfig(Config):
                     f"batches.negatives is {self.batches.negatives}, expected 0: "
                     f"refiners.{name}.target is finer, and steps differ in their level"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _each_level_has_a_sigma(self) -> DriftConfig:
+        sigmas, levels = self.refiner.wan.sigmas, self.corruption.levels
+        if self.refiner.backbone == "wan" and len(sigmas) != levels:
+            raise ValueError(
+                f"refiner.wan.sigmas are {list(sigmas)}, expected {levels}: corruption.levels"
+            )
         return self
 
 

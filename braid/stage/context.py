@@ -82,6 +82,14 @@ class Stage:
         """Where to write the one declared out below `folder` (or named `folder` itself)."""
         return self._staged(self._only(folder, self._declared.outs, "outs"))
 
+    def first_out(self, folder: str) -> Path:
+        """Where the first of several processes writes an out: what is kept, and others may read."""
+        declared = self._only(folder, self._declared.outs, "outs")
+        place = self._staging(Path(declared).parts[0], 0) / declared
+        if self._rank == 0:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
     def device(self) -> torch.device:
         """Set up device, threads and determinism by the params, and give the device."""
         from braid.training.device import set_up
@@ -130,7 +138,7 @@ class Stage:
         return {
             "seconds": round(time.perf_counter() - self._started, 2),
             "peak_rss_mib": round(peak_rss_mib(), 1),
-            "commit": _commit(self._root),
+            "commit": git("rev-parse", "--short=12", "HEAD"),
             **self.runtime,
         }
 
@@ -184,9 +192,10 @@ class Stage:
             )
         return path
 
-    def _staging(self, top: str) -> Path:
-        """Where outs below the output folder `top` are written: on its disk."""
-        return self._root / top / ".partial" / f"{self.address}.{self._rank}"
+    def _staging(self, top: str, rank: int | None = None) -> Path:
+        """Where outs below the output folder `top` are written, by this process: on its disk."""
+        writer = self._rank if rank is None else rank
+        return self._root / top / ".partial" / f"{self.address}.{writer}"
 
     def _staged(self, declared: str) -> Path:
         path = self._staging(Path(declared).parts[0]) / declared
@@ -390,8 +399,8 @@ def _counted(path: Path, root: Path, ignored: GitIgnoreSpec) -> Iterable[Path]:
     return [file for file in files if not ignored.match_file(file.relative_to(root).as_posix())]
 
 
-def _commit(root: Path) -> str | None:
-    """The checked-out commit; None outside of git."""
-    command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
+def git(*arguments: str) -> str | None:
+    """What git says about the repository that the stage runs in; None outside of one."""
+    command = ["git", "--no-optional-locks", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() or None

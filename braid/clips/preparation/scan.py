@@ -58,6 +58,8 @@ class Scan:
     formats: dict[str, Format] = field(default_factory=dict)  # by the clip's key
     text_rows: dict[str, int] = field(default_factory=dict)  # by the clip's key, as stored
     lengths: list[int] = field(default_factory=list)  # of texts, without zero rows
+    anchor_shards: list[Shard] = field(default_factory=list)  # those of anchors alone
+    anchor_of: dict[str, int] = field(default_factory=dict)  # which of these, by the clip's key
 
     @property
     def format(self) -> Format:
@@ -76,7 +78,8 @@ class Scan:
     @property
     def faults(self) -> list[Fault]:
         """Of all shards, in their order."""
-        return [fault for shard in self.shards for fault in shard.faults]
+        every = (*self.shards, *self.anchor_shards)
+        return [fault for shard in every for fault in shard.faults]
 
     def require_no_faults(self) -> None:
         """Refuse shards with anything wrong in them.
@@ -91,7 +94,7 @@ class Scan:
             )
 
 
-def find_shards(pattern: str, outside: Path) -> list[Path]:
+def find_shards(pattern: str, outside: Path, key: str = "clips.source") -> list[Path]:
     """The plain files that a glob matches, sorted by path.
 
     Raises:
@@ -100,11 +103,11 @@ def find_shards(pattern: str, outside: Path) -> list[Path]:
     matches = [Path(name).resolve() for name in glob.glob(pattern, recursive=True)]
     plain = sorted(path for path in matches if path.is_file())
     if not plain:
-        raise ValueError(f"clips.source: {pattern}: no such file, expected a glob of tar shards")
+        raise ValueError(f"{key}: {pattern}: no such file, expected a glob of tar shards")
     inside = [path for path in plain if path.is_relative_to(outside.resolve())]
     if inside:
         raise ValueError(
-            f"clips.source: {inside[0]}: shards are read where they lie, expected a place outside "
+            f"{key}: {inside[0]}: shards are read where they lie, expected a place outside "
             "of the repository"
         )
     return plain
@@ -138,6 +141,40 @@ def scan_shards(
             shard.drop(key, f"has {scan.formats[key]}, most clips {common}")
     _limit_texts(scan)
     return scan
+
+
+def join_anchors(
+    scan: Scan,
+    paths: Sequence[Path],
+    layout: Layout,
+    verify: Literal["first", "all"],
+) -> None:
+    """Find the anchors of scanned clips in shards of their own, by the clips' keys alone.
+
+    Those of no clip, and of clips that have one, are faults, as are those that cannot be read.
+    """
+    owners = {key: clip for shard in scan.shards for key, clip in shard.clips.items()}
+    for number, path in enumerate(progress(paths, "join", "shard")):
+        shard = read_shard(path, required=("anchor",))
+        for key in list(shard.clips):
+            if "anchor" in owners.get(key, {"anchor": ""}):
+                shard.drop(key, "a second anchor" if key in owners else "an anchor of no clip")
+        if verify == "all" or number == 0:
+            _verify_anchors(shard, layout, scan.format)
+        for key, places in shard.clips.items():
+            owners[key]["anchor"] = places["anchor"]
+            scan.anchor_of[key] = number
+        scan.anchor_shards.append(shard)
+
+
+def _verify_anchors(shard: Shard, layout: Layout, wanted: Format) -> None:
+    with shard.path.open("rb") as file:
+        for key, places in list(shard.clips.items()):
+            try:
+                anchor = _parsed(file, places["anchor"], lambda data: read_latent(data, layout))
+                _require_shape(places["anchor"], anchor, wanted.latent_shape)
+            except ValueError as error:
+                shard.drop(key, str(error))
 
 
 def _limit_texts(scan: Scan) -> None:
@@ -175,7 +212,7 @@ def _read_clip(
     _parsed(file, places["prompt"], read_prompt)
     if "anchor" in places:
         anchor = _parsed(file, places["anchor"], lambda content: read_latent(content, layout))
-        _require_equal_shapes(places["anchor"], anchor, latents)
+        _require_shape(places["anchor"], anchor, latents.shape)
     return latents, text
 
 
@@ -187,10 +224,10 @@ def _parsed(file: BinaryIO, place: Place, parse: Callable[[bytes], _Parsed]) -> 
         raise ValueError(f"{place.name} {error}") from None
 
 
-def _require_equal_shapes(place: Place, anchor: Tensor, latents: Tensor) -> None:
-    if anchor.shape != latents.shape:
+def _require_shape(place: Place, anchor: Tensor, latents: Sequence[int]) -> None:
+    if tuple(anchor.shape) != tuple(latents):
         raise ValueError(
-            f"{place.name} anchors {list(anchor.shape)}, expected {list(latents.shape)}, as latents"
+            f"{place.name} anchors {list(anchor.shape)}, expected {list(latents)}, as latents"
         )
 
 
@@ -205,6 +242,7 @@ def write_manifest(
     layout: Layout,
     fractions: tuple[float, float],
     checksums: Literal["none", "first", "all"],
+    crop: tuple[int, int, int] | None = None,
 ) -> dict[str, Any]:
     """Write manifest.json and index.npz, and give the metrics of the data set.
 
@@ -217,16 +255,23 @@ def write_manifest(
         layout: axes of a stored latent.
         fractions: of validation and test clips.
         checksums: the shards that get a SHA-256.
+        crop: frames, rows and columns of the latents that are used; None: all.
 
     Raises:
-        ValueError: a split is empty.
+        ValueError: a split is empty, or latents are smaller than the crop.
     """
+    channels, *extent = scan.format.latent_shape
+    shape = (channels, *(crop or extent))
+    if crop and any(kept > length for kept, length in zip(crop, extent, strict=True)):
+        raise ValueError(f"clips.crop is {list(crop)}, expected at most {extent}, as latents have")
+    shape = [channels, *(crop or extent)]
     hashed = {"none": 0, "first": 1, "all": len(scan.shards)}[checksums]
     manifest = {
         "codec": codec,
         "layout": layout,
         "dtype": scan.format.dtype,
-        "latent_shape": scan.format.latent_shape,
+        "latent_shape": shape,
+        "stored_shape": scan.format.latent_shape,
         "text_shape": [scan.padded_rows, scan.format.text_dim],
         "clips_read": len(scan.formats),
         "shards": [
@@ -239,16 +284,20 @@ def write_manifest(
             }
             for number, shard in enumerate(scan.shards)
         ],
+        "anchor_shards": [
+            {"path": _name(shard.path, folder), "bytes": shard.size, "anchors": len(shard.clips)}
+            for shard in scan.anchor_shards
+        ],
         "faults": [fault._asdict() for fault in scan.faults],
     }
     splits = _write_index(folder / INDEX, scan, fractions)
     write_json(folder / MANIFEST, manifest)
-    return _metrics(scan, splits)
+    return _metrics(scan, splits, shape)
 
 
-def _metrics(scan: Scan, splits: Mapping[str, int]) -> dict[str, Any]:
+def _metrics(scan: Scan, splits: Mapping[str, int], shape: Sequence[int]) -> dict[str, Any]:
     """The clips by count, and as many as there were if every shard had as many as the first."""
-    channels, frames, height, width = scan.format.latent_shape
+    channels, frames, height, width = shape
     return {
         "clips": sum(splits.values()),
         "clips_estimated": scan.shards[0].latents * len(scan.shards),
@@ -273,6 +322,7 @@ def _write_index(path: Path, scan: Scan, fractions: tuple[float, float]) -> dict
     clips = [(n, key, clip) for n, s in enumerate(scan.shards) for key, clip in s.clips.items()]
     nowhere = Place(0, 0, "")
     places = [[clip.get(kind, nowhere) for kind in KINDS] for _, _, clip in clips]
+    anchored = {key: len(scan.shards) + number for key, number in scan.anchor_of.items()}
     splits = [split_of(key, *fractions) for _, key, _ in clips]
     counts = {split: splits.count(split) for split in SPLITS}
     if not all(counts.values()):
@@ -285,6 +335,7 @@ def _write_index(path: Path, scan: Scan, fractions: tuple[float, float]) -> dict
         shards=np.array([shard for shard, _, _ in clips], np.int32),
         offsets=np.array([[place.offset for place in row] for row in places], np.int64),
         sizes=np.array([[place.size for place in row] for row in places], np.int64),
+        anchor_shards=np.array([anchored.get(key, own) for own, key, _ in clips], np.int32),
         splits=np.array([SPLITS.index(split) for split in splits], np.uint8),
     )
     return counts

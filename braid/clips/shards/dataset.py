@@ -127,17 +127,18 @@ def _first_sentence(error: Exception) -> str:
 #     000000000.latent.pt   [16, T, H, W] bfloat16, torch.save       (.pth as well)
 #     000000000.embed.pt    [L, D] bfloat16, zero rows after the text; or as long as the text
 #     000000000.prompt.txt  UTF-8
-#     000000000.anchor.pt   a phase-1 model's latents, where there are any
+#     000000000.anchor.pt   a phase-1 model's latents, where there are any; or in other shards
 #
-# with or without a folder before the name. Only headers are read here. Readers of tar files,
-# Python's and WebDataset's alike, take a file that ends at or within a header for a complete one;
-# the end-of-archive mark of two zero blocks distinguishes the two. They also stop at the first such
+# with any key in the place of the nine digits, with or without a folder before the name. Only
+# headers are read here. Readers of tar files, Python's and WebDataset's alike, take a file that
+# ends at or within a header for a complete one; the end-of-archive mark of two zero blocks
+# distinguishes the two. They also stop at the first such
 # mark, though another archive may follow it (`cat a.tar b.tar`), whose members are read here too.
 
 KINDS = ("latent", "embed", "prompt", "anchor")
 REQUIRED = KINDS[:3]
 
-_MEMBER = re.compile(r"(?:.*/)?(\d{9})\.(?:(latent|embed|anchor)\.pth?|(prompt)\.txt)")
+_MEMBER = re.compile(r"(?:.*/)?([^/.]+)\.(?:(latent|embed|anchor)\.pth?|(prompt)\.txt)")
 _END = bytes(2 * tarfile.BLOCKSIZE)
 _CHUNK = 2**20  # bytes of padding looked at together
 
@@ -181,8 +182,8 @@ class Shard:
         del self.clips[key]
 
 
-def read_shard(path: Path) -> Shard:
-    """Find the members of a shard by its headers."""
+def read_shard(path: Path, required: Sequence[str] = REQUIRED) -> Shard:
+    """Find the members of a shard by its headers; a clip is whole if it has those required."""
     shard = Shard(path, path.stat().st_size)
     with path.open("rb") as file:
         start: int | None = 0
@@ -194,11 +195,11 @@ def read_shard(path: Path) -> Shard:
                 shard.fault("", f"ends early or is no tar file: {error}")
                 break
             start = _next_archive(file, end)
-    for key in [key for key, kinds in shard.clips.items() if not set(REQUIRED) <= set(kinds)]:
-        missing = [kind for kind in REQUIRED if kind not in shard.clips[key]]
+    for key in [key for key, kinds in shard.clips.items() if not set(required) <= set(kinds)]:
+        missing = [kind for kind in required if kind not in shard.clips[key]]
         shard.drop(key, f"incomplete clip, lacks {' and '.join(missing)}")
     if not shard.clips and not shard.faults:
-        shard.fault("", "holds no member named as <9 digits>.latent.pt")
+        shard.fault("", f"holds no member named as <key>.{required[0]}.pt")
     return shard
 
 
@@ -277,6 +278,7 @@ class Index:
     shards: NDArray[np.int32]  # [N], in the manifest's order
     offsets: NDArray[np.int64]  # [N, kinds]
     sizes: NDArray[np.int64]  # [N, kinds]; 0: there is no such member
+    anchor_shards: NDArray[np.int32]  # [N], that of the anchor; after those of clips its own ones
     splits: NDArray[np.uint8]  # [N], of SPLITS
 
 
@@ -293,12 +295,15 @@ class Clips:
     ) -> None:
         self.keys: list[str] = index.keys.tolist()
         self.shape: tuple[int, int, int, int] = tuple(manifest["latent_shape"])
+        self._stored: tuple[int, ...] = tuple(manifest["stored_shape"])
+        self._window = window(self._stored, self.shape[1:])
         self.text_shape: tuple[int, int] = tuple(manifest["text_shape"])
         self.codec: str = manifest["codec"]
         self.words = words
         self._layout: Layout = manifest["layout"]
         self._index = index
-        self._shards = [folder / shard["path"] for shard in manifest["shards"]]
+        every = [*manifest["shards"], *manifest["anchor_shards"]]
+        self._shards = [folder / shard["path"] for shard in every]
         self._dtype = DTYPES[manifest["dtype"]]
         self._cache = RowCache(len(self), self.shape, self._dtype, cache)
 
@@ -367,7 +372,8 @@ class Clips:
     ) -> Iterator[tuple[int, _Parsed]]:
         """(row, what clips[row] has of a kind), each shard opened once and read front to back."""
         column = KINDS.index(kind)
-        shards = self._index.shards[clips]
+        own = self._index.anchor_shards if kind == "anchor" else self._index.shards
+        shards = own[clips]
         offsets, sizes = self._index.offsets[clips, column], self._index.sizes[clips, column]
         order = np.lexsort((offsets, shards)).tolist()
         for shard, rows in groupby(order, key=shards.tolist().__getitem__):
@@ -382,7 +388,7 @@ class Clips:
                     yield row, parsed
 
     def _latents_of(self, content: bytes) -> Tensor:
-        return _of_shape(read_latent(content, self._layout), self.shape)
+        return _of_shape(read_latent(content, self._layout), self._stored)[self._window]
 
     def _text_of(self, content: bytes) -> Tensor:
         values = read_embedding(content)
@@ -398,6 +404,18 @@ def _of_shape(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     if values.shape != shape:
         raise ValueError(f"its shape is {list(values.shape)}, expected {list(shape)}")
     return values
+
+
+def window(stored: Sequence[int], crop: Sequence[int]) -> tuple[slice, ...]:
+    """Of latents [C, T, H, W] the first frames and the middle of each, as many as a crop has.
+
+    The first latent frame is one video frame, those after it four each: a clip must begin there.
+    """
+    spare = [length - kept for length, kept in zip(stored[2:], crop[1:], strict=True)]
+    rows, columns = (
+        slice(left // 2, left // 2 + kept) for left, kept in zip(spare, crop[1:], strict=True)
+    )
+    return slice(None), slice(crop[0]), rows, columns
 
 
 def open_clips(folder: Path, *, cache_mib: int = 0, text: TextSource = "shards") -> Clips:
@@ -417,7 +435,7 @@ def open_clips(folder: Path, *, cache_mib: int = 0, text: TextSource = "shards")
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); {_RERUN}") from None
-    for shard in manifest["shards"]:
+    for shard in (*manifest["shards"], *manifest["anchor_shards"]):
         _require_unchanged(folder / shard["path"], shard["bytes"])
     with np.load(folder / INDEX, allow_pickle=False) as arrays:
         index = Index(**arrays)

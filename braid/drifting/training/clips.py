@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,29 +26,33 @@ from braid.drifting.interpolation.interpolation import FRECHET_RATIO, interpolat
 from braid.drifting.interpolation.keyframes import nested_masks
 from braid.drifting.loss.drift import DriftLoss
 from braid.drifting.mae.latent_mae import load_latent_mae
+from braid.drifting.training.memory_bank import ReadAhead
 from braid.drifting.training.objectives import (
     Branch,
     DriftObjective,
     PairedObjective,
     Refinement,
     compile_deterministic,
+    recompute_blocks,
 )
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import ClipFeatures, vanilla
 from braid.drifting.video.motion import Decode
 from braid.drifting.video.refiner import (
-    Refiner,
+    AnyRefiner,
     cold_sample,
     finish,
     load_refiner,
+    make_refiner,
     start_from,
 )
-from braid.metrics.distances import RandomConvolutions, frechet_distance
+from braid.metrics.distances import RandomConvolutions, class_separation, frechet_distance
+from braid.training.distributed import whole
 from braid.training.ema import Ema
 from braid.training.trainer import Row, Run, TrainResult
 
 EXAMPLES = 64  # clips that a refiner's pictures are fitted to, at most
-AT_MOST = 512  # validation clips, which each process keeps twice: 9 GB of full-size Wan latents
+CHUNK = 64  # validation clips at once
 
 
 class Clips(Protocol):
@@ -119,19 +124,20 @@ class ClipSplit:
         """Channels of these rows; 0: there are none."""
         return 0 if beside == "none" else self.rows(beside, torch.zeros(1).long()).shape[2]
 
-    def fresh_refiner(
-        self, classes: int, levels: int, config: RefinerConfig, target: Target
-    ) -> Refiner:
-        """An untrained refiner of such clips, level 0 being one of the levels."""
+    def new_refiner(
+        self, classes: int, corruption: Corruption, config: RefinerConfig, target: Target
+    ) -> AnyRefiner:
+        """An untrained refiner of such clips and their levels, level 0 being one of them."""
         channels = self.latents(torch.zeros(1, dtype=torch.long)).shape[1]
-        return Refiner(channels, classes, levels, config, self.row_dim(config.beside), target)
+        shape = channels, classes, corruption.levels + 1
+        return make_refiner(*shape, config, self.row_dim(config.beside), target)
 
 
 def clip_objective(
     settings: RefinerTrainingConfig,
     batches: BatchesConfig,
     loss: DriftLossConfig,
-    refiner: Refiner,
+    refiner: AnyRefiner,
     corruption: Corruption,
     split: ClipSplit,  # what is trained on
     encoder: Path | None,  # folder of the latent MAE whose features count too
@@ -150,7 +156,7 @@ def clip_objective(
             not show all channels.
     """
     sides, patch = split.latents(torch.zeros(1, dtype=torch.long)).shape[-2:], refiner.config.patch
-    if any(side % patch for side in sides):
+    if refiner.config.backbone == "transformer" and any(side % patch for side in sides):
         raise ValueError(
             f"drift.refiner.patch is {patch}, expected a divisor of the sides of a latent frame, "
             f"{sides[0]} and {sides[1]}"
@@ -161,12 +167,15 @@ def clip_objective(
         refiner.fit_pictures(examples.to(run.device), decode)
     else:
         start_from(refiner, start)
+    if settings.recompute_blocks:
+        recompute_blocks(refiner)
     if settings.compile:
         compile_deterministic(refiner)
     anchors = split.anchors if corruption.config.student_replace_prob > 0 else None
     drawn = DriftBatchesConfig(**batches.model_dump(), generated=settings.generated)
-    base = refiner, corruption, split.latents, split.classes, drawn, anchors
-    more: dict[str, Any] = {}
+    latents = ReadAhead(split.latents) if settings.read_ahead else split.latents
+    base = refiner, corruption, latents, split.classes, drawn, anchors
+    more: dict[str, Any] = {"chunk": settings.chunk}
     if refiner.takes_text:
         more["texts"] = partial(split.rows, refiner.config.beside)
     if settings.target == "finer":
@@ -188,7 +197,7 @@ def clip_objective(
 class MultiStepSamples:
     """What a teacher's multi-step sampling makes of clips' keyframes: the target of a student."""
 
-    def __init__(self, teacher: Refiner, corruption: Corruption, split: ClipSplit) -> None:
+    def __init__(self, teacher: AnyRefiner, corruption: Corruption, split: ClipSplit) -> None:
         self.teacher, self.corruption, self.split = teacher, corruption, split
 
     def __call__(
@@ -215,9 +224,9 @@ class MultiStepSamples:
 def curves(result: TrainResult) -> dict[str, list[Row]]:
     """The rows of a training, by the folder of plots that they belong to.
 
-    `drift` has loss, terms and counts, `drift_validation` the hook's figures; `drift_kernel` and
-    `drift_field` have the statistics of the drift (drift.py), `drift_norm` and `drift_cosine` the
-    balance of its groups (`balance`); these have no rows if nothing drifts.
+    `drift` has loss, terms and counts, `drift_validation` the hook's figures and those of the bank;
+    `drift_kernel` and `drift_field` have the statistics of the drift (drift.py), `drift_norm` and
+    `drift_cosine` the balance of its groups (`balance`); these have no rows if nothing drifts.
     """
     marks = {"kernel": "_kernel_", "field": "_field_"}
     marks |= {"norm": "_balance_norm_", "cosine": "_balance_cosine_"}
@@ -287,9 +296,10 @@ class KeepBest:
         self.last = {"step": done, **figures}
         if not self.best or figures[self.score] < self.best[self.score]:
             self.best = self.last
-            state = objective.refiner.state_dict()
+            state = whole(objective.refiner.state_dict())
             self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
-        return {f"val_{name}": value for name, value in figures.items()}
+        row = {f"val_{name}": value for name, value in figures.items()}
+        return row | objective.bank_figures()
 
     def restored(self, refiner: Network) -> Network:
         """The refiner with its best weights."""
@@ -350,31 +360,50 @@ class BestOnValidation(KeepBest):
         run: Run,
         beside: str = "none",  # the class: what the refiner takes
     ) -> None:
-        chosen = split.evenly(AT_MOST)
-        self.texts = None if beside == "none" else split.rows(beside, chosen)
-        self.corruption = corruption
-        truth, self.classes = split.latents(chosen), split.classes[chosen]
-        self.truth, self.level = truth, corruption.levels
-        mask = nested_masks(len(truth), truth.shape[2], corruption.counts)[-1]
-        self.draw = generator(run.seed, "validation")  # of the corruption's noise
-        self.corrupted = corruption.impute(truth, mask, torch.arange(len(truth)), self.draw)
-        self.space = RandomConvolutions(truth.shape[1]).to(run.device)
-        self.real = self.space.points(truth)
+        self.split, self.chosen = split, split.evenly(config.validation_clips)
+        self.corruption, keyframes, self.beside = corruption, corruption.config, beside
+        self.chunk = config.chunk or CHUNK
+        first = split.latents(self.chosen[:1])
+        self.mask = nested_masks(len(self.chosen), first.shape[2], corruption.counts)[-1]
+        self.seed = run.seed
+        self.space = RandomConvolutions(first.shape[1]).to(run.device)
+        parts = self.chosen.split(self.chunk)
+        self.real = np.concatenate([self.space.points(split.latents(part)) for part in parts])
         score = "mse_missing" if config.objective == "paired" else "frechet"
-        plain = self.figures(interpolate(truth, mask, corruption.config))  # without noise
+        plain = self.figures(lambda rows, truth: interpolate(truth, self.mask[rows], keyframes))
         super().__init__(config.validate_every, config.steps, score, plain)
 
     def scores(self, refiner: nn.Module) -> dict[str, float]:
         """The figures of refined validation clips."""
-        given = self.corrupted, self.classes, self.level, 1.0, None, self.texts
-        return self.figures(finish(refiner, self.corruption, *given, self.draw))
+        draw = generator(self.seed, "validation")  # of the corruption's noise: the same each time
 
-    def figures(self, clips: Tensor) -> dict[str, float]:
-        """Of refined or of interpolated clips [n, C, T, H, W]: `frechet` and `mse_missing`."""
-        error = (clips - self.truth).square().mean(dim=(1, 3, 4))
+        def refined(rows: Tensor, truth: Tensor) -> Tensor:
+            chosen = self.chosen[rows]
+            corrupted = self.corruption.impute(truth, self.mask[rows], rows, draw)
+            texts = None if self.beside == "none" else self.split.rows(self.beside, chosen)
+            given = self.split.classes[chosen], self.corruption.levels, 1.0, None, texts
+            return finish(refiner, self.corruption, corrupted, *given, draw)
+
+        return self.figures(refined)
+
+    def figures(self, complete: Callable[[Tensor, Tensor], Tensor]) -> dict[str, float]:
+        """Of validation clips made anew from their true ones.
+
+        `frechet` and `mse_missing`, and of their classes `intra_inter` and `silhouette`. `complete`
+        takes rows [b] of the validation clips and these, [b, C, T, H, W]; they are read again each
+        time, a chunk at once, since full-size ones would fill the memory.
+        """
+        errors, points = [], []
+        for rows in torch.arange(len(self.chosen)).split(self.chunk):
+            truth = self.split.latents(self.chosen[rows])
+            clips = complete(rows, truth)
+            errors.append((clips - truth).square().mean(dim=(1, 3, 4)))
+            points.append(self.space.points(clips))
+        made, classes = np.concatenate(points), self.split.classes[self.chosen].numpy()
         return {
-            "frechet": frechet_distance(self.real, self.space.points(clips)),
-            "mse_missing": float(error[~self.corrupted.mask].mean()),
+            "frechet": frechet_distance(self.real, made),
+            "mse_missing": float(torch.cat(errors)[~self.mask].mean()),
+            **class_separation(made, classes),
         }
 
     def metrics(self) -> dict[str, Any]:

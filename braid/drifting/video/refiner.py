@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from braid.drifting.config import RefinerConfig, Target
 from braid.drifting.interpolation.keyframes import nested_masks
 from braid.drifting.video.corruption import Corrupted, Corruption
 from braid.drifting.video.motion import Decode, MovedKeyframes
+
+if TYPE_CHECKING:
+    from braid.drifting.video.wan import WanRefiner
 
 FREQUENCIES = 16  # of the encodings of alpha
 
@@ -121,6 +124,11 @@ class Refiner(nn.Module):
         """The first and the last layers, which Muon leaves to AdamW."""
         heads = ["moved.of_cells", "moved.of_frame"] if self.moved is not None else []
         return ["embed", "out", *heads, *(["rows"] if self.takes_text else [])]
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """What can be split over processes: blocks, which are computed one by one, then all."""
+        return [*self.blocks, self]
 
     def fit_pictures(
         self,
@@ -267,7 +275,39 @@ def positions(x: Tensor) -> Tensor:
     return functional.pad(joint, (0, dim - joint.shape[-1])).to(x.dtype)
 
 
-def start_from(refiner: Refiner, folder: Path) -> None:
+# ---- Either backbone: made by its params, stored, read -------------------------------------------
+# That of Wan is imported where it is used: diffusers takes seconds, and is an extra.
+
+AnyRefiner = Union[Refiner, "WanRefiner"]
+
+
+def make_refiner(
+    channels: int,  # of a latent
+    classes: int,  # pseudo-classes
+    levels: int,  # of corruption, level 0 included
+    config: RefinerConfig,
+    row_dim: int = 0,  # channels of what it takes beside the class
+    target: Target = "clip",  # what it is trained to refine to
+    **stored: Any,  # of a `WanRefiner`
+) -> AnyRefiner:
+    """An untrained refiner with the backbone of its params.
+
+    Raises:
+        ValueError: params that do not fit one another or a base, or no diffusers.
+    """
+    if config.backbone == "transformer":
+        return Refiner(channels, classes, levels, config, row_dim, target)
+    try:
+        from braid.drifting.video.wan import WanRefiner
+
+        return WanRefiner(channels, classes, levels, config, row_dim, target, **stored)
+    except ImportError as error:
+        raise ValueError(
+            f"drift.refiner.backbone is wan: expected the extra wan, {error.name} is missing"
+        ) from None
+
+
+def start_from(refiner: AnyRefiner, folder: Path) -> None:
     """Take over the weights of a saved refiner.
 
     Raises:
@@ -284,14 +324,14 @@ def start_from(refiner: Refiner, folder: Path) -> None:
     refiner.load_state_dict(other.state_dict())
 
 
-def save_refiner(folder: Path, refiner: Refiner) -> None:
+def save_refiner(folder: Path, refiner: AnyRefiner) -> None:
     """Write `model.safetensors` and `config.json`."""
     save_model(
         folder, refiner, {**refiner.shape, "target": refiner.target, **refiner.config.model_dump()}
     )
 
 
-def load_refiner(folder: Path) -> Refiner:
+def load_refiner(folder: Path) -> AnyRefiner:
     """Read a refiner.
 
     Raises:
@@ -299,9 +339,10 @@ def load_refiner(folder: Path) -> Refiner:
     """
 
     def build(
-        channels: int, classes: int, levels: int, row_dim: int, target: Target, **config: Any
-    ) -> Refiner:
-        return Refiner(channels, classes, levels, RefinerConfig(**config), row_dim, target)
+        channels: int, classes: int, levels: int, row_dim: int, target: Target, **more: Any
+    ) -> AnyRefiner:
+        config = RefinerConfig(**{name: more.pop(name) for name in RefinerConfig.model_fields})
+        return make_refiner(channels, classes, levels, config, row_dim, target, **more)
 
     return load_model(folder, build, "refiner")[1].eval()
 
@@ -312,6 +353,7 @@ def load_refiner(folder: Path) -> Refiner:
 # the keyframes of level s, so each step reveals the refiner's own idea of a few more keyframes.
 
 CHUNK = 64  # clips at once
+VALUES = 2**22  # of clips at once, at most: two of Wan's
 
 
 @torch.no_grad()
@@ -328,7 +370,8 @@ def refine(
     device = next(refiner.parameters()).device
     texts = texts if getattr(refiner, "takes_text", False) else None
     parts = []
-    for rows in torch.arange(len(classes)).split(CHUNK):
+    chunk = max(1, min(CHUNK, VALUES // corrupted.latents[0].numel()))
+    for rows in torch.arange(len(classes)).split(chunk):
         columns = [values[rows].to(device) for values in (*corrupted, classes)]
         levels = torch.full((len(rows),), level, device=device)
         guidance = torch.full((len(rows),), alpha, device=device)
@@ -359,6 +402,8 @@ def finish(
     for number in range(level, 0, -1):
         estimate = refine(refiner, current, classes, number, alpha, clamp, texts)
         mask = masks[number - 1].to(start.mask.device) | start.mask
+        if mask.all():
+            break
         current = corruption.impute(estimate, mask, ids, generator)
     return estimate
 

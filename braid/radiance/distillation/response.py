@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from braid.radiance.config import RaysConfig, ResponseLossConfig
 from braid.radiance.scenes.grids import FieldPoints
@@ -90,8 +90,77 @@ class ResponseLoss:
 # e being a running mean of the error in the ray's tile of the image (a tile of 1 pixel: of the
 # ray). A loss weighted by 1 / (N p_i) is unbiased: its mean over draws is the mean over all rays;
 # with hard = 0 every weight is 1.
+#
+# Full-size sets have millions of tiles, of which a step visits thousands: they are the leaves of a
+# tree of sums, where a draw and an update cost one path for each ray.
 
 _UNSEEN = -1.0  # the error of a tile that no ray was drawn from yet
+_FAN = 8  # children of a node
+
+
+class SumTree:
+    """Rows, and their sums over ever larger runs: a node is the sum of the `_FAN` below it.
+
+    A node depends on its leaves alone, to the last bit, not on the order in which they were set.
+    """
+
+    def __init__(
+        self,
+        leaves: Tensor,  # [T, C]
+    ) -> None:
+        self.count = len(leaves)
+        self.levels = [_blocks(leaves)]  # each [blocks, _FAN, C]; a block's sum is a row above
+        while len(self.levels[-1]) > 1:
+            self.levels.append(_blocks(_summed(self.levels[-1])))
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of all rows, [C]."""
+        return _summed(self.levels[-1])[0]
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Rows, [R, C]."""
+        return self.levels[0].flatten(0, 1)[rows]
+
+    def set(
+        self,
+        rows: Tensor,  # [R] int64, sorted
+        values: Tensor,  # [R, C]
+    ) -> None:
+        """Replace rows, and the sums above them."""
+        for level in self.levels:
+            level.flatten(0, 1)[rows] = values
+            rows = torch.unique_consecutive(rows // _FAN)
+            values = _summed(level[rows])
+
+    def find(
+        self,
+        place: Tensor,  # [R] in [0, 1]
+        factors: Tensor,  # [C], which make one mass of the columns
+    ) -> Tensor:
+        """The rows at places in the cumulative mass of all, as fractions of it, [R] int64."""
+        row = torch.zeros(len(place), dtype=torch.int64)
+        place = (place * (self.total @ factors))[:, None]
+        for level in reversed(self.levels):
+            row = row.clamp_max(len(level) - 1)  # a place rounded up to the end of all
+            ends = (level[row] @ factors).cumsum(dim=1)
+            child = torch.searchsorted(ends, place, right=True).clamp_max(_FAN - 1)
+            passed = ends.gather(1, (child - 1).clamp_min(0)).where(child > 0, 0.0)
+            row, place = row * _FAN + child[:, 0], place - passed
+        return row.clamp_max(self.count - 1)
+
+
+def _blocks(rows: Tensor) -> Tensor:
+    """Rows [R, C] by `_FAN`, zeros after the last, [blocks, _FAN, C]."""
+    padded = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % _FAN))
+    return padded.view(-1, _FAN, rows.shape[1])
+
+
+def _summed(values: Tensor) -> Tensor:  # [R, _FAN, C] -> [R, C]
+    """Sums in one order, whatever the shape; torch.sum's is its own affair."""
+    while values.shape[1] > 1:
+        values = values[:, ::2] + values[:, 1::2]
+    return values[:, 0]
 
 
 class Draw(NamedTuple):
@@ -102,7 +171,10 @@ class Draw(NamedTuple):
 
 
 class RaySampler(nn.Module):
-    """Draws rays of V views of one size; its state, a buffer, is saved with the model's."""
+    """Draws rays of V views of one size; its state is saved with the model's and stays on the CPU.
+
+    Processes that train together take in each other's errors, so that all have one state.
+    """
 
     def __init__(self, views: int, width: int, height: int, config: RaysConfig) -> None:
         super().__init__()
@@ -112,30 +184,48 @@ class RaySampler(nn.Module):
         self.rays = views * width * height
         row_sizes = (height - tile * torch.arange(self.rows)).clamp_max(tile)
         column_sizes = (width - tile * torch.arange(self.columns)).clamp_max(tile)
-        sizes = torch.outer(row_sizes, column_sizes).flatten().repeat(views)
-        self.register_buffer("sizes", sizes, persistent=False)
-        self.register_buffer("errors", torch.full((len(sizes),), _UNSEEN))
-        self.sizes: Tensor  # [T] rays in each tile
-        self.errors: Tensor  # [T] running mean error of a ray there
+        self.sizes = torch.outer(row_sizes, column_sizes).flatten().repeat(views)  # [T] rays
+        self.set_extra_state(torch.full((len(self.sizes),), _UNSEEN))
 
-    def probabilities(self) -> Tensor:
-        """p of a ray by tile, [T] float64, summing to 1 over rays; unseen tiles are average."""
-        errors = self.errors.cpu().double()
-        seen = errors != _UNSEEN
-        errors = torch.where(seen, errors, errors[seen].mean() if seen.any() else 1.0)
-        total = (errors * self.sizes.cpu()).sum()
-        by_error = errors / total if total > 0 else torch.full_like(errors, 1 / self.rays)
-        return (1 - self.config.hard) / self.rays + self.config.hard * by_error
+    def get_extra_state(self) -> Tensor:
+        """Running mean error of a ray in each tile, [T] float32."""
+        return self.errors
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over what `get_extra_state` gave."""
+        self.errors = state
+        self.tree = SumTree(self._masses(torch.arange(len(state))))
+
+    def _masses(self, tile: Tensor) -> Tensor:
+        """Of tiles: all rays, the summed error of rays seen, rays unseen; [R, 3] float64."""
+        size, error = self.sizes[tile].double(), self.errors[tile].double()
+        seen = error != _UNSEEN
+        return torch.stack([size, (size * error).where(seen, 0.0), size.where(~seen, 0.0)], dim=1)
+
+    def _factors(self) -> Tensor:
+        """What makes a probability of masses, [3] float64; unseen rays are average."""
+        _, error, unseen = self.tree.total.tolist()
+        average = error / (self.rays - unseen) if unseen < self.rays else 1.0
+        total = error + average * unseen
+        hard = self.config.hard if total > 0 else 0.0
+        by_error = hard / total if hard else 0.0
+        factors = [(1 - hard) / self.rays, by_error, by_error * average]
+        return torch.tensor(factors, dtype=torch.float64)
+
+    def probability(
+        self,
+        tile: Tensor,  # [R] int64
+    ) -> Tensor:
+        """p of a ray in each tile, [R] float64, summing to 1 over all rays."""
+        return self.tree[tile] @ self._factors() / self.sizes[tile]
 
     def draw(self, count: int, generator: torch.Generator) -> Draw:
         """Draw rays."""
-        probability = self.probabilities()
-        edges = (probability * self.sizes.cpu()).cumsum(0)
         shape = (4, count)
         u, fine, v, w = torch.rand(shape, generator=generator, device=generator.device).cpu()
         u = u.double() + fine.double() / 2**24  # 24 bits are too few to choose among millions
-        tile = torch.searchsorted(edges, u * edges[-1], right=True).clamp_max(len(edges) - 1)
-        weight = 1 / (self.rays * probability[tile])
+        tile = self.tree.find(u, self._factors())
+        weight = 1 / (self.rays * self.probability(tile))
         return Draw(self._ray_in(tile, v, w), weight.float())
 
     def update(
@@ -144,14 +234,14 @@ class RaySampler(nn.Module):
         error: Tensor,  # [R], >= 0
     ) -> None:
         """Take the errors of drawn rays into their tiles' running means."""
-        tile = self.tile_of(ray.cpu())
+        tile = self.tile_of(_of_all(ray.to(error.device)).cpu())
         visited, member = torch.unique(tile, return_inverse=True)
-        total = torch.bincount(member, weights=error.detach().cpu().double())
-        mean = total / torch.bincount(member)
-        visited = visited.to(self.errors.device)
+        total = torch.bincount(member, weights=_of_all(error.detach()).cpu().double())
+        mean = (total / torch.bincount(member)).float()
         old = self.errors[visited]
-        running = self.config.decay * old + (1 - self.config.decay) * mean.to(old)
-        self.errors[visited] = torch.where(old == _UNSEEN, mean.to(old), running)
+        running = self.config.decay * old + (1 - self.config.decay) * mean
+        self.errors[visited] = torch.where(old == _UNSEEN, mean, running)
+        self.tree.set(visited, self._masses(visited))
 
     def _ray_in(self, tile: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """A ray at relative place (u, v) of [0, 1)^2 in each tile."""
@@ -171,6 +261,15 @@ class RaySampler(nn.Module):
         row, column = pixel // self.width // side, pixel % self.width // side
         view = ray // (self.width * self.height)
         return (view * self.rows + row) * self.columns + column
+
+
+def _of_all(values: Tensor) -> Tensor:
+    """Rows of all processes that train together, one after another."""
+    if not distributed.is_initialized():
+        return values
+    parts = [torch.empty_like(values) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
 
 
 def effective_sample_size(

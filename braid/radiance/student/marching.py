@@ -69,9 +69,29 @@ def sample(
     """
     if step <= 0:
         raise ValueError(f"step must be positive, got {step}")
-    near, far = _entry_and_exit(occupancy, rays)
-    run = max(1, int(2 * occupancy.coarse_reach / step))
-    ray, index = _candidates(occupancy, rays, near, far, run * step)
+    span = _entry_and_exit(occupancy, rays)
+    run = longest_run(occupancy, step)
+    ray, index = _candidates(occupancy, rays, span, run * step)
+    return _in_runs(occupancy, rays, span, step, run, ray, index, generator)
+
+
+def longest_run(occupancy: Occupancy, step: float) -> int:
+    """Steps that the coarse occupancy can rule out by one look at their middle."""
+    return max(1, int(2 * occupancy.coarse_reach / step))
+
+
+def _in_runs(
+    occupancy: Occupancy,
+    rays: Rays,
+    span: tuple[Tensor, Tensor],  # of each ray, [R] both
+    step: float,
+    run: int,  # steps
+    ray: Tensor,  # [Q] sorted
+    index: Tensor,  # [Q] which run of the ray
+    generator: torch.Generator | None = None,
+) -> Samples:
+    """The samples of chosen runs of steps that lie in occupied voxels."""
+    near, far = span
     steps = index.unsqueeze(1) * run + torch.arange(run, device=index.device)
     start = near[ray].unsqueeze(1) + steps * step
     delta = (far[ray].unsqueeze(1) - start).clamp(max=step)
@@ -105,9 +125,10 @@ def _entry_and_exit(occupancy: Occupancy, rays: Rays) -> tuple[Tensor, Tensor]:
 
 
 def _candidates(
-    occupancy: Occupancy, rays: Rays, near: Tensor, far: Tensor, length: float
+    occupancy: Occupancy, rays: Rays, span: tuple[Tensor, Tensor], length: float
 ) -> tuple[Tensor, Tensor]:
     """(ray, run) of the runs of the given length that may meet an occupied voxel."""
+    near, far = span
     longest = float((far - near).clamp_min(0).max()) if len(near) else 0.0
     runs = int(longest / length) + 1
     middle = near.unsqueeze(1) + (torch.arange(runs, device=near.device) + 0.5) * length
@@ -214,21 +235,17 @@ def render_view(
     step: float,
     chunk: int = 8192,  # rays at once
     stop: float = 1e-2,
-    block: int = 16,  # samples of a ray between two looks at its transmittance
+    block: int = 5,  # steps of a ray between two looks at its transmittance, at most
 ) -> Rendered:
     """Render a view front to back, leaving each ray once its transmittance is below ``stop``.
 
     What lies behind is taken for background, so that over a background b a pixel is wrong by at
     most stop * max|c - b|. Raises ``ValueError`` for a chunk, block or step that is not positive.
     """
-    if chunk <= 0 or block <= 0:
-        raise ValueError(f"chunk and block must be at least 1, got {chunk} and {block}")
+    if min(chunk, block) < 1 or step <= 0:
+        raise ValueError(f"expected chunk, block, step above 0, got {chunk}, {block}, {step}")
     rays = cameras.view_rays(view)
-    parts = [
-        render_rays(field, occupancy, Rays(*part), step, stop, block)
-        for part in zip(*(torch.split(tensor, chunk) for tensor in rays), strict=True)
-    ]
-    rgb, alpha, depth = (torch.cat(column) for column in zip(*parts, strict=True))
+    rgb, alpha, depth = render_rays(field, occupancy, rays, step, chunk, stop, block)
     size = (cameras.height, cameras.width)
     return Rendered(rgb.view(*size, 3), alpha.view(size), depth.view(size))
 
@@ -238,24 +255,47 @@ def render_rays(
     occupancy: Occupancy,
     rays: Rays,
     step: float,
+    chunk: int = 8192,
     stop: float = 1e-2,
-    block: int = 16,
+    block: int = 5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Premultiplied rgb [R, 3], alpha [R] and depth [R], with early termination below ``stop``."""
-    samples = sample(occupancy, rays, step)
-    count = len(rays.origins)
-    rank = sample_rank(samples.ray, count)
-    total = samples.t.new_zeros(count, 5)
-    first = 0
-    while len(rank):
-        now = rank < first + block
-        part = Samples(*_at(now, *samples))
-        values = field(part.points, rays.directions[part.ray], features=False)
-        weights = compositing_weights(part.ray, values.sigma * part.delta, count)
-        transmittance = 1 - total[:, 3]
-        total += _accumulate(weights * transmittance[part.ray], values.rgb, part, count)
-        first += block
-        later = ~now & (total[:, 3] <= 1 - stop)[samples.ray]
-        *kept, rank = _at(later, *samples, rank)
-        samples = Samples(*kept)
+    """Premultiplied rgb [R, 3], alpha [R] and depth [R], with early termination below ``stop``.
+
+    A ray that ends makes room for the next, so that the field always has many points to evaluate.
+    """
+    block = min(block, longest_run(occupancy, step))
+    near, far = _entry_and_exit(occupancy, rays)
+    runs = [
+        _candidates(occupancy, Rays(*part[:2]), (part[2], part[3]), block * step)
+        for part in zip(*(torch.split(x, chunk) for x in (*rays, near, far)), strict=True)
+    ]
+    count = torch.cat(
+        [
+            torch.bincount(ray, minlength=min(chunk, len(near) - i * chunk))
+            for i, (ray, _) in enumerate(runs)
+        ]
+    )
+    index = torch.cat([run for _, run in runs])
+    end = count.cumsum(0)
+    place = end - count  # of each ray's next run among all
+    total = near.new_zeros(len(near), 5)
+    waiting = torch.nonzero(count).squeeze(1)
+    active = waiting[:0]
+    while len(active) or len(waiting):
+        room = chunk - len(active)
+        active, waiting = torch.cat([active, waiting[:room]]), waiting[room:]
+        part = Rays(rays.origins[active], rays.directions[active])
+        own = torch.arange(len(active), device=active.device)
+        span = (near[active], far[active])
+        samples = _in_runs(occupancy, part, span, step, block, own, index[place[active]])
+        values = field(samples.points, part.directions.index_select(0, samples.ray), features=False)
+        weights = compositing_weights(samples.ray, values.sigma * samples.delta, len(active))
+        before = total[active]
+        after = before + (1 - before[:, 3:4]) * _accumulate(
+            weights, values.rgb, samples, len(active)
+        )
+        total[active] = after
+        place[active] += 1
+        going = (place[active] < end[active]) & (after[:, 3] <= 1 - stop)
+        active = active[going]
     return _image(total)

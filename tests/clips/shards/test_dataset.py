@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from braid.clips.preparation.scan import scan_shards, write_manifest
+from braid.clips.preparation.scan import join_anchors, scan_shards, write_manifest
 from braid.clips.shards.dataset import Clips, _is_finite, open_clips
 from braid.data.splits import SPLITS, split_of
 from tests.clips.shard_files import (
@@ -35,12 +35,12 @@ def index(
     layout: Literal["cthw", "tchw"] = "cthw",
     verify: Literal["first", "all"] = "all",
     checksums: Literal["none", "first", "all"] = "none",
+    crop: tuple[int, int, int] | None = None,
 ) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     scan = scan_shards(paths, layout, verify)
-    return write_manifest(
-        folder, scan, codec="wan", layout=layout, fractions=FRACTIONS, checksums=checksums
-    )
+    parts: dict[str, Any] = {"codec": "wan", "layout": layout, "fractions": FRACTIONS}
+    return write_manifest(folder, scan, checksums=checksums, crop=crop, **parts)
 
 
 def packed(folder: Path, packing: dict[str, Any] = PACKING) -> list[Path]:
@@ -101,6 +101,43 @@ def test_anchors(tmp_path: Path) -> None:
     assert torch.equal(clips.anchors([first, first]), torch.stack([latent(99).float()] * 2))
     with pytest.raises(ValueError, match="clip 000000041: the shards hold no anchor"):
         clips.anchors([first, first + 1])
+
+
+def test_anchors_of_other_shards_are_joined_by_key(tmp_path: Path) -> None:
+    named = [
+        {name.replace(f"{n:09d}", f"clip_{n}"): data for name, data in members(n).items()}
+        for n in range(40)
+    ]
+    parts = [
+        {name: data for clip in named[part::2] for name, data in clip.items()} for part in (0, 1)
+    ]
+    paths = [
+        write_tar(tmp_path / f"{name}.tar", part) for name, part in zip("ab", parts, strict=True)
+    ]
+    anchors = {f"clip_{n}.anchor.pt": saved(latent(100 + n)) for n in (7, 2, 31, 4, 99, 2)}
+    half = write_tar(tmp_path / "anchors-1.tar", dict(list(anchors.items())[:2]))
+    rest = dict(list(anchors.items())[1:]) | {"clip_5.anchor.pt": saved(latent(5)[:, :1].clone())}
+    other = write_tar(tmp_path / "anchors-2.tar", rest)
+    scan = scan_shards(paths, "cthw", "all")
+    join_anchors(scan, [other, half], "cthw", "all")
+    reasons = sorted(str(fault) for fault in scan.faults)
+    assert len(reasons) == 3
+    assert reasons[0] == "anchors-1.tar: clip_2: a second anchor"
+    assert reasons[1].startswith(
+        "anchors-2.tar: clip_5: clip_5.anchor.pt anchors [16, 1, 2, 4], exp"
+    )
+    assert reasons[2] == "anchors-2.tar: clip_99: an anchor of no clip"
+    (tmp_path / "clips").mkdir()
+    options = {"codec": "wan", "layout": "cthw", "checksums": "none"}
+    metrics = write_manifest(tmp_path / "clips", scan, fractions=(0.2, 0.2), **options)
+    assert metrics["anchors"] == 4
+    clips = open_clips(tmp_path / "clips")
+    order = [clips.keys.index(f"clip_{n}") for n in (4, 31, 2, 7)]
+    expected = torch.stack([latent(100 + n).float() for n in (4, 31, 2, 7)])
+    assert torch.equal(clips.anchors(order), expected)
+    other.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"anchors-2\.tar: the shard has 0 bytes"):
+        open_clips(tmp_path / "clips")
 
 
 # ---- The cache -------------------------------------------------------------------------------
@@ -192,6 +229,20 @@ def test_faults_are_listed(tmp_path: Path) -> None:
     assert {fault["shard"] for fault in manifest["faults"]} == {"b.tar"}
     assert metrics["clips"] == len(open_clips(tmp_path / "clips")) < 32
     assert [shard["clips"] for shard in manifest["shards"]][::2] == [12, 12]
+
+
+def test_a_crop_is_the_first_frames_and_the_middle_of_each(tmp_path: Path) -> None:
+    channels, frames, height, width = SHAPE
+    paths, crop = packed(tmp_path / "mine"), (frames - 1, height - 1, width - 2)
+    index(tmp_path / "whole", paths)
+    assert index(tmp_path / "cropped", paths, crop=crop)["width"] == width - 2
+    whole, cropped = (open_clips(tmp_path / name) for name in ("whole", "cropped"))
+    assert cropped.shape == (channels, *crop)
+    middle = whole.latents([3, 0])[:, :, :-1, : height - 1, 1 : width - 1]
+    assert torch.equal(cropped.latents([3, 0]), middle)
+    message = rf"clips.crop is \[{frames + 1}, 1, 1\], expected at most \[{frames}, {height}"
+    with pytest.raises(ValueError, match=message):
+        index(tmp_path / "large", paths, crop=(frames + 1, 1, 1))
 
 
 @pytest.mark.parametrize(("checksums", "count"), [("none", 0), ("first", 1), ("all", 3)])

@@ -75,7 +75,7 @@ def test_names_of_members(tmp_path: Path, prefix: str, suffix: str) -> None:
 
 
 def test_members_of_other_names_are_ignored(tmp_path: Path) -> None:
-    other = {"README": b"", "000000007.json": b"", "7.latent.pt": b"", "000000007.latent.pkl": b""}
+    other = {"README": b"", "000000007.json": b"", "._7.latent.pt": b"", "7.latent.pkl": b""}
     shard = read_shard(write_tar(tmp_path / "a.tar", {**other, **CLIP}))
     assert not shard.faults
     assert set(shard.clips["000000007"]) == {"latent", "embed", "prompt"}

@@ -92,7 +92,9 @@ def test_hard_rays_are_drawn_more_often_and_weigh_less() -> None:
     objective.field.density_scale = 1e-6  # it is transparent: all that is wrong is the ball
     uniform = objective(0, seeded())["color"].item()  # no tile was drawn from yet
     assert (spy.seen[3] == 1).all()
-    objective.sampler.errors.fill_(0.1).view(4, 4)[1:3, 1:3] = 1.0  # where the ball is
+    errors = torch.full((4, 4), 0.1)
+    errors[1:3, 1:3] = 1.0  # where the ball is
+    objective.sampler.set_extra_state(errors.flatten())
     weighted = objective(1, seeded(1))["color"].item()
     teacher, weight = spy.seen[1], spy.seen[3]
     assert weight.mean().item() == pytest.approx(1.0, abs=0.05)
@@ -117,4 +119,4 @@ def test_only_training_moves_the_running_errors() -> None:
 
 def test_the_state_is_the_field_s_and_the_sampler_s() -> None:
     names = set(response(field_points=field_points(10)).state_dict())
-    assert names == {"field.network_of_cell", "field.weights", "sampler.errors"}
+    assert names == {"field.network_of_cell", "field.weights", "sampler._extra_state"}
