@@ -20,9 +20,10 @@ def main() -> None:
     with open_stage("train_drift") as stage:
         config, pace, run = stage.params.drift, Pace(), stage.training()
         data, settings = stage.params.clips, config.refiners[stage.item[0]]
-        folders = stage.optional_dep(settings.encoder), stage.optional_dep(settings.start)
+        folders = map(stage.optional_dep, (settings.encoder, settings.start, settings.teacher))
         cache, text = data.cache_mib, data.conditions.text
-        clips = open_clips(stage.dep("data/clips"), cache_mib=cache, text=text)
+        source = stage.dep("data/clips")
+        clips = open_clips(source, cache_mib=cache, text=text)
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
         training, validation = (ClipSplit.of(clips, pseudo, s) for s in ("train", "val"))
         corruption = Corruption(clips.shape[1], config.corruption)
@@ -50,10 +51,7 @@ def main() -> None:
         stage.write_table("metrics/tables", best.rows(objective))
         results, (_, reason) = best.metrics(), best.status()
         stage.write_metrics(results)
-        manifest, model = (
-            read_json(stage.dep("data/clips") / "manifest.json"),
-            objective.card(samples),
-        )
+        manifest, model = read_json(source / "manifest.json"), objective.card(samples)
         known = clips_data(data.source, manifest, train=len(training), val=len(validation))
         write_card(stage, run.device, data=known, model=model, results=results, reason=reason)
 

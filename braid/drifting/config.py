@@ -244,6 +244,7 @@ class RefinerTrainingConfig(Config):
 
     start: str  # folder of a refiner whose weights it begins with, models/drift/paired; none: fresh
     encoder: str  # folder of the latent MAE where features of it have a weight; else none
+    teacher: str  # folder of a refiner whose multi-step samples regression hits, not clips; none
     objective: Literal["drift", "paired"]
     target: Target
     generated: Generated  # regression makes more of many small steps, drifting of large classes
@@ -263,6 +264,15 @@ class RefinerTrainingConfig(Config):
         if (self.objective == "drift") != (self.features is not None):
             wanted = "features" if self.objective == "drift" else "no features"
             raise ValueError(f"objective is {self.objective}, expected {wanted} beside it")
+        return self
+
+    @model_validator(mode="after")
+    def _a_teacher_is_regressed_on(self) -> RefinerTrainingConfig:
+        if self.teacher != "none" and (self.objective, self.target) != ("paired", "clip"):
+            raise ValueError(
+                f"teacher is {self.teacher}, expected none: objective is {self.objective}, target "
+                f"{self.target}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -159,6 +159,7 @@ def refiner_training(**changes: Any) -> RefinerTrainingConfig:
     usual = {
         "start": "none",
         "encoder": "none",
+        "teacher": "none",
         "objective": "drift",
         "target": "clip",
         "generated": 4,

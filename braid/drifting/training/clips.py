@@ -38,7 +38,14 @@ from braid.drifting.training.objectives import (
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import ClipFeatures, vanilla
 from braid.drifting.video.motion import Decode
-from braid.drifting.video.refiner import AnyRefiner, finish, make_refiner, start_from
+from braid.drifting.video.refiner import (
+    AnyRefiner,
+    cold_sample,
+    finish,
+    load_refiner,
+    make_refiner,
+    start_from,
+)
 from braid.metrics.distances import RandomConvolutions, class_separation, frechet_distance
 from braid.training.distributed import whole
 from braid.training.ema import Ema
@@ -135,6 +142,7 @@ def clip_objective(
     split: ClipSplit,  # what is trained on
     encoder: Path | None,  # folder of the latent MAE whose features count too
     start: Path | None,  # folder of a refiner to go on from
+    teacher: Path | None,  # folder of a refiner whose multi-step samples are hit
     decode: Decode,
     run: Run,
 ) -> Refinement:
@@ -172,6 +180,8 @@ def clip_objective(
         more["texts"] = partial(split.rows, refiner.config.beside)
     if settings.target == "finer":
         more["finer"] = corruption.finer
+    if teacher is not None:
+        more["finer"] = MultiStepSamples(load_refiner(teacher).to(run.device), corruption, split)
     features, every = settings.features, run.log_every
     if features is None:
         return PairedObjective(*base, **more)
@@ -182,6 +192,33 @@ def clip_objective(
         phi = ClipFeatures(load_latent_mae(encoder), features.families, features.locations)
         branches["encoder"] = (features.encoder_weight, phi.to(run.device))
     return DriftObjective(*base, branches=branches, loss=DriftLoss(loss), log_every=every, **more)
+
+
+class MultiStepSamples:
+    """What a teacher's multi-step sampling makes of clips' keyframes: the target of a student."""
+
+    def __init__(self, teacher: AnyRefiner, corruption: Corruption, split: ClipSplit) -> None:
+        self.teacher, self.corruption, self.split = teacher, corruption, split
+
+    def __call__(
+        self,
+        clips: Tensor,  # [B, C, T, H, W]
+        level: Tensor,  # [B]
+        ids: Tensor,  # [B] positions in the split, plus multiples of its length
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Samples from the same keyframes, as many network calls as the level, [B, C, T, H, W]."""
+        made, beside = clips.clone(), self.teacher.config.beside
+        for number in level.unique().tolist():
+            rows = (level.cpu() == number).nonzero().flatten()
+            part, own = clips[rows], ids[rows]
+            levels = torch.arange(number + 1)[:, None].expand(-1, len(rows)).to(clips.device)
+            masks = [self.corruption.mask(part, one, own, generator) for one in levels]
+            positions = own % len(self.split)
+            texts = self.split.rows(beside, positions) if self.teacher.takes_text else None
+            given = part, torch.stack(masks), self.split.classes[positions], 1.0, generator, texts
+            made[rows] = cold_sample(self.teacher, self.corruption, *given).to(made)
+        return made
 
 
 def curves(result: TrainResult) -> dict[str, list[Row]]:

@@ -18,7 +18,7 @@ from braid.drifting.config import (
     KeyframeTrainingConfig,
 )
 from braid.drifting.loss.drift import DriftLoss
-from braid.drifting.training.clips import AT_MOST, KeepBest
+from braid.drifting.training.clips import KeepBest
 from braid.drifting.training.objectives import DriftObjective, PairedObjective, Refinement
 from braid.drifting.video.keyframes import (
     FromPrompt,
@@ -36,6 +36,7 @@ Embed = Callable[[Tensor | None, Tensor | None], Tensor]  # texts and clips to h
 Label = Callable[[Tensor], Tensor]  # h [n, d] to pseudo-classes [n]
 
 REPEATS = 2  # samples of a validation prompt
+AT_MOST = 512  # of these
 _CHUNK = 256  # texts read at a time
 
 

@@ -263,7 +263,6 @@ def test_the_headline_has_ratios_of_collisions() -> None:
     assert figures["success_three"] == pytest.approx(0.95)
     assert figures["collision_paired_two_ways"] == 0.9
     assert figures["both_ways"] == 0.7
-    assert figures["spread_ratio"] == 1.1
     assert figures["status"] == "ok"
     rows, ways = known()
     figures = headline([row for row in rows if row["keyframes"] != 6], ways)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from braid.common.rng import generator
 from braid.drifting.mae.latent_mae import LatentMae, save_latent_mae
 from braid.drifting.training.clips import ClipSplit, clip_objective, curves
 from braid.drifting.training.objectives import DriftObjective, PairedObjective
 from braid.drifting.video.corruption import Corruption
-from braid.drifting.video.refiner import Refiner, save_refiner
+from braid.drifting.video.refiner import Refiner, cold_sample, save_refiner
 from braid.pseudo_classes.quantizer import PseudoClasses
 from braid.training.trainer import Run, TrainResult
 from tests.drifting import configs
@@ -64,13 +65,22 @@ def objective(
     replaced: float = 0.0,
     start: Path | None = None,
     refiner: Refiner | None = None,
+    teacher: Path | None = None,
     **settings,
 ):
     corruption = Corruption(5, configs.corruption(levels=1, student_replace_prob=replaced))
     parts = configs.refiner_training(**settings), configs.class_batches(), configs.loss()
     run = Run(seed=0, device=torch.device("cpu"), log_every=7)
     return clip_objective(
-        *parts, refiner or toy_refiner(), corruption, split(), folder, start, no_decoder, run
+        *parts,
+        refiner or toy_refiner(),
+        corruption,
+        split(),
+        folder,
+        start,
+        teacher,
+        no_decoder,
+        run,
     )
 
 
@@ -85,6 +95,29 @@ def test_patches_that_do_not_divide_a_frame_are_refused_before_training() -> Non
     refiner = Refiner(2, 2, 2, configs.refiner(patch=3))  # of clips whose frames are 4 x 4
     with pytest.raises(ValueError, match=r"^drift.refiner.patch is 3, expected .* 4 and 4$"):
         objective(None, objective="paired", refiner=refiner)
+
+
+def test_a_student_is_regressed_on_its_teachers_samples(tmp_path: Path) -> None:
+    teacher = toy_refiner()
+    torch.nn.init.normal_(teacher.out.weight, std=0.1)
+    save_refiner(tmp_path / "teacher", teacher)
+    made = objective(
+        None, objective="paired", teacher=tmp_path / "teacher", encoder="none", features=None
+    )
+    level, ids, draw = torch.ones(3, dtype=torch.long), torch.tensor([2, 0, 32]), generator(1)
+    clips = split().latents(ids % len(split()))
+    assert made.finer is not None
+    target = made.finer(clips, level, ids, draw)
+    masks = torch.stack(
+        [made.corruption.mask(clips, part, ids, draw) for part in (0 * level, level)]
+    )
+    given = clips, masks, split().classes[ids % len(split())], 1.0, draw
+    assert torch.equal(target, cold_sample(teacher.eval(), made.corruption, *given))
+    assert not torch.equal(target, clips)
+    kept = masks[1][:, None, :, None, None].expand_as(clips)
+    assert torch.equal(target[kept], clips[kept])  # the same keyframes
+    with pytest.raises(ValueError, match="teacher is other, expected none: objective is drift"):
+        configs.refiner_training(teacher="other", features=configs.features())
 
 
 def test_drifting_has_the_branches_of_its_params(tmp_path: Path) -> None:
@@ -200,7 +233,7 @@ def test_a_fresh_refiner_s_pictures_are_fitted_and_a_started_one_keeps_its_own(
             configs.loss(),
         )
         run = Run(seed=0, device=torch.device("cpu"))
-        return clip_objective(*parts, refiner, corruption, split(), None, start, enlarge, run)
+        return clip_objective(*parts, refiner, corruption, split(), None, start, None, enlarge, run)
 
     fresh = objective_of(None).refiner
     picture = fresh.moved.picture
