@@ -11,7 +11,7 @@ import torch
 
 from braid.radiance.evaluation.hardware import measure_frames
 from braid.radiance.evaluation.image_metrics import evaluate, validation_psnr
-from braid.radiance.gaussians.field import render_all, scan_space
+from braid.radiance.gaussians.field import render_sets, scan_space
 from braid.radiance.gaussians.gaussians import load_ply
 from braid.radiance.gaussians.splat import render
 from braid.radiance.scenes.blender import load_scene
@@ -19,6 +19,7 @@ from braid.radiance.scenes.cameras import random_poses, turntable
 from braid.radiance.scenes.grids import save_space
 from braid.radiance.scenes.renders import save_renders
 from braid.stage.context import open_stage
+from braid.training.distributed import working
 
 
 def main() -> None:
@@ -33,20 +34,20 @@ def main() -> None:
         view = partial(render, gaussians, test.cameras.to(device))
         stage.runtime |= asdict(measure_frames(view, min(evaluation.frames, len(test)), device))
         out = stage.out("data/teacher")
-
         draws = torch.Generator().manual_seed(stage.params.seed)
         poses = {name: part.cameras for name, part in views.items()}
         poses["random"] = random_poses(train.cameras, config.random_poses, draws)
         poses["turntable"] = turntable(train.cameras, evaluation.turntable)
-        renders = {name: render_all(gaussians, pose.to(device)) for name, pose in poses.items()}
+        with working() as process:
+            renders = render_sets(gaussians, poses, device, stage.scratch())
+        if not process.is_main:
+            return
         for name, rendered in renders.items():
             save_renders(out / name, rendered)
         train, test = train.to(device), test.to(device)
         save_space(out / "space.safetensors", *scan_space(gaussians, train.cameras, config, draws))
-
         weights = stage.optional_dep(evaluation.lpips_weights)
-        images = renders["test"].on_white().to(device)
-        quality = evaluate(images, test, train, None, weights)
+        quality = evaluate(renders["test"].on_white().to(device), test, train, None, weights)
         size: dict[str, float] = {"parameters": gaussians.parameters}
         stage.write_metrics({**quality.headline(), **size})
         size["gaussians"] = len(gaussians)

@@ -19,15 +19,15 @@ def main() -> None:
     """Run the stage."""
     with open_stage("train_drift") as stage:
         config, pace, run = stage.params.drift, Pace(), stage.training()
-        settings = config.refiners[stage.item[0]]
+        data, settings = stage.params.clips, config.refiners[stage.item[0]]
         folders = stage.optional_dep(settings.encoder), stage.optional_dep(settings.start)
-        cache, text = stage.params.clips.cache_mib, stage.params.clips.conditions.text
+        cache, text = data.cache_mib, data.conditions.text
         clips = open_clips(stage.dep("data/clips"), cache_mib=cache, text=text)
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
         training, validation = (ClipSplit.of(clips, pseudo, s) for s in ("train", "val"))
         corruption = Corruption(clips.shape[1], config.corruption)
         refiner = training.new_refiner(pseudo.classes, corruption, config.refiner, settings.target)
-        decode = decoder_of(clips, stage.optional_dep(stage.params.clips.wan_vae))
+        decode = decoder_of(clips, stage.optional_dep(data.wan_vae))
         parts = settings, config.batches, config.loss, refiner, corruption, training
         objective = clip_objective(*parts, *folders, decode, run)
         best = BestOnValidation(validation, corruption, settings, run, config.refiner.beside)
@@ -50,10 +50,12 @@ def main() -> None:
         stage.write_table("metrics/tables", best.rows(objective))
         results, (_, reason) = best.metrics(), best.status()
         stage.write_metrics(results)
-        manifest = read_json(stage.dep("data/clips") / "manifest.json")
-        model, source = objective.card(samples), stage.params.clips.source
-        data = clips_data(source, manifest, train=len(training), val=len(validation))
-        write_card(stage, run.device, data=data, model=model, results=results, reason=reason)
+        manifest, model = (
+            read_json(stage.dep("data/clips") / "manifest.json"),
+            objective.card(samples),
+        )
+        known = clips_data(data.source, manifest, train=len(training), val=len(validation))
+        write_card(stage, run.device, data=known, model=model, results=results, reason=reason)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def main() -> None:
         stage.write_metrics(results)
         stage.write_table("metrics/tables", report.rows())
         stage.write_table("plots/image_mae/train.csv", result.history)
+        stage.write_table("plots/image_mae/separation.csv", result.probes["separation"], ["step"])
         source = {"source": stage.params.images.source, **images.counts}
         model = {"encoder": "trained here, frozen afterwards", "sampling": "uniform over images"}
         write_card(stage, run.device, data=source, model=model, results=results, reason=reason)

@@ -34,7 +34,9 @@ def main() -> None:
         results = {**report.metrics(), "status": status}
         stage.write_metrics(results)
         stage.write_table("metrics/tables", report.rows())
-        stage.write_table("plots/latent_mae", result.history)
+        stage.write_table("plots/latent_mae/train.csv", result.history)
+        stage.write_table("plots/latent_mae/separation.csv", result.probes["separation"], ["step"])
+        stage.write_table("plots/latent_mae/separation.csv", result.probes["separation"], ["step"])
         manifest = read_json(stage.dep("data/clips") / "manifest.json")
         counts = {name: len(indices) for name, indices in splits.items()}
         data = clips_data(stage.params.clips.source, manifest, **counts)

@@ -40,6 +40,7 @@ class MaeConfig(Config):
     batch: Count  # clips or images
     head_weight: Fraction  # of the (pseudo-)class head against reconstruction; 0: no head
     head_fraction: Fraction  # of the steps, at the end, that train the head
+    validate_every: Count  # steps between looks at how its features separate the classes
     optimizer: OptimizerConfig
 
 

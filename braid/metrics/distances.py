@@ -172,6 +172,19 @@ def silhouettes(
     return values.astype(np.float64)
 
 
+def class_separation(
+    points: NDArray[np.floating],  # [n, d]
+    labels: NDArray[np.int64],  # [n]
+) -> dict[str, float]:
+    """How far apart classes lie: the means of both above; nothing of a single class."""
+    if len(np.unique(labels)) < 2:
+        return {}
+    return {
+        "intra_inter": float(intra_inter(points, labels).mean()),
+        "silhouette": float(silhouettes(points, labels).mean()),
+    }
+
+
 CHUNK = 256  # clips at once
 
 

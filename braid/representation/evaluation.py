@@ -55,7 +55,7 @@ class Evaluation:
     metrics: Metrics
     neighbors: Indices  # [q, k] the clips nearest to each query, nearest first
     distances: Floats  # [q, t] in mean distances
-    silhouettes: Mapping[str, Floats]  # [n], of pseudo-classes and of random labels
+    silhouettes: Mapping[str, Floats]  # [n], of classes and of random labels
 
     @property
     def headline(self) -> Metrics:
@@ -138,7 +138,7 @@ def evaluate(
     metrics |= _collapse(space, sample)
     metrics["status"] = status(metrics, config.neighbors)
     silhouettes = {
-        "pseudo-classes": by_clip["silhouette"],
+        "classes": by_clip["silhouette"],
         "random labels": by_clip["silhouette_random"],
     }
     return Evaluation(metrics, neighbors, distances, silhouettes)

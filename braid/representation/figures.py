@@ -330,7 +330,7 @@ def occupancy_figure(
         ax.bar(range(len(counts)), counts, width=1.0, color=BLUE, edgecolor="white", linewidth=0.2)
         ax.axhline(counts.mean(), color=ORANGE, lw=1, ls="--", label=f"mean {counts.mean():.1f}")
         ax.set(xlabel="class", ylabel=f"{unit}s of all splits", xlim=(-0.7, len(counts) - 0.3))
-        ax.legend(frameon=False, loc="upper right")
+        ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
         ax.set_title(f"{counts.sum()} {unit}s in {len(counts)} classes")
         save(figure, path)
 

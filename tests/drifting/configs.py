@@ -111,6 +111,7 @@ MAE: dict[str, Any] = {
     "batch": 8,
     "head_weight": 0.5,
     "head_fraction": 0.4,
+    "validate_every": 50,
 }
 
 

@@ -1,4 +1,4 @@
-"""What test_launch has two processes do: average their numbers and write what they got."""
+"""What two nodes of test_launch.py do: average their numbers and write what they got."""
 
 import sys
 from pathlib import Path

@@ -89,7 +89,7 @@ def test_what_the_figures_need() -> None:
     assert space.distances.mean() == pytest.approx(1)
     assert not of.is_query[space.neighbors].any()
     assert {name: len(values) for name, values in space.silhouettes.items()} == {
-        "pseudo-classes": N,
+        "classes": N,
         "random labels": N,
     }
 

@@ -53,6 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "drift.corruption.levels": 1,
         "drift.refiner.detail": 0,
         "drift.refiner.patch": 2,
+        "drift.refiner.beside": "text",
         "drift.corruption.min_keyframes": 2,
         "drift.evaluation.components": 3,
         "drift.storyboards.held_out.keyframes": [0, 2],
@@ -126,6 +127,15 @@ def test_an_impossible_param_is_named(
     override(damaged, {key: value})
     item = ("drift",) if stage == "train_drift" else ()
     assert message in fault(damaged, stage, *item)
+
+
+def test_a_package_that_is_not_there_is_named(
+    damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    override(damaged, {"clips.conditions.text": "wordllama"})
+    monkeypatch.setattr("braid.clips.shards.words.find_spec", lambda name: None)
+    for stage, *item in (("quantize",), ("train_drift", "drift")):
+        assert "clips.conditions.text is wordllama" in fault(damaged, stage, *item)
 
 
 def test_a_broken_encoder_is_named(damaged: Path) -> None:

@@ -27,7 +27,6 @@ from braid.drifting.evaluation.reader import (
     HEADS,
     NO_WORDS,
     ClipReader,
-    Decode,
     Viewer,
     Words,
     sharpness,
@@ -36,6 +35,7 @@ from braid.drifting.evaluation.reader import (
 from braid.drifting.interpolation.interpolation import FRECHET_RATIO, METHODS, interpolate
 from braid.drifting.interpolation.keyframes import level_counts, nested_masks
 from braid.drifting.video.corruption import Corrupted, Corruption
+from braid.drifting.video.motion import Decode
 from braid.drifting.video.refiner import AnyRefiner, cold_sample, finish, refine
 from braid.metrics.distances import (
     PcaSpace,

@@ -34,15 +34,18 @@ _FRAME = (213, 94, 0)  # color of given frames
 _MARKERS = "oDs^vPX<>"  # of methods, which may lie on one another
 
 
-class DecodeClips(Protocol):
-    """What turns latents [n, C, T, H, W] into frames [n, F, h, w, 3] in [0, 1]."""
+class NamedDecode(Protocol):
+    """Latents [n, C, T, H, W] to frames [n, F, h, w, 3], images [n, C, H, W] to [n, 1 or 3, h, w].
+
+    What is shown is in [0, 1].
+    """
 
     @property
     def name(self) -> str:
         """How pictures say what decoded them."""
 
-    def __call__(self, latents: Tensor) -> Tensor:
-        """The frames."""
+    def __call__(self, values: Tensor, /) -> Tensor:
+        """What is shown."""
 
 
 def draw_evaluation(
@@ -51,7 +54,7 @@ def draw_evaluation(
     test: clips.Sample,
     figures: Mapping[str, Mapping[str, Any]],  # by method
     count: int,  # of clips
-    decode: DecodeClips,
+    decode: NamedDecode,
 ) -> None:
     """The first clip of each kind of motion, or else of each class, the worst, and the trade-off.
 
@@ -102,7 +105,7 @@ def draw_overview(
     shown: Sequence[int],  # which clips
     captions: Sequence[str],  # of those
     title: str,
-    decode: DecodeClips,
+    decode: NamedDecode,
 ) -> None:
     """Some clips in one picture: of each a row a method, the given latent frames framed."""
     panels = []
@@ -166,7 +169,7 @@ def draw_clip(
     methods: Mapping[str, Tensor],  # name to latents [C, T, H, W], in the rows' order
     given: Tensor,  # [T] bool, keyframes
     title: str,
-    decode: DecodeClips,
+    decode: NamedDecode,
     animated: Sequence[str] = (),  # of the methods; none: all
     mp4: bool = False,  # where PyAV is installed
 ) -> list[Path]:
@@ -306,17 +309,6 @@ LETTER = 0.05  # inches of a letter of a name
 MISSING = (0.80, 0.86, 0.93)  # color of patches that are not given
 
 
-class Decode(Protocol):
-    """What turns images [n, C, H, W] into pictures [n, 1 or 3, h, w] in [0, 1]."""
-
-    @property
-    def name(self) -> str:
-        """How pictures say what decoded them."""
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """The pictures."""
-
-
 def draw_completions(
     folder: Path,
     completed: Mapping[int, images.Completed],  # by given patches, from fine to coarse
@@ -324,7 +316,7 @@ def draw_completions(
     truth: Tensor,  # [n, C, H, W]
     shown: Tensor,  # [rows, samples], which images; a row a class
     names: Sequence[str],  # of the rows
-    decode: Decode,
+    decode: NamedDecode,
 ) -> None:
     """`classes.png`, samples of the coarsest level, and `levels.png`, one image of each class."""
     given, level = list(completed.items())[-1]
@@ -340,7 +332,7 @@ def draw_classes(
     real: Tensor,  # [n, C, H, W] of the same classes
     shown: Tensor,  # [rows, samples], which ones; a row a class
     names: Sequence[str],  # of the rows
-    decode: Decode,
+    decode: NamedDecode,
 ) -> None:
     """A row of images refined in one step and one of real images for each class."""
     source = f"one step from {given} given patches" if given else "one step from noise"
@@ -358,7 +350,7 @@ def draw_levels(
     truth: Tensor,  # [n, C, H, W]
     shown: Tensor,  # [rows], which images
     names: Sequence[str],  # of the rows
-    decode: Decode,
+    decode: NamedDecode,
 ) -> None:
     """A row an image: what is given of it at each level, interpolated, refined, and the truth."""
     panels = {}

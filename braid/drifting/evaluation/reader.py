@@ -20,7 +20,7 @@ which the real clip shows no object, since it fades, count for no method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
@@ -31,8 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braid.common.rng import generator, seed_global_stream
-
-Decode = Callable[[Tensor], Tensor]  # latents [n, C, T, H, W] to frames [n, F, h, w, 3] in [0, 1]
+from braid.drifting.video.motion import Decode
 
 Words = Mapping[str, Tensor]  # numbers of each clip's word of each head, [n]
 

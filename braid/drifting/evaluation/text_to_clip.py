@@ -22,7 +22,7 @@ from braid.common.rng import generator
 from braid.drifting.config import DriftEvaluationConfig, TextToClipConfig
 from braid.drifting.evaluation.clips import NEIGHBORS, Sample, rows_beside
 from braid.drifting.evaluation.pictures import (
-    DecodeClips,
+    NamedDecode,
     draw_clip,
     draw_overview,
     first_of_each,
@@ -115,7 +115,7 @@ def evaluate(
     paired: KeyframeGenerator,
     test: Sample,
     train: Sample,
-    decode: DecodeClips,
+    decode: NamedDecode,
     config: DriftEvaluationConfig,
 ) -> Evaluation:
     """Clips of held-out prompts, by each way to them.
@@ -159,7 +159,7 @@ def _read(
     figures: dict[str, dict[str, Any]],  # to which what is read is added
     words: Words | None,  # that were asked for
     train: Sample,
-    decode: DecodeClips,
+    decode: NamedDecode,
     config: DriftEvaluationConfig,
 ) -> Tensor:
     """Which words of generated clips are read as asked for, [n, heads] bool."""
@@ -220,7 +220,7 @@ def draw_generated(
     evaluation: Evaluation,
     test: Sample,
     config: TextToClipConfig,
-    decode: DecodeClips,
+    decode: NamedDecode,
 ) -> None:
     """The first clip of each kind of motion, or of all, and those that are read worst."""
     folder.mkdir()
@@ -244,7 +244,7 @@ def draw_each(
     folder: Path,
     prompts: Sequence[str],
     clips: Tensor,  # [n, C, T, H, W]
-    decode: DecodeClips,
+    decode: NamedDecode,
 ) -> None:
     """A strip and an animation of each prompt's clip, with PyAV a film too."""
     none = torch.zeros(clips.shape[2], dtype=torch.bool)  # is given

@@ -42,11 +42,9 @@ from braid.metrics.distances import (
     RECALL,
     VARIANCE,
     PcaSpace,
-    entropy,
+    class_separation,
     frechet_distance,
-    intra_inter,
     manifold,
-    silhouettes,
     spread_failure,
     variance_ratio,
 )
@@ -100,17 +98,6 @@ def image_objective(
     )
 
 
-def queue_figures(objective: DriftObjective) -> Figures:
-    """How full the memory bank of real images is, on the average of classes, and how evenly."""
-    bank = objective.banks["real"]
-    sizes = bank.sizes.numpy()
-    return {
-        "queue_occupancy": float(sizes.mean() / bank.capacity),
-        "queue_entropy": entropy(sizes),  # nats; log K where all classes have as many
-        "queue_empty": float((sizes == 0).mean()),
-    }
-
-
 class ImageProbe:
     """A hook of the step loop that evaluates refined validation images, level by level.
 
@@ -155,7 +142,7 @@ class ImageProbe:
             for given, images in levels.items()
             for measure, value in (self.figures(images) | self.separation(images)).items()
         }
-        return row | (queue_figures(objective) if isinstance(objective, DriftObjective) else {})
+        return row | objective.bank_figures()
 
     def evaluate(self, refiner: nn.Module) -> dict[int, Figures]:
         """Refine the validation images of all levels; their figures by the given patches."""
@@ -170,13 +157,7 @@ class ImageProbe:
 
     def separation(self, images: Tensor) -> Figures:
         """How far apart the classes of images [n, C, H, W] lie: whether conditions have a say."""
-        points, labels = self.space.points(images), self.classes.numpy()
-        if len(np.unique(labels)) < 2:
-            return {}
-        return {
-            "intra_inter": float(intra_inter(points, labels).mean()),
-            "silhouette": float(silhouettes(points, labels).mean()),
-        }
+        return class_separation(self.space.points(images), self.classes.numpy())
 
     def figures(self, images: Tensor) -> Figures:
         """What images [n, C, H, W] in the place of the validation images score."""

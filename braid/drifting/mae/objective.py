@@ -11,10 +11,13 @@ fine-tuning of Deng et al. 2026, A.3, with K-means pseudo-classes in place of la
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,8 +25,9 @@ from braid.common.rng import generator
 from braid.drifting.config import ImageMaeConfig, LatentMaeConfig, MaeConfig, MaskingConfig
 from braid.drifting.interpolation.interpolation import linear
 from braid.drifting.mae.latent_mae import LatentMae
-from braid.metrics.distances import effective_rank
-from braid.training.trainer import Hook, Run, TrainResult, train
+from braid.metrics.distances import class_separation, effective_rank
+from braid.training.ema import Ema
+from braid.training.trainer import Hook, Row, Run, TrainResult, train
 
 Latents = Callable[[Tensor], Tensor]  # of clips [B], int64 on the CPU: [B, C, T, H, W]
 CLIMB = 1 / 3  # of the steps that train the head, until lambda is reached
@@ -95,6 +99,46 @@ class MaeObjective(nn.Module):
             terms["classes"] = weight * F.cross_entropy(logits, labels)
             self.diagnostics["head_accuracy"] = (logits.argmax(dim=1) == labels).float().mean()
         return terms
+
+
+class SeparationProbe:
+    """A hook of the step loop: how well pooled features separate the classes of validation clips.
+
+    A row has `rank`, the effective one, `intra_inter` and `silhouette`, of averaged weights.
+    """
+
+    def __init__(
+        self,
+        latents: Latents,
+        clips: Tensor,  # [n], of which AT_MOST are taken, evenly spread
+        labels: Tensor,  # pseudo-class of every clip
+        config: MaeConfig,
+    ) -> None:
+        count = min(AT_MOST, len(clips))
+        self.chosen = clips[torch.arange(count) * len(clips) // count]
+        self.latents, self.labels = latents, labels[self.chosen].numpy()
+        self.every, self.steps = config.validate_every, config.steps
+
+    def __call__(self, done: int, objective: nn.Module, ema: Ema | None) -> Row | None:
+        """Figures of the validation clips, when they are due."""
+        due = done % self.every == 0 or done == self.steps
+        if not due or not isinstance(objective, MaeObjective):
+            return None
+        with nullcontext() if ema is None else ema.applied(objective):
+            points = self.pooled(objective.mae)
+        return {"rank": effective_rank(points), **class_separation(points, self.labels)}
+
+    @torch.no_grad()
+    def pooled(self, mae: LatentMae) -> NDArray[np.float32]:
+        """Means of the last stage, [n, D]."""
+        device = next(mae.parameters()).device
+        parts = [pooled(mae, self.latents(part).to(device)) for part in self.chosen.split(CHUNK)]
+        return torch.cat(parts).float().cpu().numpy()
+
+
+def pooled(mae: LatentMae, clips: Tensor) -> Tensor:
+    """The mean of the last stage's vectors, [B, D] of clips [B, C, T, H, W]."""
+    return mae.encode(clips)[f"stage{len(mae.blocks)}"].mean(dim=(2, 3, 4))
 
 
 # ---- Masks: what is hidden from a masked autoencoder, and its loss there ------------------------
@@ -250,6 +294,7 @@ def _ranks(values: Tensor) -> Tensor:
 COLLAPSED_RANK = 0.05  # of the pooled dimensions; fewer in use are a collapse
 MODEL = "mae"  # the model's own name among the predictors
 CHUNK = 64  # clips at a time
+AT_MOST = 512  # validation clips whose features are looked at in training
 VALUES = 2**22  # of clips at a time, at most: two of Wan's
 WINDOW = 5  # pixels a side of what a hidden pixel of an image is guessed from
 
@@ -354,7 +399,7 @@ def fit_mae(
         run,
         steps=config.steps,
         outer_layers=objective.outer_layers,
-        hooks={"pace": pace},
+        hooks={"pace": pace, "separation": SeparationProbe(*validation, labels, config)},
     )
     report = mae_report(mae.freeze(), masking, *validation, labels, run.seed, modes, average)
     return result, report

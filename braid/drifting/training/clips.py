@@ -39,7 +39,7 @@ from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import ClipFeatures, vanilla
 from braid.drifting.video.motion import Decode
 from braid.drifting.video.refiner import AnyRefiner, finish, make_refiner, start_from
-from braid.metrics.distances import RandomConvolutions, frechet_distance
+from braid.metrics.distances import RandomConvolutions, class_separation, frechet_distance
 from braid.training.distributed import whole
 from braid.training.ema import Ema
 from braid.training.trainer import Row, Run, TrainResult
@@ -187,9 +187,9 @@ def clip_objective(
 def curves(result: TrainResult) -> dict[str, list[Row]]:
     """The rows of a training, by the folder of plots that they belong to.
 
-    `drift` has loss, terms and counts, `drift_validation` the hook's figures; `drift_kernel` and
-    `drift_field` have the statistics of the drift (drift.py), `drift_norm` and `drift_cosine` the
-    balance of its groups (`balance`); these have no rows if nothing drifts.
+    `drift` has loss, terms and counts, `drift_validation` the hook's figures and those of the bank;
+    `drift_kernel` and `drift_field` have the statistics of the drift (drift.py), `drift_norm` and
+    `drift_cosine` the balance of its groups (`balance`); these have no rows if nothing drifts.
     """
     marks = {"kernel": "_kernel_", "field": "_field_"}
     marks |= {"norm": "_balance_norm_", "cosine": "_balance_cosine_"}
@@ -261,7 +261,8 @@ class KeepBest:
             self.best = self.last
             state = whole(objective.refiner.state_dict())
             self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
-        return {f"val_{name}": value for name, value in figures.items()}
+        row = {f"val_{name}": value for name, value in figures.items()}
+        return row | objective.bank_figures()
 
     def restored(self, refiner: Network) -> Network:
         """The refiner with its best weights."""
@@ -349,10 +350,11 @@ class BestOnValidation(KeepBest):
         return self.figures(refined)
 
     def figures(self, complete: Callable[[Tensor, Tensor], Tensor]) -> dict[str, float]:
-        """`frechet` and `mse_missing` of validation clips made anew from their true ones.
+        """Of validation clips made anew from their true ones.
 
-        `complete` takes rows [b] of the validation clips and these, [b, C, T, H, W]; they are read
-        again each time, a chunk at once, since full-size ones would fill the memory.
+        `frechet` and `mse_missing`, and of their classes `intra_inter` and `silhouette`. `complete`
+        takes rows [b] of the validation clips and these, [b, C, T, H, W]; they are read again each
+        time, a chunk at once, since full-size ones would fill the memory.
         """
         errors, points = [], []
         for rows in torch.arange(len(self.chosen)).split(self.chunk):
@@ -360,9 +362,11 @@ class BestOnValidation(KeepBest):
             clips = complete(rows, truth)
             errors.append((clips - truth).square().mean(dim=(1, 3, 4)))
             points.append(self.space.points(clips))
+        made, classes = np.concatenate(points), self.split.classes[self.chosen].numpy()
         return {
-            "frechet": frechet_distance(self.real, np.concatenate(points)),
+            "frechet": frechet_distance(self.real, made),
             "mse_missing": float(torch.cat(errors)[~self.mask].mean()),
+            **class_separation(made, classes),
         }
 
     def metrics(self) -> dict[str, Any]:

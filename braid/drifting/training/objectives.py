@@ -32,6 +32,7 @@ from braid.drifting.loss.drift import DriftLoss, Samples
 from braid.drifting.training.memory_bank import Drawn, MemoryBank, MemoryBanks, ReadAhead
 from braid.drifting.video.corruption import Corrupted, ForwardProcess
 from braid.drifting.video.refiner import AnyRefiner
+from braid.metrics.distances import entropy
 from braid.training import distributed
 from braid.training.trainer import Stateful
 
@@ -106,6 +107,10 @@ class Refinement(nn.Module):
 
     def stateful(self) -> dict[str, Stateful]:
         """What a resumed training must find as it was."""
+        return {}
+
+    def bank_figures(self) -> dict[str, float]:
+        """How full memory banks are, where there are any."""
         return {}
 
     def card(self, effective: int) -> dict[str, str]:
@@ -271,6 +276,16 @@ class DriftObjective(Refinement):
                 statistics |= balance(refined, result.per_group, branch_weight)
             self.diagnostics |= {f"{name}_{key}": value for key, value in statistics.items()}
         return terms
+
+    def bank_figures(self) -> dict[str, float]:
+        """How full that of real samples is, on the average of classes, and how evenly."""
+        bank = self.banks["real"]
+        sizes = bank.sizes.numpy()
+        return {
+            "queue_occupancy": float(sizes.mean() / bank.capacity),
+            "queue_entropy": entropy(sizes),  # nats; log K where all classes have as many
+            "queue_empty": float((sizes == 0).mean()),
+        }
 
     def guidance(self, generator: torch.Generator) -> Tensor:
         """Alpha of a step's classes, [C]."""

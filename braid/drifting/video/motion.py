@@ -160,6 +160,8 @@ class MovedKeyframes(nn.Module):
         """To be added to the clips, [B, C, T, H, W]; zero at keyframes."""
         near, time = neighbors(mask), torch.arange(mask.shape[1], device=mask.device)
         clip, frame = (near.left != time).nonzero(as_tuple=True)  # n frames are missing
+        if not len(clip):
+            return torch.zeros_like(clips)
         sides = near.left[clip, frame], near.right[clip, frame]
         fraction = near.fraction[clip, frame]
         places, weight = self.motion(tokens[clip, frame], fraction, clips.shape[-2:])

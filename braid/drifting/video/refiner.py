@@ -402,6 +402,8 @@ def finish(
     for number in range(level, 0, -1):
         estimate = refine(refiner, current, classes, number, alpha, clamp, texts)
         mask = masks[number - 1].to(start.mask.device) | start.mask
+        if mask.all():
+            break
         current = corruption.impute(estimate, mask, ids, generator)
     return estimate
 

@@ -2,12 +2,22 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import silhouette_score
 from torch import nn
 
 from braid.common.rng import generator as stream
-from braid.drifting.mae.objective import MODES, MaeReport, Masking, mae_report, mae_status
+from braid.drifting.mae.objective import (
+    MODES,
+    MaeReport,
+    Masking,
+    SeparationProbe,
+    mae_report,
+    mae_status,
+)
+from braid.training.ema import Ema
 from braid.training.trainer import Run, train
 from tests.drifting import configs
 from tests.drifting.toy_mae import MASKING, generator
@@ -126,3 +136,23 @@ def test_the_headline_and_the_table_hold_all_figures():
     assert chance == {"method": "largest_class", "head_accuracy": 0.1}
     assert zero["method"] == "zero"
     assert len(figures().rows()) == 4
+
+
+def test_the_probe_says_how_averaged_features_separate_validation_clips():
+    objective, values = make(validate_every=4, steps=6)
+    probe = SeparationProbe(
+        objective.latents, torch.arange(1, 39), objective.labels, objective.config
+    )
+    ema = Ema(objective, 0.9)
+    row = probe(4, objective, ema)
+    points = objective.mae.encode(values[1:39])["stage2"].mean((2, 3, 4)).detach().numpy()
+    assert row["silhouette"] == pytest.approx(
+        silhouette_score(points, objective.labels[1:39]), abs=1e-5
+    )
+    assert 1 < row["rank"] < points.shape[1]
+    assert row["intra_inter"] < 1  # a class is one picture
+    assert probe(5, objective, ema) is None
+    torch.nn.init.normal_(next(objective.mae.parameters()))
+    assert probe(6, objective, ema) == row != probe(6, objective, None)
+    probe.labels = np.roll(probe.labels, 1) // 2 % 2
+    assert probe(4, objective, ema)["silhouette"] < row["silhouette"]

@@ -75,7 +75,25 @@ def test_figures_of_the_best_stand_beside_interpolation_s() -> None:
         assert last == {"method": "last", **best.best}
         assert refined["classes"] == 2
         assert refined["parameters"] == sum(p.numel() for p in objective.refiner.parameters())
-        assert set(refined) > {"method", "step", "frechet", "mse_missing"} == set(interpolated)
+        figures = {"frechet", "mse_missing", "intra_inter", "silhouette"}
+        assert set(refined) > {"method", "step", *figures} == set(interpolated)
+
+
+def test_curves_have_how_classes_separate_and_how_full_the_bank_of_real_clips_is() -> None:
+    rows = {}
+    for kind in ("paired", "drift"):
+        objective, best = toy_objective(kind), make()
+        if kind == "drift":
+            objective(0, torch.Generator().manual_seed(0))
+        rows[kind] = best(2, objective, None)
+    assert "queue_occupancy" not in rows["paired"]
+    bank = objective.banks["real"]
+    sizes = bank.sizes.double() / bank.sizes.sum()
+    assert rows["drift"]["queue_occupancy"] == float(bank.sizes.sum()) / (2 * bank.capacity)
+    assert rows["drift"]["queue_entropy"] == pytest.approx(float(-(sizes * sizes.log()).sum()))
+    truth = make().figures(lambda rows, clips: clips)
+    assert truth["silhouette"] > rows["drift"]["val_silhouette"]  # untrained: interpolated
+    assert truth["intra_inter"] < 1
 
 
 @pytest.mark.parametrize(("ratio", "status"), [(0.65, "ok"), (0.8, "no_better")])

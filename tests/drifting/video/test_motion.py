@@ -146,6 +146,11 @@ def test_untrained_or_without_pictures_nothing_moves() -> None:
     assert unfitted(tokens, clips, mask).abs().max() == 0
 
 
+def test_where_all_frames_are_given_nothing_is_added() -> None:
+    clips, given = torch.randn(2, 16, 4, 4, 4), torch.ones(2, 4, dtype=torch.bool)
+    assert not moved()(torch.randn(2, 4, 2, 2, 8), clips, given).any()
+
+
 def video(places: Tensor, size: float = 4.0) -> Tensor:
     """Latents of a spot that is at x in each video frame, [1, 16, T, 4, 4]."""
     pixel = torch.arange(8 * CELLS) + 0.5

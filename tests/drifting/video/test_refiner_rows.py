@@ -113,3 +113,14 @@ def test_a_clip_is_finished_in_one_step_or_level_by_level_as_trained() -> None:
         torch.testing.assert_close(finish(refiner, corruption(), *given), clips)
         assert levels == expected
     assert masks == [[True, False, False, False, True], [True, True, False, True, True]]
+
+
+def test_levels_end_where_all_frames_are_made() -> None:
+    """Given frames and the keyframes of a finer level may together be all frames."""
+    clips, labels = toy_clips(4)
+    given = torch.tensor([True, True, False, True, False]).expand(4, -1)
+    begun = corruption().impute(clips, given)
+    torch.manual_seed(0)
+    refiner = Refiner(2, 2, 3, configs.refiner(detail=2), target="finer")
+    more = labels, 2, 1.0, True, None, generator(0)
+    assert finish(refiner, corruption(), begun, *more).shape == clips.shape
