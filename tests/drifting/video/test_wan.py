@@ -265,3 +265,14 @@ def test_with_sparse_linear_attention_of_density_1_nothing_changes(base: Path) -
     torch.testing.assert_close(dense(*clips(), text=texts()), expected, rtol=1e-5, atol=1e-5)
     sparse = on(base, attention="sparse_linear", density=0.1)
     assert not torch.allclose(sparse(*clips(), text=texts()), expected, atol=1e-3)
+
+
+def test_scale_and_targets_of_adapters_and_the_width_of_fresh_layers_count(base: Path) -> None:
+    once = disturbed(on(base, rank=2, adapter_scale=2.0))
+    twice = on(base, rank=2, adapter_scale=4.0)
+    twice.load_state_dict(once.state_dict())
+    assert not torch.allclose(once(*clips(), text=texts()), twice(*clips(), text=texts()))
+    few = {name for name in on(base, rank=2, targets=("to_v",)).state_dict() if "lora" in name}
+    assert few
+    assert all(".to_v." in name for name in few)
+    assert fresh(widening=3.0).model.blocks[0].ffn.net[2].in_features == 72
