@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from braid.common.progress import progress
 from braid.common.torchvision import mend_torchvision
 from braid.images.data.image_set import ImageSet
 
@@ -87,7 +88,7 @@ def encoded(
     generator: torch.Generator,  # of random crops, one for each train image
 ) -> Iterator[Tensor]:
     """Latents of all images, [b, C, h, w] in their order."""
-    for part in torch.arange(len(images)).split(_CHUNK):
+    for part in progress(torch.arange(len(images)).split(_CHUNK), "encode", "chunk"):
         yield vae.encode(images.images(part, generator).to(device))
 
 
