@@ -26,8 +26,9 @@ def main() -> None:
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
         training, validation = (ClipSplit.of(clips, pseudo, s) for s in ("train", "val"))
         corruption = Corruption(clips.shape[1], config.corruption)
-        shape = pseudo.classes, corruption.levels + 1
-        refiner = training.fresh_refiner(*shape, config.refiner, settings.target)
+        refiner = training.fresh_refiner(
+            pseudo.classes, corruption, config.refiner, settings.target
+        )
         decode = decoder_of(clips, stage.optional_dep(stage.params.clips.wan_vae))
         parts = settings, config.batches, config.loss, refiner, corruption, training
         objective = clip_objective(*parts, *folders, decode, run)
@@ -41,6 +42,7 @@ def main() -> None:
             outer_layers=[f"refiner.{layer}" for layer in refiner.outer_layers],
             stateful={"best": best, **objective.stateful()},
             hooks={"validation": best, "pace": pace},
+            shard=refiner.parts if settings.shard else (),
         )
         save_refiner(stage.out("models/drift"), best.restored(refiner))
         samples = objective.clips_per_step * config.optimizer.accumulate * run.process.world_size

@@ -216,7 +216,7 @@ def test_params_yaml_is_valid_complete_and_has_few_sections() -> None:
 def test_dvc_yaml_and_the_library_can_be_read() -> None:
     assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 650
     modules = [path for path in (ROOT / "braid").rglob("*.py") if path.name != "__init__.py"]
-    assert len(modules) <= 120
+    assert len(modules) <= 122
 
 
 def test_tests_mirror_the_library() -> None:

@@ -117,6 +117,35 @@ def prompt_text(prompt: str, clips: Clips) -> Tensor:
     return embed_prompt(prompt)[None].float()
 
 
+def open_prompts(path: Path | None, clips: Clips) -> tuple[list[str], Tensor] | None:
+    """Prompts and their text embeddings [n, L, D] of a file; None: there is none.
+
+    A text file has a prompt on each line, a .safetensors `embedding` [n, L, D], padded with zero
+    rows, whose prompts are numbered.
+
+    Raises:
+        ValueError: the file cannot be read, has no prompt, or embeddings of another shape.
+    """
+    if path is None:
+        return None
+    try:
+        if path.suffix == ".safetensors":
+            texts = load(path.read_bytes())["embedding"].float()
+            prompts = [f"prompt {number}" for number in range(len(texts))]
+        else:
+            lines = path.read_text("utf-8").splitlines()
+            prompts = [line.strip() for line in lines if line.strip()]
+            texts = torch.cat([prompt_text(prompt, clips) for prompt in prompts or [""]])
+    except (OSError, KeyError, UnicodeDecodeError, SafetensorError) as error:
+        raise ValueError(f"{path}: expected a prompt a line, or embedding ({error})") from None
+    if not prompts or texts.shape[1:] != clips.text_shape:
+        expected = ", ".join(map(str, clips.text_shape))
+        raise ValueError(
+            f"{path}: expected prompts, of embedding [n, {expected}], got {list(texts.shape)}"
+        )
+    return prompts, texts
+
+
 def held_out_clip(clips: Clips, number: int) -> tuple[Tensor, Tensor]:
     """Latents [1, C, T, H, W] and text [1, L, D] of a held-out clip.
 

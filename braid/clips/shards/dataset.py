@@ -293,6 +293,8 @@ class Clips:
     ) -> None:
         self.keys: list[str] = index.keys.tolist()
         self.shape: tuple[int, int, int, int] = tuple(manifest["latent_shape"])
+        self._stored: tuple[int, ...] = tuple(manifest["stored_shape"])
+        self._window = window(self._stored, self.shape[1:])
         self.text_shape: tuple[int, int] = tuple(manifest["text_shape"])
         self.codec: str = manifest["codec"]
         self.words = words
@@ -382,7 +384,7 @@ class Clips:
                     yield row, parsed
 
     def _latents_of(self, content: bytes) -> Tensor:
-        return _of_shape(read_latent(content, self._layout), self.shape)
+        return _of_shape(read_latent(content, self._layout), self._stored)[self._window]
 
     def _text_of(self, content: bytes) -> Tensor:
         values = read_embedding(content)
@@ -398,6 +400,18 @@ def _of_shape(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     if values.shape != shape:
         raise ValueError(f"its shape is {list(values.shape)}, expected {list(shape)}")
     return values
+
+
+def window(stored: Sequence[int], crop: Sequence[int]) -> tuple[slice, ...]:
+    """Of latents [C, T, H, W] the first frames and the middle of each, as many as a crop has.
+
+    The first latent frame is one video frame, those after it four each: a clip must begin there.
+    """
+    spare = [length - kept for length, kept in zip(stored[2:], crop[1:], strict=True)]
+    rows, columns = (
+        slice(left // 2, left // 2 + kept) for left, kept in zip(spare, crop[1:], strict=True)
+    )
+    return slice(None), slice(crop[0]), rows, columns
 
 
 def open_clips(folder: Path, *, cache_mib: int = 0, text: TextSource = "shards") -> Clips:

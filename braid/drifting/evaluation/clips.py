@@ -36,7 +36,7 @@ from braid.drifting.evaluation.reader import (
 from braid.drifting.interpolation.interpolation import FRECHET_RATIO, METHODS, interpolate
 from braid.drifting.interpolation.keyframes import level_counts, nested_masks
 from braid.drifting.video.corruption import Corrupted, Corruption
-from braid.drifting.video.refiner import CHUNK, Refiner, cold_sample, finish, refine
+from braid.drifting.video.refiner import AnyRefiner, cold_sample, finish, refine
 from braid.metrics.distances import (
     PcaSpace,
     RandomConvolutions,
@@ -108,8 +108,8 @@ def complete(
     test: Sample,  # missing frames are not read
     classify: Callable[[Tensor, Tensor], Tensor],  # texts and clips to pseudo-classes
     corruption: Corruption,
-    refiner: Refiner,
-    paired: Refiner,
+    refiner: AnyRefiner,
+    paired: AnyRefiner,
     config: DriftEvaluationConfig,
     draw: torch.Generator,  # of the noise that the refiners start from
     embed: Embed | None = None,  # what refiners may take beside the class
@@ -153,9 +153,11 @@ def complete(
     }
     if corruption.config.interpolator == "linear" and corruption.config.noise == "none":
         del runs["start"]
-    first = Corrupted(*(values[:CHUNK] for values in start))
-    warm = None if texts is None else texts[:CHUNK]
-    refine(refiner, first, classes[:CHUNK], level, alpha, None, warm)  # the first call is slow
+    first = Corrupted(*(values[:1] for values in start))
+    warm = None if texts is None else texts[:1]
+    refine(
+        refiner, first, classes[:1], level, alpha, None, warm
+    )  # the first call warms the device up
     methods = {
         name: _timed(*run, len(truth), truth.device)
         for name, run in progress(runs.items(), "complete", "method")
@@ -164,7 +166,7 @@ def complete(
 
 
 def rows_beside(
-    refiner: Refiner,
+    refiner: AnyRefiner,
     texts: Tensor | None,  # [n, L, D]
     clips: Tensor,  # [n, C, T, H, W], of whose frames the given ones are as they should be
     embed: Embed | None,
@@ -452,7 +454,7 @@ def complete_storyboard(
     keyframes: Sequence[int],  # the given latent frames
     corruption: Corruption,
     assign: Callable[[Tensor | None, Tensor], Tensor],  # text and latents to classes [1]
-    refiner: Refiner,
+    refiner: AnyRefiner,
     alpha: float,  # guidance; 1: none
     seed: int,
     embed: Embed | None = None,  # what the refiner may take beside the class

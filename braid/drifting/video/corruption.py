@@ -23,6 +23,7 @@ from braid.drifting.interpolation.keyframes import (
     level_counts,
     masks_of,
     neighbors,
+    nested_masks,
     random_ranks,
 )
 
@@ -65,6 +66,11 @@ class Corruption:
     def levels(self) -> int:
         """The coarsest level."""
         return len(self.counts) - 1
+
+    @property
+    def coarsest(self) -> Tensor:
+        """The evenly placed keyframes of the coarsest level, [K]."""
+        return nested_masks(1, self.frames, self.counts)[-1, 0].nonzero().flatten()
 
     def __call__(
         self,
@@ -194,6 +200,14 @@ class Corruption:
         around = neighbors(mask)
         nearest = torch.minimum(around.fraction, 1 - around.fraction)
         return torch.where(around.gap > 0, 2 * nearest, 1)  # 1 beyond the outermost keyframes
+
+
+def as_proposals(start: Corrupted) -> Corrupted:
+    """The same with all keyframes but the ends as proposals, which a refiner may move."""
+    ends = start.mask.clone()
+    ends[:, 1:-1] = False
+    confidence = torch.where(start.mask & ~ends, REPLACED, start.confidence)
+    return Corrupted(start.latents, ends, confidence)
 
 
 def bridge(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from braid.drifting.config import RefinerConfig, Target
 from braid.drifting.interpolation.keyframes import nested_masks
 from braid.drifting.video.corruption import Corrupted, Corruption
 from braid.drifting.video.motion import Decode, MovedKeyframes
+
+if TYPE_CHECKING:
+    from braid.drifting.video.wan import WanRefiner
 
 FREQUENCIES = 16  # of the encodings of alpha
 
@@ -60,7 +63,7 @@ class Refiner(nn.Module):
         self.level_table = nn.Embedding(levels, dim)
         self.alpha = nn.Sequential(nn.Linear(2 * FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
         text = config.beside == "text"
-        self.blocks = nn.ModuleList(_Block(dim, heads, text) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(dim, heads, text) for _ in range(config.depth))
         self.rows = nn.Linear(row_dim, dim) if self.takes_text else None
         self.modulate = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, channels * patch**2)
@@ -85,7 +88,7 @@ class Refiner(nn.Module):
         tokens = patchify(clips, self.config.patch)  # [B, T, h, w, C p p]
         given = confidence[:, :, None, None, None].expand(*tokens.shape[:-1], 1)
         x = self.embed(torch.cat([tokens, given], dim=-1))
-        x = x + _positions(x)
+        x = x + positions(x)
         condition = self.class_table(classes) + self.level_table(level)
         condition = condition + self.alpha(guidance_waves(alpha))
         rows, present = self._read(text, len(clips))
@@ -96,7 +99,7 @@ class Refiner(nn.Module):
             x = block(x, condition, rows, present)
         shift, scale = self.modulate(condition)[:, None, None, None].chunk(2, dim=-1)
         x = normalized(x) * (1 + scale) + shift
-        refined = clips + _unpatchify(self.out(x), self.config.patch, clips.shape[-2:])
+        refined = clips + unpatchify(self.out(x), self.config.patch, clips.shape[-2:])
         if self.moved is not None:
             refined = refined + self.moved(x, clips, mask)
         if self.config.clamp if clamp is None else clamp:
@@ -122,6 +125,11 @@ class Refiner(nn.Module):
         heads = ["moved.of_cells", "moved.of_frame"] if self.moved is not None else []
         return ["embed", "out", *heads, *(["rows"] if self.takes_text else [])]
 
+    @property
+    def parts(self) -> list[nn.Module]:
+        """What can be split over processes: blocks, which are computed one by one, then all."""
+        return [*self.blocks, self]
+
     def fit_pictures(
         self,
         clips: Tensor,  # [n, C, T, H, W], a few
@@ -136,7 +144,7 @@ class Refiner(nn.Module):
             self.moved.picture.fit(clips, decode)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Attention over space, over time, to the rows of a text, a two-layer network; each gated."""
 
     def __init__(self, dim: int, heads: int, text: bool) -> None:
@@ -245,14 +253,14 @@ def patchify(
     return cut.permute(0, 2, 3, 5, 1, 4, 6).flatten(4)
 
 
-def _unpatchify(tokens: Tensor, patch: int, size: Sequence[int]) -> Tensor:
+def unpatchify(tokens: Tensor, patch: int, size: Sequence[int]) -> Tensor:
     """Put tokens [B, T, h, w, C p p] back together to [B, C, T, H, W]."""
     cut = tokens.unflatten(-1, (-1, patch, patch)).permute(0, 4, 1, 2, 5, 3, 6)
     padded = cut.flatten(5, 6).flatten(3, 4)
     return padded[..., : size[0], : size[1]]
 
 
-def _positions(x: Tensor) -> Tensor:
+def positions(x: Tensor) -> Tensor:
     """Sine and cosine of each token's time and place, [T, h, w, D], for clips of any size."""
     _, *extents, dim = x.shape
     count = dim // 6  # frequencies an axis
@@ -267,7 +275,39 @@ def _positions(x: Tensor) -> Tensor:
     return functional.pad(joint, (0, dim - joint.shape[-1])).to(x.dtype)
 
 
-def start_from(refiner: Refiner, folder: Path) -> None:
+# ---- Either backbone: made by its params, stored, read -------------------------------------------
+# That of Wan is imported where it is used: diffusers takes seconds, and is an extra.
+
+AnyRefiner = Union[Refiner, "WanRefiner"]
+
+
+def make_refiner(
+    channels: int,  # of a latent
+    classes: int,  # pseudo-classes
+    levels: int,  # of corruption, level 0 included
+    config: RefinerConfig,
+    row_dim: int = 0,  # channels of what it takes beside the class
+    target: Target = "clip",  # what it is trained to refine to
+    **stored: Any,  # of a `WanRefiner`
+) -> AnyRefiner:
+    """An untrained refiner with the backbone of its params.
+
+    Raises:
+        ValueError: params that do not fit one another or a base, or no diffusers.
+    """
+    if config.backbone == "transformer":
+        return Refiner(channels, classes, levels, config, row_dim, target)
+    try:
+        from braid.drifting.video.wan import WanRefiner
+
+        return WanRefiner(channels, classes, levels, config, row_dim, target, **stored)
+    except ImportError as error:
+        raise ValueError(
+            f"drift.refiner.backbone is wan: expected the extra wan, {error.name} is missing"
+        ) from None
+
+
+def start_from(refiner: AnyRefiner, folder: Path) -> None:
     """Take over the weights of a saved refiner.
 
     Raises:
@@ -284,14 +324,14 @@ def start_from(refiner: Refiner, folder: Path) -> None:
     refiner.load_state_dict(other.state_dict())
 
 
-def save_refiner(folder: Path, refiner: Refiner) -> None:
+def save_refiner(folder: Path, refiner: AnyRefiner) -> None:
     """Write `model.safetensors` and `config.json`."""
     save_model(
         folder, refiner, {**refiner.shape, "target": refiner.target, **refiner.config.model_dump()}
     )
 
 
-def load_refiner(folder: Path) -> Refiner:
+def load_refiner(folder: Path) -> AnyRefiner:
     """Read a refiner.
 
     Raises:
@@ -299,9 +339,10 @@ def load_refiner(folder: Path) -> Refiner:
     """
 
     def build(
-        channels: int, classes: int, levels: int, row_dim: int, target: Target, **config: Any
-    ) -> Refiner:
-        return Refiner(channels, classes, levels, RefinerConfig(**config), row_dim, target)
+        channels: int, classes: int, levels: int, row_dim: int, target: Target, **more: Any
+    ) -> AnyRefiner:
+        config = RefinerConfig(**{name: more.pop(name) for name in RefinerConfig.model_fields})
+        return make_refiner(channels, classes, levels, config, row_dim, target, **more)
 
     return load_model(folder, build, "refiner")[1].eval()
 
@@ -312,6 +353,7 @@ def load_refiner(folder: Path) -> Refiner:
 # the keyframes of level s, so each step reveals the refiner's own idea of a few more keyframes.
 
 CHUNK = 64  # clips at once
+VALUES = 2**22  # of clips at once, at most: two of Wan's
 
 
 @torch.no_grad()
@@ -328,7 +370,8 @@ def refine(
     device = next(refiner.parameters()).device
     texts = texts if getattr(refiner, "takes_text", False) else None
     parts = []
-    for rows in torch.arange(len(classes)).split(CHUNK):
+    chunk = max(1, min(CHUNK, VALUES // corrupted.latents[0].numel()))
+    for rows in torch.arange(len(classes)).split(chunk):
         columns = [values[rows].to(device) for values in (*corrupted, classes)]
         levels = torch.full((len(rows),), level, device=device)
         guidance = torch.full((len(rows),), alpha, device=device)

@@ -270,7 +270,10 @@ def render_rays(
         for part in zip(*(torch.split(x, chunk) for x in (*rays, near, far)), strict=True)
     ]
     count = torch.cat(
-        [torch.bincount(ray, minlength=min(chunk, len(near) - i * chunk)) for i, (ray, _) in enumerate(runs)]
+        [
+            torch.bincount(ray, minlength=min(chunk, len(near) - i * chunk))
+            for i, (ray, _) in enumerate(runs)
+        ]
     )
     index = torch.cat([run for _, run in runs])
     end = count.cumsum(0)
@@ -288,7 +291,9 @@ def render_rays(
         values = field(samples.points, part.directions.index_select(0, samples.ray), features=False)
         weights = compositing_weights(samples.ray, values.sigma * samples.delta, len(active))
         before = total[active]
-        after = before + (1 - before[:, 3:4]) * _accumulate(weights, values.rgb, samples, len(active))
+        after = before + (1 - before[:, 3:4]) * _accumulate(
+            weights, values.rgb, samples, len(active)
+        )
         total[active] = after
         place[active] += 1
         going = (place[active] < end[active]) & (after[:, 3] <= 1 - stop)

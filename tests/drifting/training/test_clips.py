@@ -124,7 +124,8 @@ def test_a_target_one_level_finer_is_that_of_clips_or_of_the_step_where_sets_are
 
 @pytest.mark.parametrize(("beside", "dim"), [("none", 0), ("text", 4), ("embedding", 3)])
 def test_a_refiner_has_the_rows_of_its_params_beside_the_class(beside: str, dim: int) -> None:
-    refiner = split().fresh_refiner(2, 2, configs.refiner(beside=beside), "finer")
+    corruption = Corruption(5, configs.corruption(levels=1))
+    refiner = split().fresh_refiner(2, corruption, configs.refiner(beside=beside), "finer")
     assert refiner.shape == {"channels": 2, "classes": 2, "levels": 2, "row_dim": dim}
     assert refiner.target == "finer"
     texts = objective(None, refiner=refiner, objective="paired").texts
