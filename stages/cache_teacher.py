@@ -9,6 +9,7 @@ from braid.segmentation.data.prompted import open_prompted
 from braid.segmentation.sam3.checkpoint import load_teacher, located, remove_text_tower
 from braid.segmentation.sam3.predictor import Predictor, load_tokenizer
 from braid.stage.context import open_stage
+from braid.training.distributed import launched, working
 
 
 def main() -> None:
@@ -25,7 +26,11 @@ def main() -> None:
 
         out = stage.out("data/teacher_cache")
         teacher = OnlineTeacher(prompted, predictor, config)
-        write_cache(out, teacher, scratch=stage.scratch())
+        process = launched()
+        with working(process):
+            write_cache(out, teacher, scratch=stage.scratch())
+        if not process.is_main:  # the first one's folder is kept
+            return
         statistics = open_cache(out).statistics()
         stage.write_table("metrics/tables/teacher_cache.csv", [statistics])
         stage.write_metrics({"prompts": statistics["prompts"]})

@@ -4,10 +4,9 @@ Writes data/images: manifest.json, index.npz, and shards of pixels or latents un
 stay in the user's folder. A second for the digits.
 """
 
-from braid.common.rng import generator
-from braid.images.data.image_set import open_image_set
-from braid.images.latents.sd_vae import encoded, load_sd_vae
+from braid.images.latents.sd_vae import encode_shards, load_sd_vae
 from braid.images.preparation.indexing import (
+    PER_SHARD,
     condition,
     counts,
     index_images,
@@ -16,6 +15,7 @@ from braid.images.preparation.indexing import (
 )
 from braid.stage.context import open_stage
 from braid.training.device import autocast
+from braid.training.distributed import barrier, launched, working
 
 
 def main() -> None:
@@ -26,13 +26,20 @@ def main() -> None:
         # Before hours of decoding.
         vae = load_sd_vae(folder).to(device) if folder and config.encodes else None
 
-        out = stage.out("data/images")
-        out.mkdir()
-        listing = index_images(out, config, seed)
+        out, process = stage.first_out("data/images"), launched()
+        with working(process):
+            if process.is_main:
+                out.mkdir()
+                listing = index_images(out, config, seed)
+            barrier()
+            if vae:
+                with autocast(device, stage.params.hardware.precision):
+                    place = seed, PER_SHARD, stage.scratch()
+                    latents = encode_shards(vae, out, device, *place)
+        if not process.is_main:
+            return
         if vae:
-            with autocast(device, stage.params.hardware.precision):
-                latents = encoded(vae, open_image_set(out), device, generator(seed, "crops"))
-                write_stored(out, listing, latents, input_space="latent")
+            write_stored(out, listing, latents, input_space="latent")
         images = condition(out, config, seed)
 
         stage.write_metrics(counts(images, len(listing.faults)))

@@ -11,7 +11,7 @@ import torch
 
 from braid.radiance.evaluation.hardware import measure_frames
 from braid.radiance.evaluation.image_metrics import evaluate, validation_psnr
-from braid.radiance.gaussians.field import render_all, scan_space
+from braid.radiance.gaussians.field import render_sets, scan_space
 from braid.radiance.gaussians.gaussians import load_ply
 from braid.radiance.gaussians.splat import render
 from braid.radiance.scenes.blender import load_scene
@@ -19,6 +19,7 @@ from braid.radiance.scenes.cameras import random_poses, turntable
 from braid.radiance.scenes.grids import save_space
 from braid.radiance.scenes.renders import save_renders
 from braid.stage.context import open_stage
+from braid.training.distributed import launched, working
 
 
 def main() -> None:
@@ -38,7 +39,11 @@ def main() -> None:
         poses = {name: part.cameras for name, part in views.items()}
         poses["random"] = random_poses(train.cameras, config.random_poses, draws)
         poses["turntable"] = turntable(train.cameras, evaluation.turntable)
-        renders = {name: render_all(gaussians, pose.to(device)) for name, pose in poses.items()}
+        process = launched()
+        with working(process):
+            renders = render_sets(gaussians, poses, device, stage.scratch())
+        if not process.is_main:
+            return
         for name, rendered in renders.items():
             save_renders(out / name, rendered)
         train, test = train.to(device), test.to(device)

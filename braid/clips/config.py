@@ -68,9 +68,7 @@ class ClipsConfig(Config):
     faults: Literal["skip", "fatal"]  # what a broken file or a NaN latent does
     verify: Literal["first", "all"]  # shards whose every clip is read once and checked
     checksums: Literal["none", "first", "all"]  # shards that get a SHA-256 in the manifest
-    crop: tuple[Count, Count, Count] | None = Field(
-        strict=False
-    )  # kept: frames, rows, columns; null: all
+    crop: tuple[Count, Count, Count] | None = Field(strict=False)  # frames, rows, columns kept
     val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     cache_mib: Whole  # RAM for latents once read; 0: read from the shards each time

@@ -82,6 +82,14 @@ class Stage:
         """Where to write the one declared out below `folder` (or named `folder` itself)."""
         return self._staged(self._only(folder, self._declared.outs, "outs"))
 
+    def first_out(self, folder: str) -> Path:
+        """Where the first of several processes writes an out: what is kept, and others may read."""
+        declared = self._only(folder, self._declared.outs, "outs")
+        place = self._staging(Path(declared).parts[0], 0) / declared
+        if self._rank == 0:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
     def device(self) -> torch.device:
         """Set up device, threads and determinism by the params, and give the device."""
         from braid.training.device import set_up
@@ -184,9 +192,10 @@ class Stage:
             )
         return path
 
-    def _staging(self, top: str) -> Path:
-        """Where outs below the output folder `top` are written: on its disk."""
-        return self._root / top / ".partial" / f"{self.address}.{self._rank}"
+    def _staging(self, top: str, rank: int | None = None) -> Path:
+        """Where outs below the output folder `top` are written, by this process: on its disk."""
+        writer = self._rank if rank is None else rank
+        return self._root / top / ".partial" / f"{self.address}.{writer}"
 
     def _staged(self, declared: str) -> Path:
         path = self._staging(Path(declared).parts[0]) / declared

@@ -27,7 +27,7 @@ class Declaration:
     deps: tuple[str, ...]
     outs: tuple[str, ...]  # outs, metrics and plots alike
     params: tuple[str, ...]
-    launched: bool = False  # by `launch.train`, perhaps as one of several processes
+    launched: bool = False  # by `launch.train` or `.data`, perhaps as one of several processes
 
     @property
     def address(self) -> str:

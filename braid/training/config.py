@@ -12,7 +12,8 @@ from braid.common.config import Config, Count, Fraction, NonNegative, Positive
 class LaunchConfig(Config):
     """How training commands are started."""
 
-    train: str  # prefix of the command
+    train: str  # prefix of the commands of trainings
+    data: str  # of stages that make data and share it out: renders, latents, a teacher's answers
 
 
 class HardwareConfig(Config):

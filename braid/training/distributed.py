@@ -1,17 +1,22 @@
 """One process or many: what a launcher set, the process group, statistics of the whole batch.
 
 A model is copied into each process (DDP), or, where a copy is too large, split over them (FSDP2).
+Stages that make data share their work by units, each of which one process takes when it has
+finished its last: fast ones take more, and none waits for longer than a unit takes.
 """
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -60,6 +65,42 @@ def joined(process: Process, device: torch.device) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+_LONGEST = timedelta(days=7)  # that processes wait for one another, as for the first to list files
+_shared = count()  # pieces of work so far, of which all processes have as many
+
+
+@contextmanager
+def working(process: Process) -> Iterator[None]:
+    """Within, processes share work: they are connected without using the device, and wait long."""
+    if process.world_size == 1:
+        yield
+        return
+    rank, size = process.rank, process.world_size
+    dist.init_process_group("gloo", timeout=_LONGEST, rank=rank, world_size=size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def units(total: int) -> Iterator[int]:
+    """The numbers below total that this process takes: next free ones, of which none is left out.
+
+    All processes must call it in the same order, and wait (`barrier`) for what others have taken.
+    """
+    if not dist.is_initialized():
+        yield from range(total)
+        return
+    store, key = _get_default_store(), f"braid/units/{next(_shared)}"
+    while (unit := store.add(key, 1) - 1) < total:
+        yield unit
+
+
+def is_main() -> bool:
+    """Whether this process puts together what all have made."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def barrier() -> None:

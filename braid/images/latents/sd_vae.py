@@ -8,6 +8,7 @@ picture can say which one drew it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,11 @@ import torch
 from torch import Tensor
 
 from braid.common.progress import progress
+from braid.common.rng import generator
 from braid.common.torchvision import mend_torchvision
-from braid.images.data.image_set import ImageSet
+from braid.images.data.image_set import INDEX, MANIFEST, open_image_set
+from braid.training import checkpoint
+from braid.training.distributed import barrier, units
 
 CHANNELS, STRIDE = 4, 8  # of Stable Diffusion's latents
 _CHUNK = 32  # images encoded at a time
@@ -81,15 +85,40 @@ def load_sd_vae(folder: Path) -> SdVae:
     return SdVae(model)
 
 
-def encoded(
+def encode_shards(
     vae: SdVae,
-    images: ImageSet,
+    folder: Path,  # of the images
     device: torch.device,  # the model's
-    generator: torch.Generator,  # of random crops, one for each train image
+    seed: int,  # of random crops, one for each train image
+    per_shard: int,  # images
+    scratch: Path,  # of finished shards, which all processes see
 ) -> Iterator[Tensor]:
-    """Latents of all images, [b, C, h, w] in their order."""
-    for part in progress(torch.arange(len(images)).split(_CHUNK), "encode", "chunk"):
-        yield vae.encode(images.images(part, generator).to(device))
+    """Latents of all images, a shard at once, [b, C, h, w] float16 in their order.
+
+    Several processes share the shards. One that a killed run left, of the same images, is not made
+    again.
+    """
+    images, digest = open_image_set(folder), hashlib.blake2b(digest_size=8)
+    for name in (INDEX, MANIFEST):
+        digest.update((folder / name).read_bytes())
+    rows = torch.arange(len(images)).split(per_shard)
+    files = [scratch / f"{digest.hexdigest()}.{number:05d}.pt" for number in range(len(rows))]
+    for number in progress(units(len(rows)), "encode", "shard", total=len(rows)):
+        if not files[number].exists():
+            draw = generator(seed, "crops", number)
+            parts = rows[number].split(_CHUNK)
+            latents = [vae.encode(images.images(part, draw).to(device)).half() for part in parts]
+            checkpoint.save(files[number], {"latents": torch.cat(latents).cpu()})
+    barrier()
+    return (_latents(file) for file in files)
+
+
+def _latents(file: Path) -> Tensor:
+    shard = checkpoint.load(file)
+    if shard is None:
+        raise ValueError(f"{file}: missing; expected BRAID_SCRATCH to be a folder that all share")
+    latents: Tensor = shard["latents"]
+    return latents
 
 
 @dataclass(frozen=True)

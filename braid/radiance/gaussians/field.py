@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ from braid.radiance.gaussians.splat import render
 from braid.radiance.scenes.blender import Views
 from braid.radiance.scenes.cameras import Cameras, gaze
 from braid.radiance.scenes.grids import FieldPoints, Occupancy
-from braid.radiance.scenes.renders import Renders
+from braid.radiance.scenes.renders import Renders, joined
+from braid.training import checkpoint
+from braid.training.distributed import barrier, is_main, units
 
 # ---- What Gaussians say about space: which voxels they reach, and the field that they stand for
 # A splat's opacity is not a density: alpha = 1 - exp(-tau) is what it shows along its central ray,
@@ -175,6 +178,45 @@ def render_all(gaussians: Gaussians, cameras: Cameras) -> Renders:
         rgba.append(pixels.half().cpu().numpy())
         depth.append(rendered.depth.half().cpu().numpy())
     return Renders(cameras.to(torch.device("cpu")), np.stack(rgba), np.stack(depth))
+
+
+VIEWS = 8  # that one of several processes renders before it takes others
+
+
+def render_sets(
+    gaussians: Gaussians,
+    poses: Mapping[str, Cameras],
+    device: torch.device,
+    scratch: Path,  # of finished parts, which all processes see
+) -> dict[str, Renders]:
+    """Every view of each set of poses; several processes share them, and the first gets all.
+
+    What a killed run left in its scratch folder is not rendered again.
+    """
+    parts = [
+        (name, rows.tolist())
+        for name, cameras in poses.items()
+        for rows in torch.arange(len(cameras)).split(VIEWS)
+    ]
+    files = [scratch / f"views{number:05d}.pt" for number in range(len(parts))]
+    for number in progress(units(len(parts)), "render", "part", total=len(parts)):
+        if not files[number].exists():
+            name, rows = parts[number]
+            rendered = render_all(gaussians, poses[name][rows].to(device))
+            arrays = {"rgba": rendered.rgba, "depth": rendered.depth}
+            tensors = {key: torch.from_numpy(values) for key, values in arrays.items()}
+            checkpoint.save(files[number], tensors)
+    barrier()
+    if not is_main():
+        return {}
+    sets: dict[str, list[Renders]] = {name: [] for name in poses}
+    for (name, rows), file in zip(parts, files, strict=True):
+        values = checkpoint.load(file)
+        if values is None:
+            raise ValueError(f"{file}: missing; expected BRAID_SCRATCH to be one that all share")
+        arrays = {key: tensor.numpy() for key, tensor in values.items()}
+        sets[name].append(Renders(poses[name][rows], **arrays))
+    return {name: joined(*renders) for name, renders in sets.items()}
 
 
 def pixel_footprint(cameras: Cameras) -> float:

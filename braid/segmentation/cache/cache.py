@@ -46,6 +46,7 @@ from braid.segmentation.sam3.checkpoint import TEXT
 from braid.segmentation.sam3.geometry import resized
 from braid.segmentation.sam3.predictor import Predictor, Texts
 from braid.segmentation.sam3.sam3 import BY_PROMPT, Prediction
+from braid.training.distributed import barrier, is_main, units
 
 # ---- The teacher itself: its predictions as a student is given them, made now ----------------
 #
@@ -321,6 +322,8 @@ def write_cache(
 ) -> None:
     """Write the teacher's predictions for all prompts; a shard is held in memory.
 
+    Several processes share the shards; the first one's folder gets all of them.
+
     Raises:
         ValueError: a prediction is not finite.
     """
@@ -336,13 +339,15 @@ def write_cache(
     (folder / "text.safetensors").write_bytes(save(encoded))
 
     starts = range(0, len(images), config.shard)[: 1 if config.mode == "online" else None]
-    for number, start in enumerate(progress(starts, "teacher's predictions", "shard")):
-        finished = scratch / _name(number)
-        if not _is_of(finished, key):
-            of_shard = images[start : start + config.shard]
+    taken = units(len(starts))
+    for number in progress(taken, "teacher's predictions", "shard", total=len(starts)):
+        if not _is_of(scratch / _name(number), key):
+            of_shard = images[starts[number] : starts[number] + config.shard]
             tensors = shard_of(teacher, of_shard, _TENSORS[config.mode], config.images)
-            write_shard(finished, tensors, key)
-        duplicate(finished, folder / _name(number))
+            write_shard(scratch / _name(number), tensors, key)
+    barrier()
+    for number in range(len(starts) if is_main() else 0):
+        duplicate(scratch / _name(number), folder / _name(number))
 
 
 def cache_key(prompted: PromptedImages, model: Any, texts: Texts, layout: Mapping[str, Any]) -> str:

@@ -1,0 +1,83 @@
+"""Work shared by one, two and three processes: the same bytes, whatever ends in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from braid.training.distributed import units
+from tests.training.test_distributed import free_port
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(folder: Path, processes: int, *arguments: str) -> list[int]:
+    """Share eight units among processes; the exit code of each."""
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
+    folder.mkdir(exist_ok=True)
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training.shared_work", str(folder), *arguments],
+            cwd=ROOT,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(processes)
+    ]
+    try:
+        if arguments:
+            running[1].wait(timeout=60)
+            for process in running:
+                process.kill()  # as torchrun ends all others
+        return [process.wait(timeout=60) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+
+
+def test_alone_a_process_takes_all() -> None:
+    assert list(units(3)) == [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one process ends with."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert run(folder, 1) == [0]
+    return end(folder)
+
+
+def end(folder: Path) -> dict[str, bytes]:
+    """The finished parts, and what the first process made of them."""
+    files = [*folder.glob("scratch/views*"), *folder.glob("first/*/*.npy")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_three_processes_end_with_the_files_of_one(alone: dict[str, bytes], tmp_path: Path) -> None:
+    assert run(tmp_path, 3) == [0, 0, 0]
+    assert end(tmp_path) == alone
+    takers = [(tmp_path / f"taken{rank}.txt").read_text().split() for rank in range(3)]
+    taken = sorted(int(unit) for of_process in takers for unit in of_process)
+    assert taken == list(range(8))
+    assert len(takers[0]) < 4  # the first is slow
+
+
+def test_after_a_death_two_processes_go_on_with_what_is_finished(
+    alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    assert run(tmp_path, 2, "die")[1] == -signal.SIGKILL
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("scratch/views*")}
+    assert 0 < len(finished) < 8
+    assert run(tmp_path, 2) == [0, 0]
+    assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
+    assert end(tmp_path) == alone
