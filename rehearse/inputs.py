@@ -96,14 +96,15 @@ def sd_vae(folder: Path) -> None:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    AutoencoderKL(
+    vae: Any = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,
         latent_channels=4,
         sample_size=256,
-    ).save_pretrained(folder)
+    )
+    vae.save_pretrained(folder)
 
 
 # ---- SA-1B, SAM3 and the student's encoders ------------------------------------------------------

@@ -17,7 +17,7 @@ from braid.drifting.config import (
     KeyframeTrainingConfig,
 )
 from braid.drifting.loss.drift import DriftLoss
-from braid.drifting.training.clips import AT_MOST, KeepBest
+from braid.drifting.training.clips import KeepBest
 from braid.drifting.training.objectives import DriftObjective, PairedObjective, Refinement
 from braid.drifting.video.keyframes import (
     FromPrompt,
@@ -32,6 +32,7 @@ from braid.metrics.distances import RandomConvolutions, energy_score, frechet_di
 from braid.pseudo_classes.quantizer import Quantizer
 from braid.training.trainer import Run
 
+AT_MOST = 512  # validation clips
 REPEATS = 2  # samples of a validation prompt
 _CHUNK = 256  # texts read at a time
 
