@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from braid.common.progress import progress, run_command
+from braid.common.progress import run_command
 from braid.radiance.config import EvaluationConfig
 from braid.radiance.gaussians.field import render_all
 from braid.radiance.gaussians.gaussians import FILES, load_gaussians
@@ -66,11 +66,10 @@ def _images(
 ) -> torch.Tensor:
     """Every view over white, [N, H, W, 3]."""
     device = cameras.camera_to_world.device
-    views = progress(range(len(cameras)), "render", "view")
     if model.suffix in FILES:
-        gaussians = load_gaussians(model).to(device)
-        return torch.cat([render_all(gaussians, cameras[[view]]).on_white() for view in views])
-    return load_student(model, snapshot).to(device).on_white(cameras, views, config)
+        return render_all(load_gaussians(model).to(device), cameras).on_white()
+    student = load_student(model, snapshot).to(device)
+    return student.on_white(cameras, range(len(cameras)), config)
 
 
 # ---- The path of cameras -------------------------------------------------------------------------

@@ -138,11 +138,11 @@ def _of_csv(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _whole_csv(spec: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """The table of every row of a CSV."""
+    columns = spec["columns"]
     with (root / spec["csv"]).open(encoding="utf-8", newline="") as file:
-        rows = [
-            [_shown(row[k], form) for k, _, form in spec["columns"]] for row in csv.DictReader(file)
-        ]
-    return {"header": [title for _, title, _ in spec["columns"]], "rows": rows}
+        lines = list(csv.DictReader(file))
+    rows = [[_shown(line[key], form) for key, _, form in columns] for line in lines]
+    return {"header": [title for _, title, _ in columns], "rows": rows}
 
 
 def _formatted(reference: str, root: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,14 +98,45 @@ def sd_vae(folder: Path) -> None:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    AutoencoderKL(
+    vae: Any = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,
         latent_channels=4,
         sample_size=256,
-    ).save_pretrained(folder)
+    )
+    vae.save_pretrained(folder)
+
+
+# ---- Wan-synth -----------------------------------------------------------------------------------
+
+
+def wan_shards(folder: Path, *, shards: int = 2, clips: int = 12) -> None:
+    """Shards of latents [16, 21, 60, 104] and umT5 rows [512, 4096] in bfloat16, 8.4 MB a clip."""
+    folder.mkdir(parents=True)
+    for shard in range(shards):
+        with tarfile.open(folder / f"shard-{shard:06}.tar", "w") as archive:
+            for number in range(shard * clips, (shard + 1) * clips):
+                draws = torch.Generator().manual_seed(number)
+                text = torch.zeros(512, 4096)
+                text[: 8 + number % 16] = torch.randn(8 + number % 16, 4096, generator=draws)
+                latent = torch.randn(16, 21, 60, 104, generator=draws)
+                _add(archive, f"{number:09}.latent.pt", _saved(latent.bfloat16()))
+                _add(archive, f"{number:09}.embed.pt", _saved(text.bfloat16()))
+                _add(archive, f"{number:09}.prompt.txt", f"clip {number}".encode())
+
+
+def _saved(tensor: torch.Tensor) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(tensor, buffer)
+    return buffer.getvalue()
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
 
 
 # ---- SA-1B, SAM3 and the student's encoders ------------------------------------------------------

@@ -34,6 +34,7 @@ class Input:
     make: Callable[[Path], None]
     full: str  # what a full run takes
     here: str
+    pattern: str = ""  # of files in it, where the param is one
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ IMAGENET = Plan(
 )
 
 SA1B_TRAIN = 32_558  # images
+CELLS = 60 * 104 / (16 * 16)  # of a latent over those of its crop; attention grows with its square
 
 SA1B = Plan(
     targets=("evaluate_sam3",),
@@ -197,4 +199,71 @@ SA1B = Plan(
     },
 )
 
-PLANS: Mapping[str, Plan] = {"lego_800": LEGO, "imagenet_one_gpu": IMAGENET, "sa1b": SA1B}
+STEP = ("drift.batches.classes", "drift.optimizer.accumulate")  # and `generated` of a refiner
+
+WAN = Plan(
+    targets=("evaluate_drift", "evaluate_representation"),
+    inputs=(
+        Input(
+            "clips.source",
+            "shards",
+            inputs.wan_shards,
+            "248,320 clips in 970 shards",
+            "24 clips of full size in 2 shards",
+            pattern="shard-*.tar",
+        ),
+    ),
+    cuts=(
+        NO_GPU,
+        Cut("launch.train", "python -m", "one process of the eight, with its share of a step"),
+        Cut("clips.crop", [21, 16, 16], "a whole clip is 32,760 tokens: a step takes a core hours"),
+        Cut("clips.conditions.text_components", 6, "at most as many as there are clips"),
+        Cut("clips.conditions.keyframe_components", 6, "at most as many as there are clips"),
+        Cut("clips.quantizer.min_count", 1, "there are few clips"),
+        Cut("clips.representation.clips", 12, "there are few clips"),
+        Cut("clips.representation.map_clips", 12, "there are few clips"),
+        Cut("clips.representation.components", 4, "at most as many as there are clips"),
+        Cut("clips.representation.neighbors", [1, 2], "there are few clips"),
+        Cut("latent_mae.steps", 2, TWO_STEPS),
+        Cut("latent_mae.batch", 2, "what a CPU takes a minute for"),
+        Cut("latent_mae.optimizer.accumulate", 1, "accumulated batches need no more memory"),
+        Cut("drift.K", 3, "there are few clips; banks of positions take 8 bytes a clip"),
+        Cut("drift.batches.positives", 4, "there are few clips"),
+        Cut("drift.batches.unconditional", 2, "there are few clips"),
+        Cut("drift.optimizer.accumulate", 1, "accumulated batches need no more memory"),
+        *(
+            Cut(f"drift.refiners.{name}.{key}", value, why)
+            for name in ("paired", "drift")
+            for key, value, why in (
+                ("generated", 2, "what a CPU takes a minute for"),
+                ("steps", 2, TWO_STEPS),
+                ("validate_every", 2, "so that it validates"),
+            )
+        ),
+        Cut("drift.evaluation.components", 2, "at most as many as there are clips"),
+    ),
+    full={
+        "train_latent_mae": {
+            "training": Full(
+                ("latent_mae.steps", 8, CELLS),
+                batch=("latent_mae.batch", "latent_mae.optimizer.accumulate"),
+            )
+        },
+        **{
+            f"train_drift@{name}": {
+                "training": Full(
+                    (f"drift.refiners.{name}.steps", 8, CELLS),
+                    batch=(f"drift.refiners.{name}.generated", *STEP),
+                )
+            }
+            for name in ("paired", "drift")
+        },
+    },
+)
+
+PLANS: Mapping[str, Plan] = {
+    "lego_800": LEGO,
+    "imagenet_one_gpu": IMAGENET,
+    "sa1b": SA1B,
+    "wan": WAN,
+}

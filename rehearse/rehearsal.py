@@ -56,7 +56,8 @@ class Rehearsal:
     def settings(self) -> dict[str, Any]:
         """The settings of the rehearsal: paths of its inputs, and the cuts."""
         settings = resolve(self.root, self.name, load_yaml(self.root / "params.yaml"))
-        changes = {part.param: str(self.folder / "inputs" / part.name) for part in self.plan.inputs}
+        made = self.folder / "inputs"
+        changes = {part.param: str(made / part.name / part.pattern) for part in self.plan.inputs}
         for key, value in {**changes, **{cut.key: cut.value for cut in self.plan.cuts}}.items():
             *sections, last = key.split(".")
             value_at(settings, ".".join(sections))[last] = value

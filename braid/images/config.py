@@ -30,7 +30,7 @@ class ImagesConfig(Config):
     cache_mib: Whole  # RAM for images once read; a random crop is read each time
 
     @model_validator(mode="after")
-    def _latents_can_be_made(self) -> ImagesConfig:
+    def _latents_have_a_vae(self) -> ImagesConfig:
         if self.source == BUILT_IN and (self.size, self.input_space) != (8, "pixel"):
             raise ValueError("built_in images have size 8 and input_space pixel")
         if self.input_space == "latent":

@@ -42,7 +42,7 @@ def accumulate(
     draws: Sequence[torch.Generator],
     precision: str,
     split_over: Sequence[nn.Parameter],
-    ahead: Callable[[torch.Generator | None], None] | None = None,  # is told each next draw
+    ahead: Callable[[torch.Generator | None], None] | None = None,  # is given each next draw
     following: torch.Generator | None = None,  # the first of the next step
 ) -> tuple[dict[str, Tensor], PerTerm]:
     """Backpropagate the mean over the draws; replicas exchange gradients after the last one.
@@ -109,7 +109,7 @@ def _add_per_term(
 # loss terms, already weighted; their sum is minimized. What it puts into an attribute `diagnostics`
 # (name to detached scalar) is logged. All its randomness comes from the generator, a function of
 # (seed, step, rank, micro-step), which also seeds the global one. An objective that has a method
-# `ahead` is told the next generator before, to read what it will draw. Everything else that a step
+# `ahead` is given the next generator before, to read what it will draw. Everything else that a step
 # depends on is in the checkpoint: a training that was killed goes on as if nothing had happened.
 #
 # Under several processes each one draws its own batch, and DDP averages the gradients. Buffers

@@ -48,6 +48,12 @@ def test_a_reference_to_nothing_is_named(reference: str, fault: str, root: Path)
         filled(f"{{{reference}}}", root)
 
 
+def test_a_table_of_a_whole_file_has_its_rows(root: Path) -> None:
+    spec = "csv: b.csv\nrows: all\ncolumns: [[variant, who, s], [psnr, dB, .1f]]\n"
+    rendered = render(f"<!-- table\n{spec}-->\n<!-- /table -->", root)
+    assert "| who | dB |\n| --- | --- |\n| one | 30.1 |\n| one | 31.5 |\n| two | – |\n" in rendered
+
+
 def test_a_page_is_rendered_in_place(root: Path) -> None:
     page = (
         "It is <!-- = {a.json seconds .0f} s -->old<!-- /= -->.\n"

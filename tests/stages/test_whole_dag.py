@@ -37,7 +37,7 @@ def test_a_second_repro_does_nothing_and_status_is_clean(tiny_repo: TinyRepo) ->
 
 def front_page(pattern: str) -> list[list[str]]:
     """Commands of README.md that begin like this, split into words."""
-    lines = re.findall(rf"(?m)^(?:\$ )?({pattern} .*)$", (ROOT / "README.md").read_text())
+    lines = re.findall(rf"(?m)^(?:\$ )?({pattern}.*)$", (ROOT / "README.md").read_text())
     return [shlex.split(line, comments=True) for line in lines]
 
 

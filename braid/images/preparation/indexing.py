@@ -28,6 +28,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from braid.clustering.kmeans import kmeans, nearest
 from braid.common.config import BUILT_IN
 from braid.common.io import write_json
+from braid.common.progress import progress
 from braid.common.rng import generator
 from braid.data.splits import SPLITS, split_of
 from braid.images.config import NOISE, ImagesConfig
@@ -199,7 +200,8 @@ def scan_folder(
     classes = sorted({name.split("/")[0] for name in files if "/" in name})
     _require_no_splits(root, classes)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        checked = list(threads.map(lambda name: _checked(root, name, config.links), files))
+        read = threads.map(lambda name: _checked(root, name, config.links), files)
+        checked = list(progress(read, "scan", "image", total=len(files)))
     faults += [entry for entry in checked if isinstance(entry, Fault)]
     good = [entry for entry in checked if not isinstance(entry, Fault)]
     faults.sort()

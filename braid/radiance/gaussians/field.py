@@ -172,7 +172,7 @@ def _densities(
 def render_all(gaussians: Gaussians, cameras: Cameras) -> Renders:
     """Every view of the Gaussians, rounded to what is stored."""
     rgba, depth = [], []
-    for view in range(len(cameras)):
+    for view in progress(range(len(cameras)), "render", "view"):
         rendered = render(gaussians, cameras, view)
         pixels = torch.cat([rendered.rgb, rendered.alpha[..., None]], dim=-1)
         rgba.append(pixels.half().cpu().numpy())
@@ -258,7 +258,7 @@ def contributions(gaussians: Gaussians, cameras: Cameras) -> Tensor:  # [G]
     """
     gray = torch.zeros_like(gaussians.sh[:, :1]).requires_grad_()
     total = torch.zeros_like(gaussians.opacity_logits)
-    for view in range(len(cameras)):
+    for view in progress(range(len(cameras)), "contributions", "view"):
         seen = replace(gaussians, sh=gray)
         (gradient,) = torch.autograd.grad(render(seen, cameras, view).rgb[..., 0].sum(), gray)
         total += gradient[:, 0, 0] / C0
@@ -339,11 +339,11 @@ def _quantile(values: Tensor, weight: Tensor, fraction: float) -> Tensor:
 @torch.no_grad()
 def rendering_error(gaussians: Gaussians, views: Views) -> float:
     """Mean squared error over white of what the Gaussians show."""
-    errors = []
-    for view, truth in enumerate(views.on_white()):
+    errors, truth = [], views.on_white()
+    for view in progress(range(len(views)), "compare", "view"):
         rendered = render(gaussians, views.cameras, view)
         shown = (rendered.rgb + (1 - rendered.alpha[..., None])).clamp(0, 1)
-        errors.append((shown - truth).square().mean())
+        errors.append((shown - truth[view]).square().mean())
     return float(torch.stack(errors).mean())
 
 

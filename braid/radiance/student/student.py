@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from braid.common.progress import progress
 from braid.radiance.config import EvaluationConfig, FieldConfig, StudentConfig
 from braid.radiance.scenes.cameras import Cameras, Rendered
 from braid.radiance.scenes.grids import CellGrid, Occupancy
@@ -280,10 +281,10 @@ class Student:
             self.field, self.occupancy, cameras, view, self.step, chunk=chunk, stop=stop
         )
 
-    def on_white(self, cameras: Cameras, views: Iterable[int], config: EvaluationConfig) -> Tensor:
+    def on_white(self, cameras: Cameras, views: Sequence[int], config: EvaluationConfig) -> Tensor:
         """The chosen views composited over white, [N, H, W, 3]."""
         images = []
-        for view in views:
+        for view in progress(views, "render", "view"):
             rendered = self.render(cameras, view, chunk=config.chunk, stop=config.stop)
             images.append(rendered.rgb + (1 - rendered.alpha[..., None]))
         return torch.stack(images)
