@@ -7,8 +7,9 @@
 makes mazes, trains every network and evaluates them in a temporary copy of the repository, once
 for each seed, and then with each recipe, which trains what it changes alone. It writes a row a run
 to benchmarks/results/maze_seeds.csv, in the place of an earlier one: all figures of
-metrics/drift_maze.json, and collisions of the other methods with the fewest keyframes. Means over
-seeds go to docs/results/maze_ablations.csv, and are printed with 95 % t-intervals.
+metrics/drift_maze.json, its status too, and collisions of the other methods with the fewest
+keyframes. Means over seeds, and statuses, go to docs/results/maze_ablations.csv; means are printed
+with 95 % t-intervals.
 """
 
 from __future__ import annotations
@@ -59,15 +60,16 @@ def main() -> None:
     table = pd.DataFrame(rows)
     means = table.groupby("recipe", sort=False).mean(numeric_only=True).drop(columns="seed")
     means.insert(0, "seeds", table.groupby("recipe")["seed"].count())
+    means["status"] = table.groupby("recipe")["status"].agg(statuses)
     means.to_csv(ABLATIONS, float_format="%.4f", index_label="run")
     for name in table["recipe"].unique():
-        part = table[table["recipe"] == name].drop(columns="recipe")
+        part = table[table["recipe"] == name].drop(columns=["recipe", "status"])
         print(f"\n{name}\n{intervals(part).to_string(index=False, float_format='{:.3f}'.format)}")
 
 
 def run(
     copy: Path, seed: int, recipe: str, trained: Mapping[str, Any]
-) -> tuple[dict[str, float], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The held-out figures, and what each stage has been run with; what stays so is not rerun."""
     params = load_yaml(ROOT / "params.yaml")
     settings = (params if recipe == "default" else resolve(ROOT, recipe, params)) | {"seed": seed}
@@ -87,8 +89,15 @@ def run(
         if trained.get(stage) != key:
             _stage(copy, stage.split())
     _stage(copy, ["evaluate_drift_maze"])
-    figures = dict(numbers(json.loads((copy / "metrics/drift_maze.json").read_text())))
-    return figures | _collisions(copy), wanted
+    figures = json.loads((copy / "metrics/drift_maze.json").read_text())
+    status = {"status": figures["status"]}
+    return dict(numbers(figures)) | _collisions(copy) | status, wanted
+
+
+def statuses(values: pd.Series[str]) -> str:
+    """`ok: 2, one_way_only`, how many seeds ended so, the most frequent first."""
+    counts = values.value_counts().items()
+    return ", ".join(f"{name}: {count}" if count > 1 else str(name) for name, count in counts)
 
 
 def _stage(copy: Path, words: Sequence[str]) -> None:

@@ -96,7 +96,6 @@ class KeyframesConfig(Config):
     min_keyframes: Annotated[int, Field(ge=2)]  # at the coarsest level
     schedule: Literal["doubling", "linear", "geometric"]
     placement: Literal["even", "random", "selected"]  # of keyframes in training
-    noise: Literal["none", "dist", "gauss", "bridge"]  # bridge: smooth bends, 0 at keyframes
     sigma: NonNegative  # of the noise, latent units; of a bridge over a whole clip
     keyframe_noise: Fraction  # of sigma, on interior keyframes, which are then proposals
     student_replace_prob: Fraction  # interior keyframes replaced by phase-1 anchors
@@ -108,6 +107,7 @@ class CorruptionConfig(KeyframesConfig, HarmonicConfig):
     section: ClassVar[str] = "drift.corruption"
 
     interpolator: Interpolator
+    noise: Literal["none", "dist", "gauss", "bridge"]  # bridge: smooth bends, 0 at keyframes
     sinkhorn_temperature: Positive  # of the cosines between tokens
     sinkhorn_reach: Positive  # cells; standard deviation of the prior on displacements
     dustbin: float  # sinkhorn: logit of no match; a perfect one has 1 / temperature
@@ -119,6 +119,7 @@ class MazeCorruptionConfig(KeyframesConfig):
     section: ClassVar[str] = "maze_drift.corruption"
 
     interpolator: Literal["linear", "cubic"]
+    noise: Literal["none", "dist", "gauss", "bridge", "sides"]  # sides: a bridge of signs alone
 
 
 VanillaFamily = Literal["tokens", "pairs", "columns", "clip"]
@@ -545,7 +546,8 @@ class PhaseOneConfig(Config):
     """Keyframes from start, goal and maze alone."""
 
     count: Annotated[int, Field(ge=3)]  # keyframes, both ends among them; a level has as many
-    sigma: Positive  # of the random walk that they start from, as in corruption
+    noise: Literal["bridge", "sides"]  # that they start from; sides: bends of random signs alone
+    sigma: Positive  # of it, as in corruption
 
 
 class MazeEvaluationConfig(Config):

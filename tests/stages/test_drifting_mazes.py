@@ -148,6 +148,7 @@ def test_every_param_of_the_data_has_a_say(key: str, value: Any, repo: Path) -> 
         ("paired", "corruption.interpolator", "cubic"),
         ("paired", "corruption.noise", "gauss"),
         ("paired", "corruption.sigma", 0.9),
+        ("keyframes", "keyframes.noise", "bridge"),
         ("keyframes", "keyframes.sigma", 1.0),
         ("paired", "refiner.clamp", False),
         ("paired", "refiners.paired.steps", 6),

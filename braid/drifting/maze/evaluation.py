@@ -48,6 +48,7 @@ from braid.metrics.obstacles import acceleration, collides, inside, length, proj
 KEPT = 1e-4  # blocks by which an end may be off
 SUCCESS = 0.85  # with the fewest keyframes, that counts as ok
 HALF = 0.5  # of the regression's collisions where there are two ways
+CONDITIONED = 2.0  # times as many collisions with another sample's maze, that counts as ok
 BOTH = 0.6  # of two-way cases, that counts as ok
 SPREAD = (0.5, 2.0)  # of samples by one way, over that of real trajectories, that counts as ok
 
@@ -446,6 +447,8 @@ def maze_status(
             return "worse_than_interpolation"
     if refined[fewest]["success"] < SUCCESS:
         return "collides_with_few_keyframes"
+    if table["shuffled", fewest]["collision"] < CONDITIONED * refined[fewest]["collision"]:
+        return "ignores_the_maze"
     if "reason" in ways["phase1_refined"]:
         return "ok"
     if ways["phase1_refined"]["collision"] > HALF * ways["phase1_paired"]["collision"]:

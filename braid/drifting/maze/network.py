@@ -5,9 +5,9 @@ objectives and sampling are those of clips; coordinates are in [-1, 1] across th
 network is conditioned on instead of a class is the case's maze:
 
     map       occupancy, signed distance, place, and of each block, how long a detour through it
-              is between two successive keyframes and when a steady walk comes by, by exact
-              walking distances; encoded by convolutions that are repeated with the same weights
-              and pass through free blocks only
+              is between two successive keyframes, proposed ones too, and when a steady walk comes
+              by, by exact walking distances; encoded by convolutions that are repeated with the
+              same weights and pass through free blocks only
     points    a token is a few successive points, with confidence, signed distance, its gradient
               and the map's features there
     blocks    attention over the trajectory, attention over the map's blocks, a two-layer network,
@@ -134,7 +134,7 @@ class MazeRefiner(nn.Module):
         straight = linear(clips, confidence > 0)  # through given and through proposed keyframes
         places = straight[..., 0, 0].mT  # [B, T, 2]
         noise = (clips - straight)[..., 0, 0].mT
-        inputs = map_inputs(occupied, distance, places, mask)
+        inputs = map_inputs(occupied, distance, places, confidence > 0)
         # Samples of one case share their map: it is encoded once.
         inputs, which = inputs.unique(dim=0, return_inverse=True)
         features = self.encode(inputs)
@@ -193,7 +193,7 @@ def map_inputs(
     occupied: Tensor,  # [B, G, G] bool
     distance: Tensor,  # [B, R, R]
     places: Tensor,  # [B, T, 2] in [-1, 1]
-    given: Tensor,  # [B, T] bool: keyframes, the first and the last point among them
+    given: Tensor,  # [B, T] bool: keyframes, proposed ones too, the first and the last among them
 ) -> Tensor:
     """Planes of the map, [B, MAP_INPUTS, G, G].
 
@@ -201,12 +201,10 @@ def map_inputs(
     shortest one, less by a factor e for each `DETOUR` off it, sines and cosines of when.
     """
     batch, side = occupied.shape[:2]
-    axis = torch.arange(side, device=places.device) + 0.5
-    middle = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).flatten(0, 1)
+    middle = block_middles(occupied)
     depth = distance_at(distance, middle.expand(batch, -1, -1)).unflatten(1, (side, side))
     place = (2 * middle / side - 1).mT.reshape(1, 2, side, side).expand(batch, -1, -1, -1)
-    block = ((places + 1) * (side / 2)).long().clamp(0, side - 1)
-    detour, when = detours(occupied, block[..., 1] * side + block[..., 0], given)
+    detour, when = detours(occupied, (places + 1) * (side / 2), given)
     way = torch.exp(-detour / DETOUR)[:, None]
     angle = math.pi * when[:, None] * when.new_tensor(HARMONICS)[:, None, None]
     planes = [occupied[:, None].float(), depth[:, None], place, way]
@@ -215,10 +213,12 @@ def map_inputs(
 
 def detours(
     occupied: Tensor,  # [B, G, G] bool
-    block: Tensor,  # [B, T] of each point, row after row
+    points: Tensor,  # [B, T, 2] blocks
     given: Tensor,  # [B, T] bool: keyframes
 ) -> tuple[Tensor, Tensor]:
     """How many steps longer a way between successive keyframes gets through each block, and when.
+
+    A keyframe in a wall, as phase 1 may propose one, counts as in the nearest free block.
 
     Returns:
         The least detour over the gaps between keyframes, [B, G, G], 0 on a shortest way; and the
@@ -227,9 +227,10 @@ def detours(
     frames, most = given.shape[1], int(given.sum(1).max())
     index = torch.arange(frames, device=given.device).where(given, frames - 1)
     index = index.sort(dim=1).values[:, :most]  # [B, K]; the last keyframe fills up
-    steps = walks(occupied, block.gather(1, index)).flatten(2)  # [B, K, G G]
+    block = free_blocks(occupied, points.gather(1, index[..., None].expand(-1, -1, 2)))
+    steps = walks(occupied, block).flatten(2)  # [B, K, G G]
     before, after = steps[:, :-1], steps[:, 1:]
-    between = before.gather(2, block.gather(1, index)[:, 1:, None])
+    between = before.gather(2, block[:, 1:, None])
     detour, gap = (before + after - between).min(1, keepdim=True)
     ends = (index[:, :-1], index[:, 1:])
     start, stop = (part.gather(1, gap[:, 0]) / (frames - 1) for part in ends)
@@ -239,16 +240,31 @@ def detours(
     return detour[:, 0].view(shape), when.view(shape)
 
 
+def free_blocks(
+    occupied: Tensor,  # [B, G, G] bool
+    points: Tensor,  # [B, K, 2] blocks
+) -> Tensor:
+    """The free blocks whose middles are nearest, [B, K], row after row."""
+    apart = torch.cdist(points, block_middles(occupied).to(points))
+    return apart.masked_fill(occupied.flatten(1)[:, None], torch.inf).argmin(-1)
+
+
+def block_middles(occupied: Tensor) -> Tensor:
+    """Middles of all blocks of maps [B, G, G], row after row, [G G, 2]."""
+    axis = torch.arange(occupied.shape[-1], device=occupied.device) + 0.5
+    return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).flatten(0, 1)
+
+
 def walks(
     occupied: Tensor,  # [B, G, G] bool
-    block: Tensor,  # [B, K] to walk from
+    block: Tensor,  # [B, K] to walk from, free ones
 ) -> Tensor:
     """Steps from blocks to all blocks through free ones, [B, K, G, G]; G G: there is no way."""
     side = occupied.shape[-1]
     far = float(side * side)
     steps = torch.full((*block.shape, side * side), far, device=block.device)
     steps = steps.scatter(2, block[..., None], 0).unflatten(2, (side, side))
-    walls = occupied[:, None] & (steps > 0)
+    walls = occupied[:, None]
     while True:
         around = functional.pad(steps, (1, 1, 1, 1), value=far)
         rows = torch.minimum(around[..., :-2, 1:-1], around[..., 2:, 1:-1])

@@ -105,7 +105,7 @@ def corruptions(
             f"{refinement.counts[1:]}, the keyframes of corruption's levels"
         )
     ends = {"levels": 1, "min_keyframes": 2, "placement": "even", "student_replace_prob": 0.0}
-    walk = {"noise": "bridge", "sigma": phase_one.sigma}
+    walk = {"noise": phase_one.noise, "sigma": phase_one.sigma}
     return {
         "refinement": refinement,
         "keyframes": Corruption(points, config.model_copy(update=ends | walk)),

@@ -28,6 +28,7 @@ from braid.drifting.interpolation.keyframes import (
 )
 
 WAVES = 3  # of a bridge, at most
+ALONG = 0.3  # of sides: heights along the line between the ends, over those across it
 GIVEN_END, GIVEN, REPLACED, MISSING = 1.0, 0.95, 0.5, 0.0  # confidence of a frame
 
 
@@ -188,8 +189,9 @@ class Corruption:
         on_keyframes = self.config.keyframe_noise * noisy
         fraction = torch.where(mask, on_keyframes, self._noise_fraction(mask))
         white = normals(seed, "noise", ids, clips[0].numel()).view_as(clips)
-        if self.config.noise == "bridge":
-            return clips + self.config.sigma * bridge(white, mask)
+        if self.config.noise in ("bridge", "sides"):
+            heights = white if self.config.noise == "bridge" else sides(white, clips)
+            return clips + self.config.sigma * bridge(heights, mask)
         scale = (self.config.sigma * fraction)[:, None, :, None, None]
         return torch.where(scale > 0, clips + scale * white, clips)
 
@@ -208,6 +210,21 @@ def as_proposals(start: Corrupted) -> Corrupted:
     ends[:, 1:-1] = False
     confidence = torch.where(start.mask & ~ends, REPLACED, start.confidence)
     return Corrupted(start.latents, ends, confidence)
+
+
+def sides(
+    white: Tensor,  # [B, 2, T, 1, 1] normal numbers
+    clips: Tensor,  # [B, 2, T, 1, 1] trajectories
+) -> Tensor:
+    """Heights whose signs alone are random: to either side, across the line from end to end.
+
+    A network is continuous, so of normal heights, those between two that it sends different ways
+    go between the ways. Of signs nothing lies between.
+    """
+    chord = clips[:, :, -1:] - clips[:, :, :1]
+    along = chord / chord.norm(dim=1, keepdim=True).clamp(min=torch.finfo(chord.dtype).tiny)
+    across = torch.stack([-along[:, 1], along[:, 0]], 1)
+    return ALONG * white[:, :1].sign() * along + white[:, 1:].sign() * across
 
 
 def bridge(

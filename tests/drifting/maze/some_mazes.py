@@ -97,7 +97,7 @@ def corruption(**changes: Any) -> MazeCorruptionConfig:
 
 
 def phase_one(**changes: Any) -> PhaseOneConfig:
-    return PhaseOneConfig(**{"count": 6, "sigma": 0.6} | changes)
+    return PhaseOneConfig(**{"count": 6, "noise": "bridge", "sigma": 0.6} | changes)
 
 
 def refiner(**changes: Any) -> MazeRefinerConfig:

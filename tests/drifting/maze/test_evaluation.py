@@ -239,7 +239,11 @@ def row(name: str, count: int | None, collision: float, **more: float) -> dict[s
 
 
 def known(
-    refined: float = 0.05, drifting: float = 0.2, both: float = 0.7, spread: float | None = 1.1
+    refined: float = 0.05,
+    drifting: float = 0.2,
+    both: float = 0.7,
+    spread: float | None = 1.1,
+    shuffled: float = 0.5,
 ) -> Any:
     rows = [
         row("interpolated", 6, 0.4),
@@ -247,6 +251,7 @@ def known(
         row("interpolated", 3, 0.8),
         row("refined", 3, refined),
         row("paired", 3, 0.2),
+        row("shuffled", 3, shuffled),
         row("planner", None, 0.0),
     ]
     ways = [
@@ -274,6 +279,7 @@ def test_the_headline_has_ratios_of_collisions() -> None:
     [
         ({"refined": 0.85}, "worse_than_interpolation"),
         ({"refined": 0.2}, "collides_with_few_keyframes"),
+        ({"shuffled": 0.08, "drifting": 0.5}, "ignores_the_maze"),
         ({"drifting": 0.5}, "no_better_than_regression_at_two_ways"),
         ({"both": 0.5}, "one_way_only"),
         ({"spread": 0.3, "both": 0.5}, "collapsed"),

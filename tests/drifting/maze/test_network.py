@@ -15,7 +15,9 @@ from braid.drifting.interpolation.interpolation import linear
 from braid.drifting.maze.network import (
     MAP_INPUTS,
     MazeRefiner,
+    block_middles,
     detours,
+    free_blocks,
     latents_of,
     load_maze_refiner,
     map_inputs,
@@ -164,12 +166,14 @@ def test_walks_are_as_long_as_a_graph_search_finds_them() -> None:
         assert (found[:, maze.flatten()] == 49).all()  # no way into walls
 
 
-def test_from_a_keyframe_in_a_wall_there_is_a_way_out() -> None:
+def test_a_keyframe_in_a_wall_counts_as_in_the_nearest_free_block() -> None:
     """Phase 1 may propose one."""
-    occupied = torch.ones(1, 3, 3, dtype=torch.bool)
-    occupied[0, 0] = False
-    (steps,) = walks(occupied, torch.tensor([[4, 7]]))[0, :1].int().tolist()
-    assert steps == [[2, 1, 2], [9, 0, 9], [9, 9, 9]]
+    occupied = torch.ones(2, 3, 3, dtype=torch.bool)
+    occupied[0, 0] = occupied[1, :, 2] = False
+    points = torch.tensor([[0.2, 0.9], [0.9, 1.2], [1.1, 2.9]]).expand(2, -1, -1)
+    assert free_blocks(occupied, points).tolist() == [[0, 0, 1], [2, 5, 8]]
+    middles = block_middles(occupied)[None]
+    assert free_blocks(occupied[:1].logical_not(), middles)[0].tolist()[3:] == [3, 4, 5, 6, 7, 8]
 
 
 def test_detours_are_of_the_nearest_gap() -> None:
@@ -177,20 +181,20 @@ def test_detours_are_of_the_nearest_gap() -> None:
     occupied = torch.ones(1, 5, 5, dtype=torch.bool)
     occupied[0, 1, :] = False
     occupied[0, 2:4, 2] = False
-    block = torch.zeros(1, 9, dtype=torch.int64)
-    block[0] = torch.tensor([5, 5, 5, 17, 17, 17, 17, 9, 9])  # to the dead end at time 4, and back
+    block = torch.tensor([[5, 5, 5, 17, 17, 17, 17, 9, 9]])  # to the dead end at time 4, and back
+    points = torch.stack([block % 5, block // 5], -1) + 0.5
     given = torch.zeros(1, 9, dtype=torch.bool)
     given[0, [0, 4, 8]] = True
-    detour, when = detours(occupied, block, given)
+    detour, when = detours(occupied, points, given)
     assert detour[0, 1].tolist() == [0, 0, 0, 0, 0]
     assert detour[0, :4, 2].tolist()[1:] == [0, 0, 0]
     assert when[0, 1].tolist() == pytest.approx([0, 0.125, 0.25, 0.875, 1])
     given[0, 4] = False
-    detour, when = detours(occupied, block, given)
+    detour, when = detours(occupied, points, given)
     assert detour[0, :4, 2].tolist()[1:] == [0, 2, 4]
     assert when[0, 1].tolist() == pytest.approx([0, 0.25, 0.5, 0.75, 1])
     several = detours(
-        occupied.repeat(2, 1, 1), block.repeat(2, 1), torch.cat([given, given | MANY])
+        occupied.repeat(2, 1, 1), points.repeat(2, 1, 1), torch.cat([given, given | MANY])
     )
     assert torch.equal(several[0][0], detour[0])  # however many keyframes others of the batch have
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,23 @@ def test_phase_one_reads_the_ends_alone_and_its_noise_differs() -> None:
     assert (samples[0] - others).abs().max() > 1e-5
     assert torch.equal(samples[0][:, :, [0, -1]], clips[:, :, [0, -1]])
     assert (samples[0] - samples[1]).abs().max() > 1e-5
+
+
+def test_phase_one_starts_to_either_side_of_the_line_between_the_ends() -> None:
+    process = corruptions(some_mazes.corruption(), some_mazes.phase_one(noise="sides"), POINTS)
+    ends = torch.zeros(64, 2, POINTS, 1, 1)
+    ends[:, :, -1] = torch.tensor([0.6, 0.8])[:, None, None]
+    mask = torch.zeros(64, POINTS, dtype=torch.bool)
+    mask[:, [0, -1]] = True
+    ids, noise = torch.arange(64), generator(0, "noise")
+    bends = process["keyframes"].impute(ends, mask, ids, noise).latents[..., 0, 0]
+    bends = bends - ends[:, :, -1, :, 0] * torch.linspace(0, 1, POINTS)
+    across = (bends * torch.tensor([-0.8, 0.6])[:, None]).sum(1)  # [B, T]
+    assert len(across.mul(1e4).round().unique(dim=0)) == 8  # three waves, a sign each
+    third = math.sqrt(2) / math.pi * 0.6
+    assert (across @ torch.linspace(0, math.pi, POINTS).sin()).abs().amin() > third
+    along = (bends * torch.tensor([0.6, 0.8])[:, None]).sum(1)
+    torch.testing.assert_close(along.norm(), 0.3 * across.norm())
 
 
 @pytest.fixture
