@@ -55,7 +55,9 @@ def main() -> None:
     by_tree = milliseconds(lambda: step(sampler, draws))
     by_pass = milliseconds(lambda: one_pass(sampler, draws))
     tiles = len(sampler.sizes)
-    print(f"{tiles:,} tiles, {RAYS:,} rays a step: tree {by_tree:.1f} ms, one pass {by_pass:.0f} ms")
+    print(
+        f"{tiles:,} tiles, {RAYS:,} rays a step: tree {by_tree:.1f} ms, one pass {by_pass:.0f} ms"
+    )
     print(f"one pass / tree {by_pass / by_tree:.0f}")
 
 

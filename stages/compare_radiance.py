@@ -1,6 +1,6 @@
 """Lay all students of all scenes side by side: summary table, trade-off chart, publication figure.
 
-Writes metrics/metrics_summary.csv (a row per scene and model) and two figures a scene.
+Writes metrics/metrics_summary.csv (a row per scene and model) and three figures a scene.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,8 @@ from braid.radiance.evaluation.figures import (
     draw_publication,
     draw_tradeoff,
     read_table,
+    size_chart,
+    sizes,
     summary_rows,
 )
 from braid.stage.context import Stage, open_stage
@@ -30,6 +32,7 @@ def main() -> None:
             students = [_student(stage, scene, name) for name in config.students]
             rows += summary_rows([teacher, *students])
             draw_tradeoff(figures / f"{scene}_tradeoff.png", teacher, students, scene)
+            size_chart(figures / f"{scene}_size.png", sizes([teacher, *students]), scene)
             draw_publication(figures / f"{scene}_publication.png", students, renders / scene)
         stage.write_table("metrics/metrics_summary.csv", rows, COLUMNS)
 

@@ -1,7 +1,7 @@
 """Render the teacher for its students, so that they never load it, and evaluate it.
 
 Writes data/teacher/<scene>: RGBA and depth from the train poses, from random ones, from the val and
-test poses and around the scene (to evaluate on), and the teacher's occupied space. Seconds.
+test poses and around the scene (to evaluate on), its occupied space, and it as an SPZ. Seconds.
 """
 
 from dataclasses import asdict
@@ -11,6 +11,7 @@ import torch
 
 from braid.radiance.evaluation.hardware import measure_frames
 from braid.radiance.evaluation.image_metrics import evaluate, validation_psnr
+from braid.radiance.gaussians.compressed import load_spz, save_spz
 from braid.radiance.gaussians.field import render_all, scan_space
 from braid.radiance.gaussians.gaussians import load_ply
 from braid.radiance.gaussians.splat import render
@@ -41,18 +42,25 @@ def main() -> None:
         renders = {name: render_all(gaussians, pose.to(device)) for name, pose in poses.items()}
         for name, rendered in renders.items():
             save_renders(out / name, rendered)
-        train, test = train.to(device), test.to(device)
-        save_space(out / "space.safetensors", *scan_space(gaussians, train.cameras, config, draws))
+        seen_from = train.cameras.to(device)
+        save_space(out / "space.safetensors", *scan_space(gaussians, seen_from, config, draws))
 
         weights = stage.optional_dep(evaluation.lpips_weights)
-        images = renders["test"].on_white().to(device)
-        quality = evaluate(images, test, train, None, weights)
+        quality = evaluate(renders["test"].on_white(), test, train, None, weights, device)
         size: dict[str, float] = {"parameters": gaussians.parameters}
         stage.write_metrics({**quality.headline(), **size})
-        size["gaussians"] = len(gaussians)
+        size["gaussians"], size["bytes"] = (
+            len(gaussians),
+            stage.dep("models/teacher").stat().st_size,
+        )
         if "val" in views:
             size["psnr_val"] = validation_psnr(renders["val"].on_white(), views["val"])
-        stage.write_table("metrics/tables", quality.rows(scene, "teacher", **size))
+        save_spz(spz := out / "teacher.spz", gaussians)
+        packed = render_all(load_spz(spz).to(device), test.cameras.to(device)).on_white()
+        small = {"psnr": validation_psnr(packed, test), "parameters": gaussians.parameters}
+        own, *trivial = quality.rows(scene, "teacher", **size)
+        as_spz = {"scene": scene, "variant": "teacher_spz", **small, "bytes": spz.stat().st_size}
+        stage.write_table("metrics/tables", [own, as_spz, *trivial], [*own])
 
 
 if __name__ == "__main__":

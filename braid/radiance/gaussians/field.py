@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from braid.radiance.config import OwnTeacherConfig, RendersConfig
-from braid.radiance.gaussians.gaussians import C0, Gaussians, half_turn
+from braid.radiance.gaussians.compressed import half_turn
+from braid.radiance.gaussians.gaussians import C0, Gaussians
 from braid.radiance.gaussians.splat import render
 from braid.radiance.scenes.blender import Views
 from braid.radiance.scenes.cameras import Cameras, gaze

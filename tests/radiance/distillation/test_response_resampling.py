@@ -89,9 +89,7 @@ def test_unseen_tiles_are_as_likely_as_the_average_seen_one():
     sampler = RaySampler(1, 6, 2, rays_config(tile=2))
     torch.testing.assert_close(of_tiles(sampler), torch.full((3,), 1 / 12).double())
     sampler.update(torch.tensor([0, 2]), torch.tensor([1.0, 3.0]))
-    torch.testing.assert_close(
-        of_tiles(sampler) * 12, torch.tensor([0.75, 1.25, 1.0]).double()
-    )
+    torch.testing.assert_close(of_tiles(sampler) * 12, torch.tensor([0.75, 1.25, 1.0]).double())
 
 
 def test_a_student_without_errors_is_sampled_evenly():
