@@ -65,7 +65,9 @@ def main() -> None:
     student = load_student(ROOT / f"models/student/{scene}/{name}")
     seen = load_views(ROOT / f"data/scenes/{scene}", "test").cameras
     cameras = Cameras(seen.camera_to_world, seen.focal * side / seen.width, side, side)
-    rays, best, images = cameras.view_rays(0), {}, {}
+    rays = cameras.view_rays(0)
+    best: dict[str, float] = {}
+    images: dict[str, Tensor] = {}
     ways = {
         "chunks": lambda: by_chunks(student, rays, config.stop)[:, :3],
         "pool": lambda: render_rays(

@@ -74,10 +74,10 @@ def _trained(
     stage_2(student, "photos", config, scene, run)
     chunk, stop = config.evaluation.chunk, config.evaluation.stop
     rows: list[dict[str, object]] = []
-    for name, model, half in ((size, student, False), (f"{size}, half", halved(student), True)):
+    for name, model, number in ((size, student, 4), (f"{size}, half", halved(student), 2)):
         images = model.on_white(test.cameras, range(len(test)), config.evaluation)
         fps = _frames(partial(model.render, test.cameras, chunk=chunk, stop=stop))
-        size_of = {"bytes": stored_bytes(model, half=half), "parameters": model.parameters}
+        size_of = {"bytes": stored_bytes(model, number), "parameters": model.parameters}
         quality = {"psnr": validation_psnr(images, test), "frames_per_cpu_second": fps}
         rows.append({"model": name, **size_of, **quality})
     return rows

@@ -12,10 +12,9 @@ from braid.radiance.evaluation.figures import (
     FIRST_STAGE,
     Model,
     draw_publication,
+    draw_sizes,
     draw_tradeoff,
     read_table,
-    size_chart,
-    sizes,
     summary_rows,
 )
 from braid.stage.context import Stage, open_stage
@@ -32,7 +31,7 @@ def main() -> None:
             students = [_student(stage, scene, name) for name in config.students]
             rows += summary_rows([teacher, *students])
             draw_tradeoff(figures / f"{scene}_tradeoff.png", teacher, students, scene)
-            size_chart(figures / f"{scene}_size.png", sizes([teacher, *students]), scene)
+            draw_sizes(figures / f"{scene}_size.png", [teacher, *students], scene)
             draw_publication(figures / f"{scene}_publication.png", students, renders / scene)
         stage.write_table("metrics/metrics_summary.csv", rows, COLUMNS)
 

@@ -27,9 +27,9 @@ def main() -> None:
         view = partial(student.render, cameras, chunk=config.chunk, stop=config.stop)
         stage.runtime |= asdict(measure_frames(view, min(config.frames, len(cameras)), device))
         test, renders = views["test"], stage.dep("data/teacher")
-        of_train, of_test = (load_renders(renders / name) for name in ("train", "test"))
+        sets = ("train", "test", "turntable")
+        of_train, of_test, around = (load_renders(renders / name) for name in sets)
         teacher = of_test.on_white()
-        before = load_student(folder, "before").to(device)
         frames = pictured_frames(config.figure_frames, len(test))
         images = student.on_white(cameras, range(len(test)), config)
         weights = stage.optional_dep(config.lpips_weights)
@@ -43,19 +43,15 @@ def main() -> None:
         if val := views.get("val"):
             of_val = student.on_white(val.cameras.to(device), range(len(val)), config)
             agreement["psnr_val"] = validation_psnr(of_val, val)
-        size["bytes"] = stored_bytes(student, half=False)
-        own, *trivial = quality.rows(scene, variant, **size, **agreement)
+        size["bytes"] = stored_bytes(student)
         of_half = halved(student).on_white(cameras, range(len(test)), config)
-        half = {"psnr": validation_psnr(of_half, test), "bytes": stored_bytes(student, half=True)}
-        as_half = {"scene": scene, "variant": f"{variant}_half", **size, **half}
-        stage.write_table("metrics/tables", [own, as_half, *trivial], [*own])
-
-        truth = test.on_white()[frames]
+        half = {"half": {"psnr": validation_psnr(of_half, test), "bytes": stored_bytes(student, 2)}}
+        stage.write_table("metrics/tables", quality.rows(scene, variant, half, **size, **agreement))
+        truth, teacher = test.on_white()[frames], teacher[frames]
+        before = load_student(folder, "before").to(device)
         shown = {"before": before.on_white(cameras, frames, config), "after": images[frames]}
         image_table(stage.out("plots/residuals"), truth, shown, frames)
-        shown |= {"truth": truth, "teacher": teacher[frames]}
-        save_images(stage.out("data/renders"), frames, shown)
-        around = load_renders(renders / "turntable")
+        save_images(stage.out("data/renders"), frames, shown | {"truth": truth, "teacher": teacher})
         shots = student.on_white(around.cameras.to(device), range(config.turntable), config)
         movie(stage.out("data/turntable"), around.on_white(), shots)
 

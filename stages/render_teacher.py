@@ -11,8 +11,7 @@ import torch
 
 from braid.radiance.evaluation.hardware import measure_frames
 from braid.radiance.evaluation.image_metrics import evaluate, validation_psnr
-from braid.radiance.gaussians.compressed import load_spz, save_spz
-from braid.radiance.gaussians.field import render_all, scan_space
+from braid.radiance.gaussians.field import packed, render_all, scan_space
 from braid.radiance.gaussians.gaussians import load_ply
 from braid.radiance.gaussians.splat import render
 from braid.radiance.scenes.blender import load_scene
@@ -42,25 +41,18 @@ def main() -> None:
         renders = {name: render_all(gaussians, pose.to(device)) for name, pose in poses.items()}
         for name, rendered in renders.items():
             save_renders(out / name, rendered)
-        seen_from = train.cameras.to(device)
-        save_space(out / "space.safetensors", *scan_space(gaussians, seen_from, config, draws))
+        space = scan_space(gaussians, train.cameras.to(device), config, draws)
+        save_space(out / "space.safetensors", *space)
 
         weights = stage.optional_dep(evaluation.lpips_weights)
         quality = evaluate(renders["test"].on_white(), test, train, None, weights, device)
         size: dict[str, float] = {"parameters": gaussians.parameters}
         stage.write_metrics({**quality.headline(), **size})
-        size["gaussians"], size["bytes"] = (
-            len(gaussians),
-            stage.dep("models/teacher").stat().st_size,
-        )
+        size |= {"gaussians": len(gaussians), "bytes": stage.dep("models/teacher").stat().st_size}
         if "val" in views:
             size["psnr_val"] = validation_psnr(renders["val"].on_white(), views["val"])
-        save_spz(spz := out / "teacher.spz", gaussians)
-        packed = render_all(load_spz(spz).to(device), test.cameras.to(device)).on_white()
-        small = {"psnr": validation_psnr(packed, test), "parameters": gaussians.parameters}
-        own, *trivial = quality.rows(scene, "teacher", **size)
-        as_spz = {"scene": scene, "variant": "teacher_spz", **small, "bytes": spz.stat().st_size}
-        stage.write_table("metrics/tables", [own, as_spz, *trivial], [*own])
+        spz = {"spz": packed(out / "teacher.spz", gaussians, test)}
+        stage.write_table("metrics/tables", quality.rows(scene, "teacher", spz, **size))
 
 
 if __name__ == "__main__":

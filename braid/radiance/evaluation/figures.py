@@ -301,12 +301,12 @@ def sizes(models: Sequence[Model]) -> list[Row]:
     return [row for row in rows if row.get("bytes")]
 
 
-def size_chart(path: Path, rows: Sequence[Row], title: str) -> None:
+def draw_sizes(path: Path, models: Sequence[Model], title: str) -> None:
     """Write PSNR against bytes, the teacher's files in a color of their own."""
     with styled():
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         ax = figure.subplots()
-        for row in rows:
+        for row in sizes(models):
             name, size, value = str(row["variant"]), float(row["bytes"]), float(row["psnr"])
             color = GREEN if name.startswith("teacher") else ORANGE
             color = BLUE if name.startswith(FIRST_STAGE) else color

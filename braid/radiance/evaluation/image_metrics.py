@@ -14,6 +14,7 @@ import hashlib
 import io
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -215,10 +216,13 @@ class Evaluation:
         silhouette = {"psnr_silhouette": self.baselines["silhouette"]}
         return {name: self.figures[name] for name in names if name in self.figures} | silhouette
 
-    def rows(self, scene: str, variant: str, **more: Value) -> list[dict[str, Value]]:
-        """The table: the model with all its figures, then every trivial predictor."""
+    def rows(
+        self, scene: str, variant: str, smaller: Mapping[str, Mapping[str, Value]], **more: Value
+    ) -> list[dict[str, Value]]:
+        """The model with all its figures, then in its smaller files, then trivial predictors."""
         rows: dict[str, dict[str, Value]] = {
             variant: {**self.figures, **more, "conventions": CONVENTIONS},
+            **{f"{variant}_{name}": dict(row) for name, row in smaller.items()},
             **{f"baseline_{name}": {"psnr": value} for name, value in self.baselines.items()},
         }
         return [{"scene": scene, "variant": name, **row} for name, row in rows.items()]

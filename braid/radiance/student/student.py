@@ -332,9 +332,9 @@ def halved(student: Student) -> Student:
     return Student(field, student.occupancy, student.step)
 
 
-def stored_bytes(student: Student, *, half: bool) -> int:
+def stored_bytes(student: Student, number: int = 4) -> int:
     """Bytes of the weights, the table of networks and a bit a voxel: what rendering needs."""
-    weights = (2 if half else 4) * student.parameters
+    weights = number * student.parameters
     tables = 2 * student.field.network_of_cell.numel() + student.occupancy.occupied.numel() // 8
     return weights + tables
 

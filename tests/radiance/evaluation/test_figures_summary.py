@@ -11,11 +11,11 @@ import pytest
 from braid.radiance.evaluation.figures import (
     COLUMNS,
     Model,
+    draw_sizes,
     mask_figures,
     mask_state,
     published,
     read_table,
-    size_chart,
     sizes,
     summary_rows,
 )
@@ -54,7 +54,7 @@ def test_smaller_files_of_a_model_stand_below_it(tmp_path: Path) -> None:
     assert len(rows) == 3 + len(BASELINES)
     drawn = sizes([TEACHER, student])
     assert [(row["variant"], row["bytes"]) for row in drawn] == [("sh", 100), ("sh_half", 50)]
-    size_chart(tmp_path / "sizes.png", drawn, "lego")
+    draw_sizes(tmp_path / "sizes.png", [TEACHER, student], "lego")
     assert (tmp_path / "sizes.png").stat().st_size > 1000
 
 

@@ -175,7 +175,7 @@ def test_the_headline_is_short_and_the_table_has_the_rest() -> None:
     assert set(headline) == {*names, "psnr_vs_teacher"}
     of_the_teacher = evaluate(truth.on_white(), truth, train, None, None)
     assert set(of_the_teacher.headline()) == names  # it is not compared with itself
-    model, *trivial = evaluation.rows("lego", "sh", parameters=12)
+    model, *trivial = evaluation.rows("lego", "sh", {}, parameters=12)
     assert (model["scene"], model["variant"], model["parameters"]) == ("lego", "sh", 12)
     assert evaluation.figures.items() <= model.items()
     assert "white background" in str(model["conventions"])
