@@ -146,9 +146,10 @@ def compositing_weights(
     rank = sample_rank(ray, rays)
     columns = int(rank.max()) + 1 if len(rank) else 1
     # A table per ray: a running sum over all rays would cancel in float32.
-    table = tau.new_zeros(rays, columns).index_put((ray, rank), tau)
+    place = ray * columns + rank
+    table = tau.new_zeros(rays * columns).index_copy(0, place, tau).view(rays, columns)
     before = torch.nn.functional.pad(torch.cumsum(table[:, :-1], dim=1), (1, 0))
-    return torch.exp(-before[ray, rank]) * -torch.expm1(-tau)
+    return torch.exp(-before.flatten().index_select(0, place)) * -torch.expm1(-tau)
 
 
 def sample_rank(
@@ -158,7 +159,7 @@ def sample_rank(
     """Each sample's place among its ray's samples, from 0, [M]."""
     counts = torch.bincount(ray, minlength=rays)
     first = torch.cumsum(counts, 0) - counts
-    return torch.arange(len(ray), device=ray.device) - first[ray]
+    return torch.arange(len(ray), device=ray.device) - first.index_select(0, ray)
 
 
 def march(
@@ -273,9 +274,9 @@ def render_rays(
     while len(active) or len(waiting):
         room = chunk - len(active)
         active, waiting = torch.cat([active, waiting[:room]]), waiting[room:]
-        part = Rays(rays.origins[active], rays.directions[active])
+        part = Rays(*(ends.index_select(0, active) for ends in rays))
         own = torch.arange(len(active), device=active.device)
-        span = (near[active], far[active])
+        span = (near.index_select(0, active), far.index_select(0, active))
         samples = _in_runs(occupancy, part, span, step, block, own, index[place[active]])
         directions = part.directions.index_select(0, samples.ray)
         values = field(samples.points, directions, features=False)
