@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro exp lpips test lint figures docs bench board report lock clean clean-scratch
+.PHONY: help env repro exp rehearse lpips test lint figures docs bench board report lock clean clean-scratch
 
 help: ## Explain every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ repro: env ## Run the whole DAG on the embedded default: dvc repro, JOBS (2) str
 
 exp: env ## Run a file of recipes/: make exp RECIPE=lego_200 ARGS="-S drift.K=512 --queue"
 	@python -m recipes $(RECIPE) $(ARGS)
+
+rehearse: env ## Run full-size recipes for two steps a stage: make rehearse RECIPE=lego_800 ARGS="--gib 16"
+	python -m rehearse $(RECIPE) $(ARGS)
 
 lpips: env ## Fetch AlexNet's trunk for LPIPS from the registry, pinned by hash
 	python -m benchmarks.lpips_weights

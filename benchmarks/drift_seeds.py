@@ -132,18 +132,20 @@ def evaluated(copy: Path, settings: Mapping[str, Any]) -> dict[str, float]:
 def figures_without_reader(copy: Path, settings: Mapping[str, Any]) -> dict[str, float]:
     """The figures of an ablation: distances and errors, as `evaluate_drift` has them."""
     drift = DriftConfig(**settings["drift"])
-    config, clips = drift.evaluation, open_clips(copy / "data/clips")
+    config, quantizer = drift.evaluation, load_quantizer(copy / "models/quantizer")
+    clips = open_clips(copy / "data/clips", text=quantizer.text)
     train = Sample.of(clips, "train", config.train_clips, read_words)
     test = Sample.of(clips, "test", config.test_clips, read_words)
     folder = copy / "models/drift"
     completed = complete(
         test,
-        load_quantizer(copy / "models/quantizer").assign,
+        quantizer.assign,
         Corruption(clips.shape[1], drift.corruption),
         load_refiner(folder / config.refiner),
         load_refiner(folder / config.paired),
         config,
         generator(settings["seed"], "test"),
+        quantizer.encoder.of_some,
     )
     spaces = RandomConvolutions(clips.shape[0]), PcaSpace(train.latents, config.components)
     evaluator = ClipEvaluator(test.latents, completed, *spaces, torch.device("cpu"))

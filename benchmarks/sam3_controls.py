@@ -4,7 +4,7 @@
 
 needs the images, the teacher and its cache (`dvc repro cache_teacher`). In a temporary copy of the
 repository it trains each student once per seed, all for as many steps, and writes how each does on
-held-out images to benchmarks/results/sam3_controls.csv, a row as soon as it is there, and the means
+test images to benchmarks/results/sam3_controls.csv, a row as soon as it is there, and the means
 beside it; `--students` trains some of them, and leaves the rows of the others as they are. One
 thing differs from the row above, or from the first one:
 
@@ -35,7 +35,7 @@ from braid.common.rng import generator
 from braid.segmentation.cache.cache import open_cache
 from braid.segmentation.data.prompted import open_prompted
 from braid.segmentation.evaluation.evaluator import STUDENT, TEACHER, Evaluator
-from braid.segmentation.evaluation.report import model_metrics, split_rows
+from braid.segmentation.evaluation.report import group_rows, model_metrics
 from braid.segmentation.sam3.checkpoint import load_teacher
 from braid.segmentation.sam3.predictor import Predictor, load_tokenizer
 from braid.segmentation.student.student import load_student
@@ -113,7 +113,7 @@ def _metrics(copy: Path, params: Params, student: str) -> dict[str, object]:
     config, hardware = params.sam3.evaluation, params.hardware
     device = set_up(hardware.device, hardware.threads, params.seed)
     prompted = open_prompted(copy / "data/sa1b", cache_mib=params.sam3.data.cache_mib)
-    pairs, folder = prompted.pairs("val"), copy / "models/sam3_student" / student
+    pairs, folder = prompted.pairs(config.split), copy / "models/sam3_student" / student
     teacher = load_teacher(copy / "models/sam3_teacher", device)
     texts = open_cache(copy / "data/teacher_cache").texts
     where = (device, hardware.precision)
@@ -125,7 +125,7 @@ def _metrics(copy: Path, params: Params, student: str) -> dict[str, object]:
     evaluator = Evaluator(prompted, predictors, config, device)
     evaluations = evaluator.evaluate(pairs, generator(params.seed, "strangers"))
     metrics = model_metrics(evaluations, config.bins)[STUDENT]
-    rows = split_rows(evaluations, prompted.labeled(pairs))
+    rows, _ = group_rows(evaluations, [prompted.prompt(pair) for pair in pairs])
     splits = {row["split"]: row for row in rows if row["model"] == STUDENT}
     return {name: metrics[name] for name in OVERALL} | {
         f"{name}_{split}": splits[split][name]

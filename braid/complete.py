@@ -28,8 +28,8 @@ from braid.clips.preparation.storyboards import (
 )
 from braid.clips.shards.dataset import Clips, open_clips
 from braid.common.progress import run_command
+from braid.drifting.evaluation.clips import complete_storyboard
 from braid.drifting.evaluation.pictures import draw_clip
-from braid.drifting.evaluation.storyboard import complete_storyboard
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import load_refiner
 from braid.pseudo_classes.quantizer import load_quantizer
@@ -65,12 +65,14 @@ def _run(options: argparse.Namespace) -> None:
         raise ValueError(f"--at is {options.at}, expected each frame once")
     params = load_params(Path("params.yaml"))
     device = set_up(params.hardware.device, params.hardware.threads, params.seed)
-    clips = open_clips(options.clips)
+    quantizer = load_quantizer(options.quantizer)
+    clips = open_clips(options.clips, text=quantizer.text)
     latents, text = _given(options, clips)
     corruption = Corruption(latents.shape[2], params.drift.corruption)
-    assign, refiner = load_quantizer(options.quantizer).assign, load_refiner(options.refiner)
+    assign, refiner = quantizer.assign, load_refiner(options.refiner)
     board, models = (latents, text, options.at), (corruption, assign, refiner.to(device))
-    shown, given, label = complete_storyboard(*board, *models, options.alpha, params.seed)
+    more = options.alpha, params.seed, quantizer.encoder.of_some
+    shown, given, label = complete_storyboard(*board, *models, *more)
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save_file({"latents": shown["refined"]}, f"{options.out}.safetensors")

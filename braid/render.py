@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from braid.common.progress import progress, run_command
 from braid.radiance.config import EvaluationConfig
 from braid.radiance.gaussians.compressed import FILES, load_gaussians
 from braid.radiance.gaussians.field import render_all
 from braid.radiance.scenes.blender import SPLITS, load_views
-from braid.radiance.scenes.cameras import Cameras, gaze, look_at
+from braid.radiance.scenes.cameras import Cameras, turntable
 from braid.radiance.student.student import load_student
 from braid.stage.params import load_params
 from braid.training.device import set_up
@@ -93,28 +92,6 @@ def open_path(
     cameras = load_views(scene, "train" if name == TURNTABLE else name).cameras
     cameras = turntable(cameras, count) if name == TURNTABLE else cameras[:count]
     return cameras if width is None else resized(cameras, width)
-
-
-def turntable(cameras: Cameras, count: int) -> Cameras:
-    """`count` poses on a full circle at the views' mean height and distance.
-
-    Its axis is the mean of the views' up axes, and it begins on the side of the view that
-    stands furthest out.
-    """
-    center = gaze(cameras)
-    offset = cameras.camera_to_world[:, :3, 3] - center
-    distance = offset.norm(dim=-1)
-    up = normalize(cameras.camera_to_world[:, :3, 1].mean(0), dim=0)
-    height = offset @ up
-    outward = offset - height[:, None] * up
-    east = normalize(outward[outward.norm(dim=-1).argmax()], dim=0)
-    north = torch.linalg.cross(up, east)
-    angle = (2 * torch.pi * torch.arange(count) / count).to(up)[:, None]
-    sine = (height / distance).mean()
-    level = (1 - sine**2).clamp_min(0).sqrt()
-    back = level * (angle.cos() * east + angle.sin() * north) + sine * up
-    poses = look_at(center + distance.mean() * back, back, up)
-    return Cameras(poses, cameras.focal, cameras.width, cameras.height)
 
 
 def resized(cameras: Cameras, width: int) -> Cameras:

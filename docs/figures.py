@@ -19,6 +19,12 @@ what it gives; `--check` names pages in which the two differ.
     columns: [[frechet, Frechet distance, .3f], [calls, calls, .0f]]
     -->
 
+    <!-- table
+    csv: docs/results/rehearsals.csv
+    rows: all                              (as they stand in the file)
+    columns: [[stage, stage, s], [seconds, seconds, .0f]]
+    -->
+
     <!-- recipes drift_* maze_* -->
     (what the heads of these recipes say)
     <!-- /recipes -->
@@ -79,7 +85,7 @@ def filled(template: str, root: Path) -> str:
 def _table(spec: Mapping[str, Any], root: Path) -> str:
     """A Markdown table of the spec's header and rows, or of rows and columns of a CSV."""
     if "csv" in spec:
-        spec = _of_csv(spec)
+        spec = _of_csv(spec) if spec["rows"] != "all" else _whole_csv(spec, root)
     rows = [[filled(str(cell), root) for cell in row] for row in spec["rows"]]
     header = [str(cell) for cell in spec["header"]]
     uneven = next((row for row in rows if len(row) != len(header)), None)
@@ -130,12 +136,22 @@ def _of_csv(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {"header": ["", *(title for _, title, _ in spec["columns"])], "rows": rows}
 
 
+def _whole_csv(spec: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """The table of every row of a CSV."""
+    with (root / spec["csv"]).open(encoding="utf-8", newline="") as file:
+        rows = [[_shown(row[k], form) for k, _, form in spec["columns"]] for row in csv.DictReader(file)]
+    return {"header": [title for _, title, _ in spec["columns"]], "rows": rows}
+
+
 def _formatted(reference: str, root: Path) -> str:
     file, *where, key, form = reference.split()
     path = root / file
     if not path.is_file():
         raise ValueError(f"{{{reference}}}: no such file")
-    value = _row(path, where[0])[key] if path.suffix == ".csv" else _nested(path, key)
+    return _shown(_row(path, where[0])[key] if path.suffix == ".csv" else _nested(path, key), form)
+
+
+def _shown(value: Any, form: str) -> str:
     if value in (None, ""):
         return "–"
     if form == "s":

@@ -28,16 +28,15 @@ def main() -> None:
     """Run the stage."""
     with open_stage("evaluate_drift") as stage:
         params, seed, device = stage.params.drift, stage.params.seed, stage.device()
-        config, clips = params.evaluation, open_clips(stage.dep("data/clips"))
+        config, quantizer = params.evaluation, load_quantizer(stage.dep("models/quantizer"))
+        clips = open_clips(stage.dep("data/clips"), text=quantizer.text)
         train = Sample.of(clips, "train", config.train_clips, read_words)
         test = Sample.of(clips, "test", config.test_clips, read_words)
         corruption = Corruption(clips.shape[1], params.corruption)
-        quantizer = load_quantizer(stage.dep("models/quantizer"))
         refiner = load_refiner(stage.dep(f"models/drift/{config.refiner}")).to(device)
         paired = load_refiner(stage.dep(f"models/drift/{config.paired}")).to(device)
-        completed = complete(
-            test, quantizer.assign, corruption, refiner, paired, config, generator(seed, "test")
-        )
+        parts = test, quantizer.assign, corruption, refiner, paired, config
+        completed = complete(*parts, generator(seed, "test"), quantizer.encoder.of_some)
         decode = decoder(clips.codec, train.latents, stage.optional_dep(stage.params.clips.wan_vae))
         figures = compare(completed, test, train, decode, config, device, seed)
 

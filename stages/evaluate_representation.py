@@ -23,9 +23,9 @@ def main() -> None:
     with open_stage("evaluate_representation") as stage:
         seed, device, params = stage.params.seed, stage.device(), stage.params.clips
         config, temperatures = params.representation, stage.params.drift.loss.temperatures
-        clips = open_clips(stage.dep("data/clips"))
+        quantizer = load_quantizer(stage.dep("models/quantizer"))
+        clips = open_clips(stage.dep("data/clips"), text=quantizer.text)
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
-        pooling = load_quantizer(stage.dep("models/quantizer")).encoder.pooling
         mae = load_latent_mae(stage.dep("models/latent_mae"))
         seed_global_stream(generator(seed, "untrained"))
         control = LatentMae(mae.channels, mae.width, mae.blocks)
@@ -35,6 +35,7 @@ def main() -> None:
         }
 
         draw = generator(seed, "sample")
+        pooling = quantizer.encoder.pooling
         sample, features = read_sample(clips, pseudo, pooling, encoders, config, draw, device)
         spaces = make_spaces(pseudo.embedding[sample.indices].numpy(), features, config.components)
         evaluations = {

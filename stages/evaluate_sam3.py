@@ -22,7 +22,7 @@ def main() -> None:
         config, seed, device = stage.params.sam3.evaluation, stage.params.seed, stage.device()
         precision = stage.params.hardware.precision
         prompted = open_prompted(stage.dep("data/sa1b"), cache_mib=stage.params.sam3.data.cache_mib)
-        pairs = prompted.pairs("val")
+        pairs = prompted.pairs(config.split)
         teacher = load_teacher(stage.dep("models/sam3_teacher"), device)
         encoded = open_cache(stage.dep("data/teacher_cache")).texts
         predictors = {models.TEACHER: Predictor(teacher, encoded, device, precision)}
@@ -38,13 +38,14 @@ def main() -> None:
         evaluator = models.Evaluator(prompted, predictors, config, device)
         evaluations = evaluator.evaluate(pairs, generator(seed, "strangers"))
         metrics = report.model_metrics(evaluations, config.bins)
-        rows = report.model_rows(metrics, predictors, len(pairs))
-        splits = report.split_rows(evaluations, prompted.labeled(pairs))
         student = evaluations[models.STUDENT]
-        calibration = reliability(*student.scored[:2], config.bins)
+        rows = report.model_rows(metrics, predictors, len(pairs))
         stage.write_table("plots/sam3_methods.csv", rows)
+        splits, kinds = report.group_rows(evaluations, [prompted.prompt(pair) for pair in pairs])
         stage.write_table("metrics/tables/sam3_splits.csv", splits)
-        stage.write_table("plots/sam3_calibration.csv", calibration.rows())
+        stage.write_table("metrics/tables/sam3_kinds.csv", kinds)
+        bins = reliability(*student.scored[:2], config.bins).rows()
+        stage.write_table("plots/sam3_calibration.csv", bins)
         stage.write_metrics(report.headline(metrics))
 
         folder = stage.out("plots/sam3_evaluation")

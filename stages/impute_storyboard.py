@@ -9,8 +9,8 @@ from safetensors.torch import save
 from braid.clips.codec.codec import decoder_of
 from braid.clips.preparation.storyboards import open_storyboard
 from braid.clips.shards.dataset import open_clips
+from braid.drifting.evaluation.clips import complete_storyboard
 from braid.drifting.evaluation.pictures import draw_clip
-from braid.drifting.evaluation.storyboard import complete_storyboard
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import load_refiner
 from braid.pseudo_classes.quantizer import load_quantizer
@@ -22,17 +22,17 @@ def main() -> None:
     with open_stage("impute_storyboard") as stage:
         (name,) = stage.item
         config, device = stage.params.drift.storyboards[name], stage.device()
-        clips = open_clips(stage.dep("data/clips"))
+        quantizer = load_quantizer(stage.dep("models/quantizer"))
+        clips = open_clips(stage.dep("data/clips"), text=quantizer.text)
         wan_vae = stage.optional_dep(stage.params.clips.wan_vae)
         own = (config.source, config.clip, config.keyframes, config.prompt)
         latents, text = open_storyboard(*own, clips, wan_vae)
         corruption = Corruption(latents.shape[2], stage.params.drift.corruption)
-        assign = load_quantizer(stage.dep("models/quantizer")).assign
         refiner = load_refiner(stage.dep("models/drift")).to(device)
         board, guidance = (latents, text, config.keyframes), config.alpha
-        shown, given, label = complete_storyboard(
-            *board, corruption, assign, refiner, guidance, stage.params.seed
-        )
+        models = corruption, quantizer.assign, refiner
+        more = guidance, stage.params.seed, quantizer.encoder.of_some
+        shown, given, label = complete_storyboard(*board, *models, *more)
 
         stage.out("data/storyboards").write_bytes(save({"latents": shown["refined"]}))
         pictures = stage.out("plots/storyboards")

@@ -32,7 +32,13 @@ def main() -> None:
         if config.faults == "fatal":
             scan.require_no_faults()
         metrics = write_manifest(
-            out, scan, codec=codec, layout=layout, fractions=fractions, checksums=config.checksums
+            out,
+            scan,
+            codec=codec,
+            layout=layout,
+            fractions=fractions,
+            checksums=config.checksums,
+            crop=config.crop,
         )
         stage.write_table("metrics/tables", [metrics])
         stage.write_metrics({name: metrics[name] for name in (*SPLITS, "faults")})

@@ -5,6 +5,7 @@ Writes data/sa1b: manifest.json, prompts.json, and the images if they are built 
 
 from braid.common.config import BUILT_IN
 from braid.segmentation.data.prompted import write_prompts
+from braid.segmentation.data.sa1b import SPLITS
 from braid.segmentation.preparation.built_in import write_built_in
 from braid.segmentation.preparation.prompts import all_phrases, prompt_rows, sample_prompts
 from braid.segmentation.preparation.scan import image_rows, scan, source_folder, write_manifest
@@ -22,7 +23,8 @@ def main() -> None:
             write_built_in(folder, config.shapes, size=size, seed=seed)
         else:
             folder = source_folder(config.data.source)
-        pairs = scan(folder, val=config.data.val, faults=config.data.faults)
+        data = config.data
+        pairs = scan(folder, val=data.val, test=data.test, faults=data.faults)
         write_manifest(out, pairs, image_size=size)
         phrases = all_phrases(config.prompts, stage.optional_dep(config.prompts.phrases_file))
         prompts = sample_prompts(pairs.sketches, config.prompts, seed, phrases)
@@ -31,8 +33,7 @@ def main() -> None:
         stage.write_table("metrics/tables/sa1b_prompts.csv", prompt_rows(prompts))
         stage.write_metrics(
             {
-                "train": len(pairs.sketches.indices("train")),
-                "val": len(pairs.sketches.indices("val")),
+                **{split: len(pairs.sketches.indices(split)) for split in SPLITS},
                 "prompts": sum(map(len, prompts)),
                 "faults": len(pairs.faults),
             }

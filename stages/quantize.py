@@ -30,7 +30,7 @@ def main() -> None:
         seed, K = stage.params.seed, stage.params.drift.K
         conditions, config = stage.params.clips.conditions, stage.params.clips.quantizer
         stage.device()  # for threads and determinism: K-means is on the CPU
-        clips = open_clips(stage.dep("data/clips"))
+        clips = open_clips(stage.dep("data/clips"), text=conditions.text)
         splits = {name: clips.indices(name) for name in SPLITS}
         train = splits["train"]
 

@@ -8,7 +8,7 @@ from braid.clips.shards.dataset import open_clips
 from braid.common.io import read_json
 from braid.drifting.training.clips import BestOnValidation, ClipSplit, clip_objective, curves
 from braid.drifting.video.corruption import Corruption
-from braid.drifting.video.refiner import Refiner, save_refiner
+from braid.drifting.video.refiner import save_refiner
 from braid.pseudo_classes.quantizer import load_pseudo_classes
 from braid.stage.card import Pace, clips_data, write_card
 from braid.stage.context import open_stage
@@ -21,15 +21,18 @@ def main() -> None:
         config, pace, run = stage.params.drift, Pace(), stage.training()
         settings = config.refiners[stage.item[0]]
         folders = stage.optional_dep(settings.encoder), stage.optional_dep(settings.start)
-        clips = open_clips(stage.dep("data/clips"), cache_mib=stage.params.clips.cache_mib)
+        cache, text = stage.params.clips.cache_mib, stage.params.clips.conditions.text
+        clips = open_clips(stage.dep("data/clips"), cache_mib=cache, text=text)
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
-        training, validation = (ClipSplit.of(clips, pseudo.labels, s) for s in ("train", "val"))
+        training, validation = (ClipSplit.of(clips, pseudo, s) for s in ("train", "val"))
         corruption = Corruption(clips.shape[1], config.corruption)
-        refiner = Refiner(clips.shape[0], pseudo.classes, corruption.levels + 1, config.refiner)
+        refiner = training.fresh_refiner(
+            pseudo.classes, corruption, config.refiner, settings.target
+        )
         decode = decoder_of(clips, stage.optional_dep(stage.params.clips.wan_vae))
         parts = settings, config.batches, config.loss, refiner, corruption, training
         objective = clip_objective(*parts, *folders, decode, run)
-        best = BestOnValidation(validation, corruption, settings, run)
+        best = BestOnValidation(validation, corruption, settings, run, config.refiner.beside)
         result = train(
             objective,
             config.optimizer,
@@ -39,18 +42,18 @@ def main() -> None:
             outer_layers=[f"refiner.{layer}" for layer in refiner.outer_layers],
             stateful={"best": best, **objective.stateful()},
             hooks={"validation": best, "pace": pace},
+            shard=refiner.parts if settings.shard else (),
         )
         save_refiner(stage.out("models/drift"), best.restored(refiner))
         samples = objective.clips_per_step * config.optimizer.accumulate * run.process.world_size
         stage.runtime["clips_per_second"] = pace.per_second(samples)
-
         for folder, rows in curves(result).items():
             stage.write_table(f"plots/{folder}", rows, ["step"])
         stage.write_table("metrics/tables", best.rows(objective))
         results, (_, reason) = best.metrics(), best.status()
         stage.write_metrics(results)
         manifest = read_json(stage.dep("data/clips") / "manifest.json")
-        source, model = stage.params.clips.source, objective.card(samples)
+        model, source = objective.card(samples), stage.params.clips.source
         data = clips_data(source, manifest, train=len(training), val=len(validation))
         write_card(stage, run.device, data=data, model=model, results=results, reason=reason)
 

@@ -8,14 +8,17 @@ import subprocess
 import tomllib
 from fnmatch import fnmatchcase
 from functools import reduce
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from dvc.cli import parse_args
 
 from benchmarks.rerun_cost import moves
 from braid.stage.dag import declarations
 from braid.stage.params import load_yaml
+from recipes.overrides import command as overridden
 
 ROOT = Path(__file__).parents[1]
 
@@ -110,13 +113,18 @@ def shown(page: Path) -> str:
     return COMMENT.sub("", page.read_text())
 
 
+TOOLS = "dvc|make|python|git|pip|docker|source"
+COMMAND = re.compile(rf"(?:[A-Z]+=(?:'[^']*'|\S+) )*(?:{TOOLS}) ")
+
+
 def commands(page: Path) -> list[list[str]]:
-    """The `dvc` and `make` commands of a page, split into words; ellipses are left out."""
-    blocks = re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL)
-    inline = re.findall(r"`((?:dvc|make) [^`]+)`", shown(page))
-    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()] + inline
-    ours = [line for line in lines if line.startswith(("dvc ", "make ")) and "…" not in line]
-    return [shlex.split(line, comments=True) for line in ours]
+    """The commands of a page, split into words; ellipses and what they print are left out."""
+    blocks = re.findall(r"```(?:console|sh|bash)\n(.*?)```", shown(page), re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    lines += [line.replace("\n", " ") for line in re.findall(r"`([^`]+)`", shown(page))]
+    ours = [line.removeprefix("$ ") for line in lines if COMMAND.match(line.removeprefix("$ "))]
+    whole = [line for line in ours if not re.search("[…<]", line)]
+    return [shlex.split(part, comments=True) for line in whole for part in line.split("&&")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -141,6 +149,8 @@ def test_commands_of_a_page_name_stages_params_and_targets_that_exist(page: Path
     params = load_yaml(ROOT / "params.yaml")
     added = {"impute_storyboard@mine"}
     for words in commands(page):
+        if words[0] not in ("make", "dvc"):
+            continue
         if words[0] == "make":
             assert {w for w in words[1:2] if "=" not in w} <= goals, words
         named = [w for w in words if re.match(r"[a-z]+_[a-z0-9_]+(@[\w-]+)?$", w)]
@@ -149,6 +159,28 @@ def test_commands_of_a_page_name_stages_params_and_targets_that_exist(page: Path
             key = word.split("=")[0]
             if before == "-S" and not key.startswith("+"):
                 assert reduce(lambda scope, part: scope[part], key.split("."), params) is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_a_page_are_such_that_their_tools_take_them(page: Path) -> None:
+    """With all their options and params; `tests/stages` runs those of the front page."""
+    for words in commands(page):
+        while re.match(r"[A-Z]+=", words[0]):
+            words = words[1:]
+        tool, *arguments = words
+        if words in (["make", "exp"], ["dvc", "metrics"]):
+            continue  # a tool that is named
+        if words[:2] == ["make", "exp"]:
+            variables = dict(word.split("=", 1) for word in arguments[1:])
+            overridden(ROOT, variables["RECIPE"], shlex.split(variables.get("ARGS", "")))
+        elif words[:3] == ["dvc", "exp", "run"]:
+            overridden(ROOT, "ga_ablate", arguments[2:])  # which changes nothing by itself
+        elif tool == "dvc" and arguments[0] != "--wait-for-lock":
+            parse_args(arguments)
+        elif words[:2] == ["python", "-m"]:
+            assert (spec := find_spec(words[2])) is not None, words
+            assert spec.origin is not None
+            assert Path(spec.origin).is_relative_to(ROOT)
 
 
 def test_messages_that_are_explained_are_those_of_the_code() -> None:

@@ -80,6 +80,24 @@ TINY: dict[str, Any] = {
     "drift.evaluation.strips": 1,
     "drift.storyboards.held_out.clip": 0,
     "drift.storyboards.held_out.keyframes": [0, 2, 4],
+    "drift.keyframes.network.patch": 2,
+    "drift.keyframes.network.noise": 4,
+    "drift.keyframes.network.dim": 12,
+    "drift.keyframes.network.depth": 1,
+    "drift.keyframes.network.heads": 2,
+    **{
+        f"drift.keyframes.trainings.{name}.{key}": value
+        for name in ("paired", "drift")
+        for key, value in (
+            ("steps", 8),
+            ("validate_every", 4),
+            ("batches.classes", 2),
+            ("batches.generated", 3),
+            ("batches.positives", 3),
+            ("batches.unconditional", 2),
+        )
+    },
+    "drift.text_to_clip.strips": 1,
     "image_mae.width": 8,
     "image_mae.blocks": [1, 1],
     "image_mae.steps": 12,
@@ -125,7 +143,8 @@ TINY: dict[str, Any] = {
     "maze_drift.evaluation.samples": 3,
     "maze_drift.evaluation.components": 4,
     "maze_drift.evaluation.pictures": 2,
-    "sam3.data.val": 8,
+    "sam3.data.val": 4,
+    "sam3.data.test": 6,
     "sam3.data.image_size": 56,
     "sam3.data.cache_mib": 8,
     "sam3.shapes.scenes": 40,

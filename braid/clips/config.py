@@ -19,10 +19,14 @@ class DigitsConfig(Config):
     latent_size: Annotated[int, Field(ge=4)]  # of 8 pixels a side
 
 
+TextSource = Literal["shards", "wordllama"]
+
+
 class PoolingConfig(Config):
     """How a clip becomes one vector a block; the part of the conditions that a quantizer keeps."""
 
     mode: Literal["text", "keyframes", "joint"]
+    text: TextSource  # of the embeddings; wordllama: an extra of pyproject.toml, of the prompts
     keyframes: Annotated[int, Field(ge=2)]  # evenly spread, both ends among them
     grid: Count  # keyframe latents are pooled to grid x grid
 
@@ -64,6 +68,9 @@ class ClipsConfig(Config):
     faults: Literal["skip", "fatal"]  # what a broken file or a NaN latent does
     verify: Literal["first", "all"]  # shards whose every clip is read once and checked
     checksums: Literal["none", "first", "all"]  # shards that get a SHA-256 in the manifest
+    crop: tuple[Count, Count, Count] | None = Field(
+        strict=False
+    )  # kept: frames, rows, columns; null: all
     val_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     cache_mib: Whole  # RAM for latents once read; 0: read from the shards each time

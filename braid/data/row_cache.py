@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ class RowCache:
         self._kept = torch.empty(min(count, capacity // size), *shape, dtype=dtype)
         self._slots = np.full(count, -1)  # where a row is kept; -1: nowhere
         self._used = 0
+        self._lock = Lock()
 
     def get(
         self,
@@ -30,6 +32,10 @@ class RowCache:
         read: Callable[[Rows], Tensor],  # different rows [b] to [b, ...]
     ) -> Tensor:
         """The rows in their order, [B, ...] as they are stored; what is not kept is read."""
+        with self._lock:
+            return self._get(rows, read)
+
+    def _get(self, rows: Rows, read: Callable[[Rows], Tensor]) -> Tensor:
         slots = self._slots[rows]
         kept, absent = np.flatnonzero(slots >= 0), np.flatnonzero(slots < 0)
         if not len(absent):

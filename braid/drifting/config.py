@@ -154,6 +154,7 @@ class BatchesConfig(Config):
     negatives: Whole  # generated earlier, a class, from its memory bank
     unconditional: Count  # real clips of any class
     bank: Count  # clips kept a class
+    bank_holds: Literal["latents", "positions"] = "latents"  # positions: read again when drawn
     bank_unconditional: Whole  # newest clips that those of any class come from; 0: all there are
     alpha_max: Annotated[float, Field(ge=1)]  # guidance is drawn from [1, alpha_max]
     alpha_power: NonNegative  # density ~ alpha^-power
@@ -195,9 +196,27 @@ class DriftBatchesConfig(BatchesConfig):
     generated: Generated
 
 
-class RefinerConfig(Config):
-    """The one-step space-time transformer."""
+class WanConfig(Config):
+    """The backbone `wan`, diffusers' WanTransformer3DModel, beside the sizes of a refiner."""
 
+    base: str  # folder of its weights, transformer/ of a Diffusers checkpoint; none: fresh ones
+    widening: Positive  # of the feed-forward layers, times dim; of fresh weights
+    sigmas: tuple[Positive, ...] = Field(strict=False, min_length=1)  # of x = z - sigma v, by level
+    mask_padding: bool  # no token attends to zero rows after a text; Wan's own training had them
+    attention: Literal["full", "sparse_linear"]  # of tokens to one another
+    density: Annotated[float, Field(gt=0, le=1)]  # sparse_linear: key blocks attended to exactly
+    block: Count  # sparse_linear: tokens a block
+    rank: Whole  # of the low-rank adapters that learn in place of the base; 0: all weights learn
+    adapter_scale: Positive  # lora_alpha of peft: adapters count by it over their rank
+    targets: Distinct[str] = Field(min_length=1)  # layers with an adapter, by the end of their name
+    frozen: Literal["float32", "bfloat16"]  # how weights are kept that do not learn
+    recompute: bool  # gradient checkpointing: less memory, a second forward pass
+
+
+class RefinerConfig(Config):
+    """The one-step network: the space-time transformer of this repository, or Wan's."""
+
+    backbone: Literal["transformer", "wan"]
     patch: Count  # latent pixels a side of a token
     dim: Count
     depth: Count
@@ -205,6 +224,19 @@ class RefinerConfig(Config):
     clamp: bool  # given keyframes are kept bit for bit
     detail: Whole  # pixels a side of a latent cell of the pictures that are moved; 0: none are
     moments: Count  # pictures of a latent frame, each moved by its own; divides its video frames
+    beside: Literal[
+        "none", "text", "embedding"
+    ]  # the class: rows of the text; h of text and frames
+    wan: WanConfig  # of the backbone wan alone
+
+    @model_validator(mode="after")
+    def _adapters_learn_beside_a_base(self) -> RefinerConfig:
+        if self.wan.rank and self.wan.base == "none":
+            raise ValueError("wan.rank is positive, expected a folder as wan.base")
+        return self
+
+
+Target = Literal["clip", "finer"]  # of level s: the clip, in one step; or level s - 1, and so on
 
 
 class RefinerTrainingConfig(Config):
@@ -213,11 +245,17 @@ class RefinerTrainingConfig(Config):
     start: str  # folder of a refiner whose weights it begins with, models/drift/paired; none: fresh
     encoder: str  # folder of the latent MAE where features of it have a weight; else none
     objective: Literal["drift", "paired"]
+    target: Target
     generated: Generated  # regression makes more of many small steps, drifting of large classes
     steps: Steps
     lr_scale: Positive  # times optimizer.lr
     validate_every: Count  # steps between evaluations on the validation split
+    validation_clips: Count  # at most
+    chunk: Whole  # clips through the networks at once, which are run again for gradients; 0: all
+    recompute_blocks: bool  # keep what goes into each block alone, and run it again for gradients
+    read_ahead: bool  # the next step's clips, in a thread
     compile: bool  # torch.compile the network: pays on long runs of one shape, needs a compiler
+    shard: bool  # split its weights over processes (FSDP2), where a copy in each (DDP) is too large
     features: DriftFeaturesConfig | None = None  # of drifting, which has no other params of its own
 
     @model_validator(mode="after")
@@ -236,6 +274,60 @@ class RefinerTrainingConfig(Config):
                 f"encoder is {self.encoder}, expected {wanted}: features.encoder_weight is {weight}"
             )
         return self
+
+
+class KeyframeNetworkConfig(Config):
+    """Regression from prompts to keyframes, and the one-step transformer that corrects it."""
+
+    clips: Count  # that the regression is fitted to, at most: it keeps their keyframes
+    bandwidth: Positive  # of its kernel; prompts have unit length
+    ridge: Positive
+    noise: Count  # normal numbers beside a prompt
+
+    patch: Count  # latent pixels a side of a token
+    dim: Count
+    depth: Count
+    heads: Count
+
+
+class KeyframeTrainingConfig(Config):
+    """How one network of keyframes is trained."""
+
+    start: str  # folder of a network whose weights it begins with, models/keyframes/paired; none
+    objective: Literal["drift", "paired"]
+    sigma: NonNegative  # of the noise beside prompts; the mean, regression, has no use for it
+    steps: Steps
+    lr_scale: Positive  # times optimizer.lr
+    validate_every: Count  # steps between evaluations on the validation split
+    batches: DriftBatchesConfig
+    features: Distinct[Literal["tokens", "columns", "clip"]]  # of the drift
+
+    @model_validator(mode="after")
+    def _only_drifting_has_features(self) -> KeyframeTrainingConfig:
+        if (self.objective == "drift") != bool(self.features):
+            wanted = "some features" if self.objective == "drift" else "no features"
+            raise ValueError(f"objective is {self.objective}, expected {wanted} beside it")
+        return self
+
+
+class PromptedKeyframesConfig(Config):
+    """Phase 1: keyframes from a prompt, those of the corruption's coarsest level."""
+
+    network: KeyframeNetworkConfig
+    prompt_weight: NonNegative  # of prompts in the drift's features, beside latents
+    trainings: Named[KeyframeTrainingConfig]
+    optimizer: OptimizerConfig
+
+
+class TextToClipConfig(Config):
+    """How clips are made from prompts alone, and evaluated."""
+
+    keyframes: str  # of `drift.keyframes.trainings`: phase 1
+    paired: str  # the regression beside it
+    prompts: str  # a .txt of one a line, or a .safetensors of embeddings; none: held-out clips' own
+    test_clips: Count  # whose prompts are asked for, at most
+    alpha: Annotated[float, Field(ge=1)]  # guidance of phase 1
+    strips: Count  # clips that are pictured, the first of each motion; and as many of the worst
 
 
 class DriftEvaluationConfig(Config):
@@ -280,6 +372,16 @@ class DriftConfig(Config):
     optimizer: OptimizerConfig
     evaluation: DriftEvaluationConfig
     storyboards: dict[Name, StoryboardConfig]
+    keyframes: PromptedKeyframesConfig
+    text_to_clip: TextToClipConfig
+
+    @model_validator(mode="after")
+    def _what_makes_keyframes_is_trained(self) -> DriftConfig:
+        for field in ("keyframes", "paired"):
+            if (name := getattr(self.text_to_clip, field)) not in self.keyframes.trainings:
+                known = ", ".join(self.keyframes.trainings)
+                raise ValueError(f"text_to_clip.{field} is {name}, expected a training: {known}")
+        return self
 
     @model_validator(mode="after")
     def _what_is_evaluated_is_trained(self) -> DriftConfig:
@@ -287,6 +389,28 @@ class DriftConfig(Config):
             if (name := getattr(self.evaluation, field)) not in self.refiners:
                 known = ", ".join(self.refiners)
                 raise ValueError(f"evaluation.{field} is {name}, expected a refiner: {known}")
+        if self.refiners[name].target != "clip":  # the last of them: cold diffusion runs it
+            raise ValueError(f"evaluation.paired is {name}, expected one whose target is clip")
+        return self
+
+    @model_validator(mode="after")
+    def _banked_negatives_are_clips(self) -> DriftConfig:
+        for name, settings in self.refiners.items():
+            levels = settings.target == "finer" and settings.objective == "drift"
+            if levels and self.batches.negatives:
+                raise ValueError(
+                    f"batches.negatives is {self.batches.negatives}, expected 0: "
+                    f"refiners.{name}.target is finer, and steps differ in their level"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _each_level_has_a_sigma(self) -> DriftConfig:
+        sigmas, levels = self.refiner.wan.sigmas, self.corruption.levels
+        if self.refiner.backbone == "wan" and len(sigmas) != levels:
+            raise ValueError(
+                f"refiner.wan.sigmas are {list(sigmas)}, expected {levels}: corruption.levels"
+            )
         return self
 
 

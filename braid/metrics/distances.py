@@ -2,6 +2,7 @@
 
     frechet_distance   Heusel et al. 2017, equation 6: of two Gaussians fitted to the sets
     energy_distance    Szekely and Rizzo 2013: zero only where the distributions are equal
+    energy_score       Gneiting and Raftery 2007: of samples given conditions, least where right
     manifold           precision and recall (Kynkaanniemi et al. 2019), density and coverage
                        (Naeem et al. 2020): balls around samples that reach their k-th neighbor
     variance_ratio     variance within classes over that of real samples: 0 means one a class
@@ -61,6 +62,17 @@ def energy_distance(
     """
     between = _mean_of_others(real, generated) if matched else cdist(real, generated).mean()
     return float(2 * between - sum(_mean_of_others(points, points) for points in (real, generated)))
+
+
+def energy_score(
+    samples: Tensor,  # [S, n, ...] of each of n conditions
+    truth: Tensor,  # [n, ...]
+) -> float:
+    """E|x - y| - E|x - x'| / 2 over pairs of different samples, the mean over conditions."""
+    count = len(samples)
+    error = (samples - truth).flatten(2).norm(dim=2).mean()
+    apart = (samples[:, None] - samples[None]).flatten(3).norm(dim=3).sum((0, 1)).mean()
+    return float(error - apart / (2 * count * (count - 1)))
 
 
 def _mean_of_others(first: Points, second: Points) -> float:

@@ -26,15 +26,16 @@ from scipy.linalg import eigh
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
-from braid.clips.config import ConditionsConfig, PoolingConfig
+from braid.clips.config import ConditionsConfig, PoolingConfig, TextSource
 from braid.clustering.kmeans import KMeans, nearest
 from braid.common.io import write_json
 from braid.common.progress import progress
 from braid.data.splits import SPLITS
 
 # ---- The condition embedding h = g(text, keyframes) that is quantized ---------------------------
-# The text is the mean of its embedding's rows without the zero rows of the padding; a mean over
-# the padding would mix the prompt's length into the class. The keyframes are latent frames spread
+# The text is the mean of its embedding's rows (the shards' own, or one a token of the prompt from a
+# table, words.py) without the zero rows of the padding; a mean over the padding would mix the
+# prompt's length into the class. The keyframes are latent frames spread
 # evenly over the clip, both ends among them, each channel average-pooled to grid x grid cells.
 #
 # Each block b is centered and whitened by PCA, with the kept variances shrunk towards their mean
@@ -325,6 +326,11 @@ class Quantizer:
         counts = torch.bincount(clusters.labels, minlength=len(clusters.centroids))
         merged = merge_small_classes(clusters.centroids, counts, min_count)
         return cls(encoder, clusters.centroids, merged)
+
+    @property
+    def text(self) -> TextSource:
+        """Whose text embeddings it was fitted to."""
+        return self.encoder.pooling.config.text
 
     @property
     def classes(self) -> int:

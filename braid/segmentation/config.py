@@ -28,6 +28,7 @@ class DataConfig(Config):
     source: str  # a folder of sa_<id>.jpg and sa_<id>.json; built_in: drawn shapes and photos
     faults: Literal["skip", "fatal"]  # what a missing or broken file does
     val: Annotated[int, Field(ge=2)]  # images, those with the largest ids; chance needs another
+    test: Annotated[int, Field(ge=2)]  # images, those with the largest ids below them
     image_size: Annotated[int, Field(gt=0, multiple_of=14)]  # pixels a side, squashed to a square
     cache_mib: Whole  # RAM for resized images; 0: decoded each time
 
@@ -40,6 +41,7 @@ class ShapesConfig(Config):
     most_shapes: Count  # in a scene
 
 
+Kind = Literal["generic", "category", "box", "caption", "phrase"]
 NegativeFraction = Annotated[float, Field(ge=0, lt=1)]
 Phrase = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
@@ -55,13 +57,11 @@ class NegativesConfig(Config):
 class PromptsConfig(Config):
     """Which prompts an image has."""
 
-    kinds: Distinct[Literal["generic", "category", "box", "caption", "phrase"]] = Field(
-        min_length=1
-    )
+    kinds: Annotated[tuple[Kind, ...], Field(strict=False, min_length=1)]  # in a round of turns
     generic: Annotated[str, Field(min_length=1)]  # the text of a generic prompt
     phrases: Distinct[Phrase]  # of kind phrase, there or not
     phrases_file: str  # more of them, a line each; none: no more
-    per_image: Count  # prompts, at most; the kinds take turns
+    per_image: Count  # prompts, at most; a kind that is named twice has two turns a round
     negative_fraction: NegativesConfig
     # phrases: no student is shown the ground truth of prompts that mention one
     withheld: Distinct[str]
@@ -194,6 +194,7 @@ class EvaluationConfig(Config):
 
     student: str  # of `students`
     truth_only: str  # of `students`: the control
+    split: Literal["val", "test"]  # val: while settings are chosen
     images: Annotated[int, Field(ge=2)]  # a batch, with all their prompts; chance needs another
     mask_size: Count  # pixels a side at which masks are compared
     score: Fraction  # a query above it counts as detected
@@ -229,9 +230,10 @@ class Sam3Config(Config):
     @model_validator(mode="after")
     def _images_are_left_to_train_on(self) -> Sam3Config:
         images = self.shapes.scenes + self.shapes.photos
-        if self.data.source == BUILT_IN and self.data.val >= images:
+        held_out = self.data.val + self.data.test
+        if self.data.source == BUILT_IN and held_out >= images:
             raise ValueError(
-                f"data.val is {self.data.val}, expected less than the {images} built-in images "
-                "(shapes.scenes + shapes.photos)"
+                f"data.val and data.test are {held_out} together, expected less than the {images} "
+                "built-in images (shapes.scenes + shapes.photos)"
             )
         return self

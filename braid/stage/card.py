@@ -12,17 +12,15 @@ The card is the stage's out below metrics/runtime/cards.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from braid.stage.context import Stage
+from braid.stage.context import Stage, git
 
 
 class Pace:
@@ -102,13 +100,13 @@ def header(address: str) -> dict[str, Any]:
     The experiment is DVC's name for it (`dvc exp run` sets it), else the commit; of files changed
     since, the commit says `changed`.
     """
-    commit = _git("rev-parse", "--short=12", "HEAD")
-    changed = ", changed" if _git("status", "--porcelain", "--untracked-files=no") else ""
+    commit = git("rev-parse", "--short=12", "HEAD")
+    changed = ", changed" if git("status", "--porcelain", "--untracked-files=no") else ""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "stage": address,
         "experiment": os.environ.get("DVC_EXP_NAME") or commit,
-        "branch": _git("rev-parse", "--abbrev-ref", "HEAD"),
+        "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
         "commit": commit and commit + changed,
         "command": " ".join(["python -m", f"stages.{address.split('@')[0]}", *sys.argv[1:]]),
     }
@@ -125,13 +123,6 @@ def _hardware(device: torch.device) -> dict[str, Any]:
         "peak_device_mib": round(torch.cuda.max_memory_allocated(device) / 2**20, 1),
         "processes": processes,
     }
-
-
-def _git(*arguments: str) -> str | None:
-    """What git says about the working tree; None outside of one."""
-    command = ["git", "--no-optional-locks", "-C", str(Path.cwd()), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

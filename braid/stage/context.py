@@ -130,7 +130,7 @@ class Stage:
         return {
             "seconds": round(time.perf_counter() - self._started, 2),
             "peak_rss_mib": round(peak_rss_mib(), 1),
-            "commit": _commit(self._root),
+            "commit": git("rev-parse", "--short=12", "HEAD"),
             **self.runtime,
         }
 
@@ -390,8 +390,8 @@ def _counted(path: Path, root: Path, ignored: GitIgnoreSpec) -> Iterable[Path]:
     return [file for file in files if not ignored.match_file(file.relative_to(root).as_posix())]
 
 
-def _commit(root: Path) -> str | None:
-    """The checked-out commit; None outside of git."""
-    command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
+def git(*arguments: str) -> str | None:
+    """What git says about the repository that the stage runs in; None outside of one."""
+    command = ["git", "--no-optional-locks", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() or None

@@ -72,119 +72,6 @@ MODELS = {
     "sam3": "braid.segmentation.config.Sam3Config",
 }
 
-# Old keys and what they are called now; the longest of them that a key starts with counts.
-RENAMED = {
-    "cadence": "training",
-    "scenes": "radiance.scenes",
-    "bricks": "radiance.bricks",
-    "teacher": "radiance.teacher",
-    "teacher.lr_colour": "radiance.teacher.lr_color",
-    "renders": "radiance.renders",
-    "features": "radiance.features",
-    "features.val_share": "radiance.features.val_fraction",
-    "feature_vae": "radiance.vae",
-    "feature_vae.optimizer": "radiance.vae.optimizer.name",
-    "feature_vae.lr": "radiance.vae.optimizer.lr",
-    "student": "radiance.student",
-    "rays": "radiance.rays",
-    "response_loss": "radiance.loss",
-    "response_loss.colour": "radiance.loss.color",
-    "optimisation": "radiance.optimizer",
-    "response": "radiance.response",
-    "response.field_share": "radiance.response.field_fraction",
-    "distill": "radiance.distill",
-    "distill.projector_hidden": "radiance.distill.head_batches",
-    "distill.projector_depth": "radiance.distill.head_batches",
-    "radiance.distill.projector_hidden": "radiance.distill.head_batches",
-    "radiance.distill.projector_depth": "radiance.distill.head_batches",
-    "variants": "radiance.variants",
-    "students": "radiance.students",
-    "evaluation": "radiance.evaluation",
-    "clips.val_share": "clips.val_fraction",
-    "clips.test_share": "clips.test_fraction",
-    "digits": "clips.digits",
-    "decoding": "clips",
-    "conditions": "clips.conditions",
-    "quantizer": "clips.quantizer",
-    "representation": "clips.representation",
-    "representation.neighbours": "clips.representation.neighbors",
-    "latent_mae.head_share": "latent_mae.head_fraction",
-    "masking": "latent_mae.masking",
-    "latent_mae_optimisation": "latent_mae.optimizer",
-    "latent_mae_optimisation.optimizer": "latent_mae.optimizer.name",
-    "corruption": "drift.corruption",
-    "drift.temperatures": "drift.loss.temperatures",
-    "drift.attraction": "drift.loss.attraction",
-    "drift.floor": "drift.loss.floor",
-    "drift.self_mask": "drift.loss.self_mask",
-    "drift.weighting": "drift.loss.weighting",
-    "drift.reduction": "drift.loss.reduction",
-    "drift.scale_scope": "drift.loss.scale_scope",
-    "drift_features": "drift.refiners.drift.features",
-    "drift.features": "drift.refiners.drift.features",
-    "drift_batches": "drift.batches",
-    "drift_batches.generated": "drift.refiners.drift.generated",
-    "drift.batches.generated": "drift.refiners.drift.generated",
-    "drift_batches.queue": "drift.batches.bank",
-    "drift_batches.queue_unconditional": "drift.batches.bank_unconditional",
-    "refiner": "drift.refiner",
-    "refiners": "drift.refiners",
-    "refiner_optimisation": "drift.optimizer",
-    "refiner_optimisation.optimizer": "drift.optimizer.name",
-    "drift_evaluation": "drift.evaluation",
-    "storyboards": "drift.storyboards",
-    "images.fake_images": "images.noise_images",
-    "images.val_share": "images.val_fraction",
-    "images.test_share": "images.test_fraction",
-    "image_mae.head_share": "image_mae.head_fraction",
-    "image_mae_optimisation": "image_mae.optimizer",
-    "image_mae_optimisation.optimizer": "image_mae.optimizer.name",
-    "image_drift.temperatures": "image_drift.loss.temperatures",
-    "image_drift.attraction": "image_drift.loss.attraction",
-    "image_drift.floor": "image_drift.loss.floor",
-    "image_drift.self_mask": "image_drift.loss.self_mask",
-    "image_drift.weighting": "image_drift.loss.weighting",
-    "image_drift.reduction": "image_drift.loss.reduction",
-    "image_drift.scale_scope": "image_drift.loss.scale_scope",
-    "image_corruption": "image_drift.corruption",
-    "image_corruption.known": "image_drift.corruption.given",
-    "image_features": "image_drift.features",
-    "image_batches": "image_drift.batches",
-    "image_batches.queue": "image_drift.batches.bank",
-    "image_batches.queue_unconditional": "image_drift.batches.bank_unconditional",
-    "image_refiner": "image_drift.refiner",
-    "image_refiner.compile": "image_drift.training.compile",
-    "image_refiner_optimisation": "image_drift.optimizer",
-    "image_refiner_optimisation.optimizer": "image_drift.optimizer.name",
-    "image_training": "image_drift.training",
-    "image_evaluation": "image_drift.evaluation",
-    "image_evaluation.neighbours": "image_drift.evaluation.neighbors",
-    "sa1b": "sam3.data",
-    "shapes": "sam3.shapes",
-    "prompts": "sam3.prompts",
-    "prompts.negative_share": "sam3.prompts.negative_fraction.category",
-    "sam3_teacher": "sam3.teacher",
-    "sam3_teacher_optimisation": "sam3.teacher.optimizer",
-    "sam3_teacher_optimisation.optimizer": "sam3.teacher.optimizer.name",
-    "sam3_cache": "sam3.cache",
-    "sam3_student": "sam3.student",
-    "sam3_matching": "sam3.matching",
-    "sam3_losses": "sam3.losses",
-    "sam3_phases": "sam3.phases",
-    "sam3_distill": "sam3.distill",
-    **{
-        f"{phase}.{name}": f"{phase}.optimizer.{name}"
-        for phase in ("sam3.phases.features", "sam3.phases.outputs")
-        for name in ("lr", "warmup")
-    },
-    **{
-        f"sam3.distill.{name}": f"sam3.phases.features.optimizer.{name}"
-        for name in ("accumulate", "weight_decay", "clip_norm", "ema_decay")
-    },  # and of every other phase
-    "sam3_students": "sam3.students",
-    "sam3_evaluation": "sam3.evaluation",
-}
-
 
 class UndeclaredParam(RuntimeError):
     """A stage reads a param that dvc.yaml does not declare for it."""
@@ -282,8 +169,14 @@ def check_params(values: Mapping[str, Any], source: str) -> Params:
 
 def renamed(key: str) -> str | None:
     """What an old dotted key is called now; None for one that never was."""
-    old = max((old for old in RENAMED if f"{key}.".startswith(f"{old}.")), key=len, default=None)
-    return None if old is None else RENAMED[old] + key[len(old) :]
+    table = _renamed()
+    old = max((old for old in table if f"{key}.".startswith(f"{old}.")), key=len, default=None)
+    return None if old is None else table[old] + key[len(old) :]
+
+
+@cache
+def _renamed() -> dict[str, str]:
+    return load_yaml(Path(__file__).with_name("renamed.yaml"))
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's generators take

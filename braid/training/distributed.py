@@ -1,13 +1,19 @@
-"""One process or many: what a launcher set, the process group, statistics of the whole batch."""
+"""One process or many: what a launcher set, the process group, statistics of the whole batch.
+
+A model is copied into each process (DDP), or, where a copy is too large, split over them (FSDP2).
+"""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 @dataclass(frozen=True)
@@ -100,3 +106,46 @@ def _summed(values: Tensor) -> Tensor:
     total = values.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total
+
+
+# ---- Weights, their gradients and an optimizer's state, split over processes ---------------------
+
+
+@contextmanager
+def sharded(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within, each process holds its part of these modules' parameters; inner modules come first.
+
+    A forward or backward pass gathers one module's at a time, and gradients are averaged, as DDP
+    does. Afterwards each process has all of them. A process alone has them anyway.
+    """
+    modules = modules if dist.is_initialized() else ()
+    for module in modules:
+        fully_shard(module, reshard_after_forward=True)
+    yield
+    for module in modules:
+        if isinstance(module, FSDPModule):
+            module.unshard()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether a part of it is."""
+    return any(isinstance(part, FSDPModule) for part in module.modules())
+
+
+def whole(values: Any) -> Any:
+    """Nested values with what is split put together on the CPU; all processes must call it."""
+    if isinstance(values, DTensor):
+        return values.full_tensor().cpu()
+    if isinstance(values, Mapping):
+        return {name: whole(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [whole(value) for value in values]
+    return values
+
+
+def split_like(values: Tensor, parameter: Tensor) -> Tensor:
+    """Whole values as the parameter is: split if it is; all processes must call it."""
+    if isinstance(parameter, DTensor) and values.shape == parameter.shape:
+        values = values.to(parameter.device)
+        return distribute_tensor(values, parameter.device_mesh, parameter.placements)
+    return values

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from braid.training.distributed import split_like
 from braid.training.optimizers import trainable
 
 
@@ -54,4 +55,4 @@ class Ema:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict` gave."""
         for name, average in self.average.items():
-            average.copy_(state[name])
+            average.copy_(split_like(state[name], average))

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from braid.training.distributed import split_like
+
 # ---- Learning-rate schedules: from a step, counted from 0, to a multiplier of the base rate ----
 
 Schedule = Callable[[int], float]
@@ -66,9 +68,14 @@ class Optimizer:
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Take over what `state_dict` gave, of weights that are split over processes the whole."""
         for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+            weights = [each for group in part.param_groups for each in group["params"]]
+            of_weights = {
+                index: {key: split_like(value, weights[index]) for key, value in values.items()}
+                for index, values in state[name]["state"].items()
+            }
+            part.load_state_dict({**state[name], "state": of_weights})
 
 
 def adamw(

@@ -19,7 +19,7 @@ from braid.training import checkpoint as checkpoints
 from braid.training import distributed
 from braid.training.config import OptimizerConfig
 from braid.training.device import autocast
-from braid.training.distributed import ALONE, Process, joined
+from braid.training.distributed import ALONE, Process, joined, split_like
 from braid.training.ema import Ema
 from braid.training.optimizers import Optimizer, Schedule, adamw, muon, trainable, warmup_cosine
 
@@ -31,7 +31,7 @@ HALF_SCALE = 1024.0  # of losses in float16, whose small gradients would be roun
 
 def parallel(objective: nn.Module, process: Process) -> nn.Module:
     """The objective as one replica of many; it may leave parameters unused in some steps."""
-    if process.world_size == 1:
+    if process.world_size == 1 or distributed.is_sharded(objective):
         return objective
     return DistributedDataParallel(objective, find_unused_parameters=True)
 
@@ -42,6 +42,8 @@ def accumulate(
     draws: Sequence[torch.Generator],
     precision: str,
     split_over: Sequence[nn.Parameter],
+    ahead: Callable[[torch.Generator | None], None] | None = None,  # is told each next draw
+    following: torch.Generator | None = None,  # the first of the next step
 ) -> tuple[dict[str, Tensor], PerTerm]:
     """Backpropagate the mean over the draws; replicas exchange gradients after the last one.
 
@@ -52,7 +54,9 @@ def accumulate(
     terms: dict[str, Tensor] = {}
     per_term: PerTerm = {}
     scale = HALF_SCALE if precision == "float16" else 1.0
-    for draw in draws:
+    for draw, after in zip(draws, [*draws[1:], following], strict=True):
+        if ahead:
+            ahead(after)
         seed_global_stream(draw)
         with _exchange(model, now=draw is draws[-1]):
             with autocast(draw.device, precision):
@@ -104,7 +108,8 @@ def _add_per_term(
 # The objective is a module whose `forward(step, generator)` draws a batch and returns named scalar
 # loss terms, already weighted; their sum is minimized. What it puts into an attribute `diagnostics`
 # (name to detached scalar) is logged. All its randomness comes from the generator, a function of
-# (seed, step, rank, micro-step), which also seeds the global one; everything else that a step
+# (seed, step, rank, micro-step), which also seeds the global one. An objective that has a method
+# `ahead` is told the next generator before, to read what it will draw. Everything else that a step
 # depends on is in the checkpoint: a training that was killed goes on as if nothing had happened.
 #
 # Under several processes each one draws its own batch, and DDP averages the gradients. Buffers
@@ -167,6 +172,7 @@ def train(
     term_gradients: bool = False,  # log the gradient norm of each loss term too
     stateful: Mapping[str, Stateful] | None = None,  # what else to keep, of each process its own
     hooks: Mapping[str, Hook] | None = None,  # called after each update: how many, module, averages
+    shard: Sequence[nn.Module] = (),  # parts to split over processes, inner ones first; or copies
 ) -> TrainResult:
     """Train the objective in place; where an average is kept, its parameters end as that.
 
@@ -181,18 +187,18 @@ def train(
         "weight_decay": config.weight_decay,
         "fused": fused,
     }
-    optimizer = (
-        muon(objective, **rates, exclude=outer_layers)
-        if config.name == "muon"
-        else adamw(objective, **rates)
-    )
     schedule = warmup_cosine(steps=steps, warmup=int(config.warmup * steps), floor=config.lr_floor)
-    ema = Ema(objective, config.ema_decay) if config.ema_decay is not None else None
-    state = _State(objective, optimizer, stateful or {}, TrainResult(ema=ema), run.process)
-    with joined(run.process, run.device):
+    with joined(run.process, run.device), distributed.sharded(shard):
+        optimizer = (
+            muon(objective, **rates, exclude=outer_layers)
+            if config.name == "muon"
+            else adamw(objective, **rates)
+        )
+        ema = Ema(objective, config.ema_decay) if config.ema_decay is not None else None
+        state = _State(objective, optimizer, stateful or {}, TrainResult(ema=ema), run.process)
         _loop(state, schedule, config, run, steps, name, term_gradients, hooks or {})
-    if ema is not None:
-        ema.copy_to(objective)
+        if ema is not None:
+            ema.copy_to(objective)
     return state.result
 
 
@@ -225,12 +231,13 @@ def _loop(
 
         # Accumulate gradients.
         optimizer.zero_grad()
-        streams = [(run.seed, "step", step, run.process.rank, i) for i in range(config.accumulate)]
-        draws = [generator(*stream, device=run.device) for stream in streams]
+        draws = [_draw(run, step, i) for i in range(config.accumulate)]
         split_over = parameters if term_gradients and logged else []
-        terms, per_term = accumulate(model, step, draws, run.precision, split_over)
+        following = _draw(run, done, 0) if done < steps else None
+        further = getattr(objective, "ahead", None), following
+        terms, per_term = accumulate(model, step, draws, run.precision, split_over, *further)
         total = norm([value.grad for value in parameters if value.grad is not None])
-        figures = _figures(terms, total, per_term)
+        figures = _figures(terms, distributed.whole(total), per_term)
         _stop_unless_finite(step, figures, run.precision)
 
         # Clip and update.
@@ -243,12 +250,8 @@ def _loop(
 
         # Log, probe, save.
         if logged:
-            row = {
-                "step": step,
-                "lr": optimizer.lr,
-                **figures,
-                **_diagnostics(objective, run.device),
-            }
+            place, shown = {"step": step, "lr": optimizer.lr}, _diagnostics(objective, run.device)
+            row = {**place, **figures, **shown}
             state.result.history.append(row)
             if run.on_log and run.process.is_main:
                 run.on_log(row)
@@ -258,6 +261,11 @@ def _loop(
         due = done % run.checkpoint_every == 0 or done == steps
         if checkpoint and due:
             state.save(checkpoint, done)
+
+
+def _draw(run: Run, step: int, micro_step: int) -> torch.Generator:
+    """The generator of all randomness of a micro-step in this process."""
+    return generator(run.seed, "step", step, run.process.rank, micro_step, device=run.device)
 
 
 @dataclass
@@ -282,8 +290,9 @@ class _State:
                 part = {name: part.state_dict() for name, part in self.stateful.items()}
                 checkpoints.save(self._part(path, done), part)
             distributed.barrier()
+        whole = distributed.whole(self._whole(done))
         if self.process.is_main:
-            checkpoints.save(path, self._whole(done))
+            checkpoints.save(path, whole)
         if shared:
             distributed.barrier()
             for part_path in path.parent.glob(self._part(path, "*").name):
@@ -322,7 +331,11 @@ class _State:
             )
         own = saved["stateful"] if self.process.is_main else self._load_part(path, saved["done"])
         try:
-            self.objective.load_state_dict(self.objective.state_dict() | saved["objective"])
+            now = self.objective.state_dict()
+            then = {
+                name: split_like(value, now[name]) for name, value in saved["objective"].items()
+            }
+            self.objective.load_state_dict(now | then)
             self.optimizer.load_state_dict(saved["optimizer"])
             if self.result.ema:
                 self.result.ema.load_state_dict(saved["ema"])

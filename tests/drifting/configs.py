@@ -16,6 +16,7 @@ from braid.drifting.config import (
     MaskingConfig,
     RefinerConfig,
     RefinerTrainingConfig,
+    WanConfig,
 )
 from braid.training.config import OptimizerConfig
 
@@ -68,7 +69,21 @@ FEATURES: dict[str, Any] = {
     "locations": 4,
 }
 REFINER: dict[str, Any] = {"patch": 2, "dim": 24, "depth": 1, "heads": 2, "clamp": True}
-REFINER |= {"detail": 0, "moments": 1}
+REFINER |= {"backbone": "transformer", "detail": 0, "moments": 1, "beside": "none"}
+WAN: dict[str, Any] = {
+    "base": "none",
+    "widening": 2.0,
+    "sigmas": (0.5, 1.0),
+    "mask_padding": True,
+    "attention": "full",
+    "density": 0.5,
+    "block": 4,
+    "rank": 0,
+    "adapter_scale": 8.0,
+    "targets": ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"),
+    "frozen": "float32",
+    "recompute": False,
+}
 EVALUATION: dict[str, Any] = {
     "refiner": "drift",
     "paired": "paired",
@@ -122,7 +137,18 @@ def class_batches(**changes: Any) -> BatchesConfig:
 
 
 def refiner(**changes: Any) -> RefinerConfig:
-    return RefinerConfig(**REFINER | changes)
+    return RefinerConfig(**REFINER | {"wan": wan()} | changes)
+
+
+def wan(**changes: Any) -> WanConfig:
+    return WanConfig(**WAN | changes)
+
+
+def wan_refiner(**changes: Any) -> RefinerConfig:
+    """Of the backbone `wan`; changes of its section and of the refiner's sizes alike."""
+    own = {name: value for name, value in changes.items() if name in WAN}
+    sizes = {name: value for name, value in changes.items() if name not in WAN}
+    return refiner(**{"backbone": "wan", "beside": "text", "wan": wan(**own)} | sizes)
 
 
 def features(**changes: Any) -> DriftFeaturesConfig:
@@ -134,11 +160,13 @@ def refiner_training(**changes: Any) -> RefinerTrainingConfig:
         "start": "none",
         "encoder": "none",
         "objective": "drift",
+        "target": "clip",
         "generated": 4,
         "steps": 12,
         "lr_scale": 1.0,
     }
-    usual |= {"validate_every": 4, "compile": False} | changes
+    usual |= {"validate_every": 4, "compile": False, "shard": False, "validation_clips": 512}
+    usual |= {"chunk": 0, "recompute_blocks": False, "read_ahead": False} | changes
     if usual["objective"] == "drift":
         usual = {"features": features()} | usual
     return RefinerTrainingConfig(**usual)

@@ -24,6 +24,7 @@ SPLITS = {"train": np.arange(80), "val": np.arange(80, 100), "test": np.arange(1
 
 CONDITIONS = ConditionsConfig(
     mode="joint",
+    text="shards",
     keyframes=2,
     grid=2,
     text_components=4,

@@ -15,6 +15,7 @@ from braid.pseudo_classes.quantizer import (
 CLIPS = 70
 FIT = {
     "mode": "joint",
+    "text": "shards",
     "keyframes": 3,
     "grid": 2,
     "text_components": 4,
@@ -54,7 +55,7 @@ def fitted(mode="joint", **changed):
 
 
 def pooling(keyframes, grid):
-    return Pooling(PoolingConfig(mode="joint", keyframes=keyframes, grid=grid))
+    return Pooling(PoolingConfig(mode="joint", text="shards", keyframes=keyframes, grid=grid))
 
 
 def test_text_is_the_mean_of_its_rows_whatever_the_padding():

@@ -88,7 +88,7 @@ def test_reading_keeps_order_whatever_the_chunks_and_the_mode() -> None:
     sample, features = read_sample(
         cast(Clips, clips),
         pseudo,
-        Pooling(PoolingConfig(mode="text", keyframes=2, grid=2)),
+        Pooling(PoolingConfig(mode="text", text="shards", keyframes=2, grid=2)),
         {"mean": lambda latents: {"all": latents.flatten(2).mean(2)[:, None]}},
         config(clips=70, families=FAMILIES),
         generator(0),

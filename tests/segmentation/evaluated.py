@@ -15,6 +15,7 @@ CPU, SIZE = torch.device("cpu"), 16
 CONFIG = EvaluationConfig(
     student="student",
     truth_only="truth_only",
+    split="test",
     images=2,
     mask_size=SIZE,
     score=0.2,

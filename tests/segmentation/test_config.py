@@ -10,7 +10,14 @@ from braid.stage.params import check_params, load_yaml
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 
-DATA = {"source": "built_in", "faults": "skip", "val": 2, "image_size": 56, "cache_mib": 0}
+DATA = {
+    "source": "built_in",
+    "faults": "skip",
+    "val": 2,
+    "test": 2,
+    "image_size": 56,
+    "cache_mib": 0,
+}
 PROMPTS = {
     "kinds": ["generic", "box"],
     "generic": "all",
@@ -32,8 +39,9 @@ def test_possible_params_are_taken():
     ("model", "params", "key", "value"),
     [
         (DataConfig, DATA, "val", 1),  # chance is taken from another image
+        (DataConfig, DATA, "test", 1),
         (DataConfig, DATA, "image_size", 100),  # SAM3's patches have 14 pixels
-        (PromptsConfig, PROMPTS, "kinds", ["box", "box"]),
+        (PromptsConfig, PROMPTS, "kinds", ["boxes"]),
         (PromptsConfig, PROMPTS, "generic", ""),
         (PromptsConfig, PROMPTS, "per_image", 0),
         (PromptsConfig, PROMPTS, "negative_fraction", {"category": 1.0, "box": 0, "caption": 0}),
@@ -55,7 +63,7 @@ def test_an_impossible_value_is_refused_by_its_key(model, params, key, value):
         (
             "data.val",
             5000,
-            r"sam3: .*data.val is 5000, expected less than the 1440 built-in images",
+            r"sam3: .*val and data.test are 5128 together, expected less than the 1440 built-in im",
         ),
     ],
 )

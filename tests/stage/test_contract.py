@@ -216,12 +216,13 @@ def test_params_yaml_is_valid_complete_and_has_few_sections() -> None:
 def test_dvc_yaml_and_the_library_can_be_read() -> None:
     assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 650
     modules = [path for path in (ROOT / "braid").rglob("*.py") if path.name != "__init__.py"]
-    assert len(modules) <= 120
+    assert len(modules) <= 122
 
 
 def test_tests_mirror_the_library() -> None:
     """A test of the library is named after a module, and stands where that stands."""
-    apart = {"tests", "stages", "recipes", "benchmarks", "launch", "docs", "report", "examples"}
+    apart = {"tests", "stages", "recipes", "benchmarks", "launch", "rehearse", "docs", "report"}
+    apart |= {"examples"}
     for path in (ROOT / "tests").rglob("test_*.py"):
         folder = ROOT / "braid" / path.parent.relative_to(ROOT / "tests")
         if path.parent.name not in apart:

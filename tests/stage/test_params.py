@@ -21,7 +21,6 @@ from braid.radiance.gaussians.gaussians import Gaussians
 from braid.radiance.scenes.grids import CellGrid
 from braid.stage.params import (
     MODELS,
-    RENAMED,
     Params,
     UndeclaredParam,
     check_params,
@@ -81,6 +80,8 @@ def test_scalars_follow_yaml_1_2(tmp_path: Path, text: str, value: object) -> No
         ("sam3.students", {}),
         ("radiance.scenes", {}),
         ("drift.refiners", {}),
+        ("drift.refiner.wan.density", 0.0),
+        ("drift.refiner.backbone", "unet"),
         ("maze_drift.refiners", {}),
         ("radiance.students", ["sh", "sh"]),
         ("radiance.evaluation.figure_frames", [1, 1]),
@@ -104,13 +105,17 @@ def test_an_impossible_param_is_named_in_one_line(tmp_path: Path, key: str, valu
         ("drift.evaluation.refiner", "nope", "drift: .*evaluation.refiner is nope, expected a ref"),
         ("maze_drift.evaluation.keyframes", "paired", "expected a refiner whose task is keyframes"),
         ("maze_drift.evaluation.refiner", "keyframes", "expected .* whose task is refinement: pai"),
+        ("drift.refiner.wan.rank", 4, r"drift.refiner: .*rank is positive, expected a folder"),
     ],
 )
-def test_what_is_evaluated_is_a_refiner_of_that_kind(
+def test_params_that_do_not_fit_one_another_are_named(
     tmp_path: Path, key: str, value: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         load_params(write_changed(tmp_path, key, value))
+
+
+RENAMED = load_yaml(ROOT / "braid/stage/renamed.yaml")
 
 
 @pytest.mark.parametrize("old", RENAMED)

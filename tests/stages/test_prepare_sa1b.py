@@ -26,7 +26,8 @@ def bare(tmp_path: Path) -> Path:
     for name in ("params.yaml", "dvc.yaml", "built_in", "none"):
         shutil.copy(ROOT / name, repo)
     small = {
-        "sam3.data.val": 8,
+        "sam3.data.val": 5,
+        "sam3.data.test": 3,
         "sam3.data.image_size": 56,
         "sam3.shapes.scenes": 40,
         "sam3.shapes.photos": 4,
@@ -42,6 +43,7 @@ def pairs(bare: Path, tmp_path: Path) -> Path:
     own = {
         "sam3.data.source": str(tmp_path / "sa1b"),
         "sam3.data.val": 3,
+        "sam3.data.test": 2,
         "sam3.prompts.kinds": ["generic", "box"],
     }
     override(bare, own)
@@ -69,13 +71,13 @@ def test_built_in_images(bare: Path) -> None:
     prompts = read_prompts(bare / "data/sa1b")
     assert (len(images), len(prompts), images.size) == (44, 44, 56)
     count = sum(map(len, prompts))
-    assert figures(bare) == {"train": 36, "val": 8, "prompts": count, "faults": 0}
+    assert figures(bare) == {"train": 36, "val": 5, "test": 3, "prompts": count, "faults": 0}
     kinds, splits = table(bare, "prompts", "kind"), table(bare, "images", "split")
     of_all = kinds.pop("all")
     assert int(of_all["prompts"]) == count == sum(int(row["prompts"]) for row in kinds.values())
     assert 0.05 < float(of_all["negative_fraction"]) < 0.5
     assert {split: int(row["images"]) for split, row in splits.items()} == {
-        "all": 44, "train": 36, "val": 8
+        "all": 44, "train": 36, "val": 5, "test": 3
     }  # fmt: skip
     assert int(splits["all"]["annotations"]) >= int(splits["all"]["named"]) > 80
     assert images.pixels(0).shape == (3, 56, 56)
@@ -97,6 +99,7 @@ def test_own_images_stay_where_they_are(bare: Path, pairs: Path) -> None:
     }
     images = open_images(bare / "data/sa1b", cache_mib=0)
     assert [images.record(index).id for index in images.indices("val")] == [8, 9, 10]
+    assert [images.record(index).id for index in images.indices("test")] == [6, 7]
     row = table(bare, "images", "split")["all"]
     assert (row["images"], figures(bare)["faults"], row["named"]) == ("9", 1, "0")
     kinds = table(bare, "prompts", "kind")
@@ -117,9 +120,9 @@ def test_images_inside_the_repository(bare: Path) -> None:
     assert "sam3.data.source: mine: is read where it lies, expected a place" in fault(bare, STAGE)
 
 
-def test_more_images_for_validation_than_there_are(bare: Path, pairs: Path) -> None:
-    override(bare, {"sam3.data.val": 10})
-    assert "sam3.data.val is 10, expected less than the 10 images" in fault(bare, STAGE)
+def test_more_held_out_images_than_there_are(bare: Path, pairs: Path) -> None:
+    override(bare, {"sam3.data.val": 8})
+    assert "sam3.data.test are 8 and 2, expected less than the 10 images" in fault(bare, STAGE)
 
 
 def test_no_such_folder(bare: Path) -> None:

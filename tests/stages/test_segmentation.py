@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from braid.segmentation.data.prompted import open_prompted
 from braid.segmentation.sam3.predictor import load_tokenizer, save_tokenizer, word_tokenizer
 from braid.segmentation.student.student import load_student
 from tests.stages.conftest import ROOT, fault, override, run
@@ -108,6 +109,7 @@ PHASES = ("features", "outputs")
 def test_a_student_is_evaluated_beside_its_control(repo: Path) -> None:
     for student in ("distilled", "truth_only"):
         run(repo, "distill_sam3", student)
+    override(repo, {"sam3.evaluation.split": "val"})
     run(repo, "evaluate_sam3")
     rows = {row["model"]: row for row in table(repo, "plots/sam3_methods.csv")}
     figures = metrics(repo, "sam3")
@@ -124,7 +126,11 @@ def test_a_student_is_evaluated_beside_its_control(repo: Path) -> None:
         (model, split) for model in rows for split in ("labeled", "withheld")
     }
     prompts = [int(row["prompts"]) for row in splits if row["model"] == "student"]
-    assert sum(prompts) == int(rows["student"]["prompts"])
+    prompted = open_prompted(repo / "data/sa1b", cache_mib=0)
+    pairs = {split: len(prompted.pairs(split)) for split in ("val", "test")}
+    assert sum(prompts) == int(rows["student"]["prompts"]) == pairs["val"] != pairs["test"]
+    kinds = table(repo, "metrics/tables/sam3_kinds.csv")
+    assert {row["kind"] for row in kinds} == set(TINY["sam3.prompts.kinds"])
     latency = metrics(repo, "runtime/evaluate_sam3")["latency"]
     assert set(latency) == {"teacher", "student", "int8", "fused"}
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
+import shlex
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from braid.stage.dag import Declaration, declarations
 from braid.stage.params import load_yaml
 from tests.conftest import TinyRepo, make_tiny_repo
 from tests.tiny import TRAININGS
 
+ROOT = Path(__file__).parents[2]
 RUN = re.compile(r"Running stage '([^']+)'")
 
 
@@ -30,17 +35,48 @@ def test_a_second_repro_does_nothing_and_status_is_clean(tiny_repo: TinyRepo) ->
     assert "up to date" in tiny_repo.run("dvc", "status").stdout
 
 
-def test_exp_run_of_one_param_reruns_only_what_depends_on_it(tiny_repo: TinyRepo) -> None:
-    result = tiny_repo.run("dvc", "exp", "run", "-S", "radiance.evaluation.chunk=4096")
-    evaluations = {
-        stage.address
-        for stage in declarations(tiny_repo.root)
-        if "radiance.evaluation" in stage.params
+def front_page(pattern: str) -> list[list[str]]:
+    """Commands of README.md that begin like this, split into words."""
+    lines = re.findall(rf"(?m)^(?:\$ )?({pattern} .*)$", (ROOT / "README.md").read_text())
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_the_front_page_s_experiment_reruns_what_depends_on_its_param(tiny_repo: TinyRepo) -> None:
+    (experiment,), (difference,) = front_page("dvc exp run"), front_page("dvc metrics diff")
+    result = tiny_repo.run(*experiment)
+    of_variant = {
+        f"{stage}@bricks-gaussian_all" for stage in ("distill_features", "evaluate_radiance")
     }
-    # The teacher's renders come out the same, so no student is trained again.
-    assert set(RUN.findall(result.stdout)) == {*evaluations, "compare_radiance"}
-    assert {"render_teacher@bricks", "evaluate_radiance@bricks-sh"} <= evaluations
+    assert set(RUN.findall(result.stdout)) == of_variant
     back_to_the_commit(tiny_repo)
+    lines = tiny_repo.run(*difference).stdout.splitlines()
+    assert lines[0].split()[:2] == ["Path", "Metric"]
+    assert {line.split()[0] for line in lines[1:]} == {"metrics/radiance/bricks/gaussian_all.json"}
+
+
+def test_what_was_trained_is_used_as_the_front_page_says(
+    tiny_repo: TinyRepo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_repo.root)
+    tiny = {"0 3 8": "0 2 4"}  # frames of a clip
+    commands = front_page("python -m braid")
+    assert len(commands) >= 4
+    for words in commands:
+        line = shlex.join(words)
+        for full, here in tiny.items():
+            line = line.replace(full, here)
+        module, *arguments = shlex.split(line)[2:]
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "use_deterministic_algorithms", lambda *_, **__: None)
+            runpy.run_module(module, run_name="__main__")
+    for made in (
+        "turn.gif",
+        "clip.safetensors",
+        "efficient_sam3/config.json",
+        "predictions/sa_1.png",
+    ):
+        assert Path(made).exists()
 
 
 def test_the_metrics_of_another_number_of_classes_fit_on_a_screen(tiny_repo: TinyRepo) -> None:

@@ -205,6 +205,7 @@ def write_manifest(
     layout: Layout,
     fractions: tuple[float, float],
     checksums: Literal["none", "first", "all"],
+    crop: tuple[int, int, int] | None = None,
 ) -> dict[str, Any]:
     """Write manifest.json and index.npz, and give the metrics of the data set.
 
@@ -217,16 +218,22 @@ def write_manifest(
         layout: axes of a stored latent.
         fractions: of validation and test clips.
         checksums: the shards that get a SHA-256.
+        crop: frames, rows and columns of the latents that are used; None: all.
 
     Raises:
-        ValueError: a split is empty.
+        ValueError: a split is empty, or latents are smaller than the crop.
     """
+    channels, *extent = scan.format.latent_shape
+    if crop and any(kept > length for kept, length in zip(crop, extent, strict=True)):
+        raise ValueError(f"clips.crop is {list(crop)}, expected at most {extent}, as latents have")
+    shape = [channels, *(crop or extent)]
     hashed = {"none": 0, "first": 1, "all": len(scan.shards)}[checksums]
     manifest = {
         "codec": codec,
         "layout": layout,
         "dtype": scan.format.dtype,
-        "latent_shape": scan.format.latent_shape,
+        "latent_shape": shape,
+        "stored_shape": scan.format.latent_shape,
         "text_shape": [scan.padded_rows, scan.format.text_dim],
         "clips_read": len(scan.formats),
         "shards": [
@@ -243,12 +250,12 @@ def write_manifest(
     }
     splits = _write_index(folder / INDEX, scan, fractions)
     write_json(folder / MANIFEST, manifest)
-    return _metrics(scan, splits)
+    return _metrics(scan, splits, shape)
 
 
-def _metrics(scan: Scan, splits: Mapping[str, int]) -> dict[str, Any]:
+def _metrics(scan: Scan, splits: Mapping[str, int], shape: Sequence[int]) -> dict[str, Any]:
     """The clips by count, and as many as there were if every shard had as many as the first."""
-    channels, frames, height, width = scan.format.latent_shape
+    channels, frames, height, width = shape
     return {
         "clips": sum(splits.values()),
         "clips_estimated": scan.shards[0].latents * len(scan.shards),

@@ -37,6 +37,7 @@ from braid.clips.codec.codec import (
     load_wan,
 )
 from braid.clips.preparation.moving_digits import ROWS, WIDTH, embed_prompt
+from braid.clips.shards.words import WordTable
 
 HELD_OUT = "data/clips"  # the source that stands for a held-out clip
 ANIMATIONS = (".gif", ".webp", ".png", ".apng")  # what Pillow reads; the rest needs PyAV
@@ -57,6 +58,10 @@ class Clips(Protocol):
     @property
     def text_shape(self) -> tuple[int, int]:
         """L, D of their text embeddings."""
+
+    @property
+    def words(self) -> WordTable | None:
+        """What embeds prompts, unless their embeddings lie in the shards."""
 
     @property
     def codec(self) -> str:
@@ -102,11 +107,43 @@ def prompt_text(prompt: str, clips: Clips) -> Tensor:
     """A prompt's text embedding, [1, L, D].
 
     Raises:
-        ValueError: the clips are not the built-in ones, whose embedding alone can be made here.
+        ValueError: the clips' embeddings are neither the built-in ones nor of a table of words,
+            which alone can be made here.
     """
+    if clips.words is not None:
+        return clips.words([prompt])
     if clips.text_shape != (ROWS, WIDTH):
         raise ValueError("prompt: of the built-in clips only; a .safetensors has an `embedding`")
     return embed_prompt(prompt)[None].float()
+
+
+def open_prompts(path: Path | None, clips: Clips) -> tuple[list[str], Tensor] | None:
+    """Prompts and their text embeddings [n, L, D] of a file; None: there is none.
+
+    A text file has a prompt on each line, a .safetensors `embedding` [n, L, D], padded with zero
+    rows, whose prompts are numbered.
+
+    Raises:
+        ValueError: the file cannot be read, has no prompt, or embeddings of another shape.
+    """
+    if path is None:
+        return None
+    try:
+        if path.suffix == ".safetensors":
+            texts = load(path.read_bytes())["embedding"].float()
+            prompts = [f"prompt {number}" for number in range(len(texts))]
+        else:
+            lines = path.read_text("utf-8").splitlines()
+            prompts = [line.strip() for line in lines if line.strip()]
+            texts = torch.cat([prompt_text(prompt, clips) for prompt in prompts or [""]])
+    except (OSError, KeyError, UnicodeDecodeError, SafetensorError) as error:
+        raise ValueError(f"{path}: expected a prompt a line, or embedding ({error})") from None
+    if not prompts or texts.shape[1:] != clips.text_shape:
+        expected = ", ".join(map(str, clips.text_shape))
+        raise ValueError(
+            f"{path}: expected prompts, of embedding [n, {expected}], got {list(texts.shape)}"
+        )
+    return prompts, texts
 
 
 def held_out_clip(clips: Clips, number: int) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from braid.clips.config import TextSource
+from braid.clips.shards.words import WordTable, word_table
 from braid.data.row_cache import RowCache
 from braid.data.splits import SPLITS
 
@@ -281,11 +283,21 @@ class Index:
 class Clips:
     """Clips of one shape, opened by `open_clips`."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], index: Index, cache: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: dict[str, Any],
+        index: Index,
+        cache: int,  # bytes
+        words: WordTable | None = None,
+    ) -> None:
         self.keys: list[str] = index.keys.tolist()
         self.shape: tuple[int, int, int, int] = tuple(manifest["latent_shape"])
+        self._stored: tuple[int, ...] = tuple(manifest["stored_shape"])
+        self._window = window(self._stored, self.shape[1:])
         self.text_shape: tuple[int, int] = tuple(manifest["text_shape"])
         self.codec: str = manifest["codec"]
+        self.words = words
         self._layout: Layout = manifest["layout"]
         self._index = index
         self._shards = [folder / shard["path"] for shard in manifest["shards"]]
@@ -325,6 +337,8 @@ class Clips:
         Raises:
             ValueError: a clip can no longer be read.
         """
+        if self.words is not None:
+            return self.words(self.prompts(indices))
         return self._stack("embed", self._text_of, self.text_shape, indices)
 
     def prompts(self, indices: Indices) -> list[str]:
@@ -370,7 +384,7 @@ class Clips:
                     yield row, parsed
 
     def _latents_of(self, content: bytes) -> Tensor:
-        return _of_shape(read_latent(content, self._layout), self.shape)
+        return _of_shape(read_latent(content, self._layout), self._stored)[self._window]
 
     def _text_of(self, content: bytes) -> Tensor:
         values = read_embedding(content)
@@ -388,15 +402,29 @@ def _of_shape(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     return values
 
 
-def open_clips(folder: Path, *, cache_mib: int = 0) -> Clips:
+def window(stored: Sequence[int], crop: Sequence[int]) -> tuple[slice, ...]:
+    """Of latents [C, T, H, W] the first frames and the middle of each, as many as a crop has.
+
+    The first latent frame is one video frame, those after it four each: a clip must begin there.
+    """
+    spare = [length - kept for length, kept in zip(stored[2:], crop[1:], strict=True)]
+    rows, columns = (
+        slice(left // 2, left // 2 + kept) for left, kept in zip(spare, crop[1:], strict=True)
+    )
+    return slice(None), slice(crop[0]), rows, columns
+
+
+def open_clips(folder: Path, *, cache_mib: int = 0, text: TextSource = "shards") -> Clips:
     """Open the clips that a manifest lists.
 
     Args:
         folder: where `prepare_clips` wrote manifest and index.
         cache_mib: RAM of this process in which latents are kept once read, as they are stored.
+        text: whose text embeddings the clips have.
 
     Raises:
-        ValueError: the folder lacks its manifest, or a shard is gone or changed since.
+        ValueError: the folder lacks its manifest, a shard is gone or changed since, or what embeds
+            the prompts is not installed.
     """
     path = folder / MANIFEST
     try:
@@ -407,7 +435,7 @@ def open_clips(folder: Path, *, cache_mib: int = 0) -> Clips:
         _require_unchanged(folder / shard["path"], shard["bytes"])
     with np.load(folder / INDEX, allow_pickle=False) as arrays:
         index = Index(**arrays)
-    return Clips(folder, manifest, index, cache_mib * 2**20)
+    return Clips(folder, manifest, index, cache_mib * 2**20, word_table(text))
 
 
 def _require_unchanged(path: Path, size: int) -> None:

@@ -1,7 +1,8 @@
-"""How refined clips are evaluated: as a distribution, against their keyframes, and by a reader.
+"""Refined clips: how they are evaluated, and how a storyboard is completed.
 
-Every measure is outside of the loss, and every method (interpolation, one step, many steps, other
-conditions, other real clips) is scored by the same ones on the same held-out clips.
+They are evaluated as a distribution, against their keyframes, and by a reader. Every measure is
+outside of the loss, and every method (interpolation, one step, many steps, other conditions, other
+real clips) is scored by the same ones on the same held-out clips.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from braid.drifting.evaluation.reader import (
 from braid.drifting.interpolation.interpolation import FRECHET_RATIO, METHODS, interpolate
 from braid.drifting.interpolation.keyframes import level_counts, nested_masks
 from braid.drifting.video.corruption import Corrupted, Corruption
-from braid.drifting.video.refiner import CHUNK, Refiner, cold_sample, refine
+from braid.drifting.video.refiner import AnyRefiner, cold_sample, finish, refine
 from braid.metrics.distances import (
     PcaSpace,
     RandomConvolutions,
@@ -51,6 +52,7 @@ PAIRED_RATIO = 1.25  # of the paired error that counts as off the mark
 
 Figures = Mapping[str, Any]
 ReadWords = Callable[[Sequence[str]], Words | None]  # of prompts
+Embed = Callable[[Tensor | None, Tensor | None], Tensor]  # texts and clips to h [n, d]
 
 
 class Clips(Protocol):
@@ -106,50 +108,79 @@ def complete(
     test: Sample,  # missing frames are not read
     classify: Callable[[Tensor, Tensor], Tensor],  # texts and clips to pseudo-classes
     corruption: Corruption,
-    refiner: Refiner,
-    paired: Refiner,
+    refiner: AnyRefiner,
+    paired: AnyRefiner,
     config: DriftEvaluationConfig,
     draw: torch.Generator,  # of the noise that the refiners start from
+    embed: Embed | None = None,  # what refiners may take beside the class
 ) -> Completed:
     """Fill clips in between evenly placed keyframes of the coarsest level, by each method.
 
     `interpolated` is linear, whatever the refiners start from, which is `start` where it differs.
-    `refined` is one step of the refiner with the given keyframes clamped, `unclamped` the same
-    without, `shuffled` the same with another clip's class; `paired` one step of the refiner trained
-    by regression, `cold` that refiner from level to level. Classes are of text and keyframes, as of
-    a storyboard, with what is between them interpolated.
+    `refined` is one step of the refiner (of one that is trained to, a step a level) with the given
+    keyframes clamped, `unclamped` the same without, `shuffled` the same with another clip's class
+    and text; `paired` one step of the refiner trained by regression, `cold` that refiner from level
+    to level. Classes are of text and keyframes, as of a storyboard, with what is between them
+    interpolated.
     """
     truth, level = test.latents, corruption.levels
     masks = nested_masks(len(truth), truth.shape[2], corruption.counts)
     start = corruption.impute(truth, masks[-1], torch.arange(len(truth)), draw)
     classes = classify(test.texts, start.latents)
 
-    def one_step(model: Refiner, labels: Tensor, alpha: float, clamp: bool) -> Callable[[], Tensor]:
-        return lambda: refine(model, start, labels, level, alpha, clamp)
+    texts = rows_beside(refiner, test.texts, start.latents, embed)
+
+    def run(name: str, alpha: float, clamp: bool, other: int = 0) -> Callable[[], Tensor]:
+        model, labels = {one: refiner, two: paired}[name], classes.roll(other)
+        rows = None if texts is None else texts.roll(other, 0)
+        given = start, labels, level, alpha, clamp, rows
+        return lambda: finish(model, corruption, *given, draw)
 
     alpha, (one, two) = config.alpha, (config.refiner, config.paired)
+    calls = 1 if refiner.target == "clip" else level
     runs: dict[str, tuple[str, int, Callable[[], Tensor]]] = {
         "interpolated": ("", 0, lambda: linear(truth, masks[-1], corruption.config)),
         "start": ("", 0, lambda: start.latents),
-        "refined": (one, 1, one_step(refiner, classes, alpha, True)),
-        "unclamped": (one, 1, one_step(refiner, classes, alpha, False)),
-        "shuffled": (one, 1, one_step(refiner, classes.roll(1), alpha, True)),
-        "paired": (two, 1, one_step(paired, classes, 1.0, True)),
+        "refined": (one, calls, run(one, alpha, True)),
+        "unclamped": (one, calls, run(one, alpha, False)),
+        "shuffled": (one, calls, run(one, alpha, True, other=1)),
+        "paired": (two, 1, run(two, 1.0, True)),
         "cold": (
             two,
             level,
-            lambda: cold_sample(paired, corruption, truth, masks, classes, 1.0, draw),
+            lambda: cold_sample(paired, corruption, truth, masks, classes, 1.0, draw, texts),
         ),
     }
     if corruption.config.interpolator == "linear" and corruption.config.noise == "none":
         del runs["start"]
-    first = Corrupted(*(values[:CHUNK] for values in start))
-    refine(refiner, first, classes[:CHUNK], level, alpha)  # the first call warms the device up
+    first = Corrupted(*(values[:1] for values in start))
+    warm = None if texts is None else texts[:1]
+    refine(
+        refiner, first, classes[:1], level, alpha, None, warm
+    )  # the first call warms the device up
     methods = {
         name: _timed(*run, len(truth), truth.device)
         for name, run in progress(runs.items(), "complete", "method")
     }
     return Completed(masks[-1, 0], classes, methods)
+
+
+def rows_beside(
+    refiner: AnyRefiner,
+    texts: Tensor | None,  # [n, L, D]
+    clips: Tensor,  # [n, C, T, H, W], of whose frames the given ones are as they should be
+    embed: Embed | None,
+) -> Tensor | None:
+    """What a refiner takes beside the class: the texts, their embedding as one row, or nothing.
+
+    Raises:
+        ValueError: it takes the embedding, and there is nothing that embeds.
+    """
+    if refiner.config.beside != "embedding":
+        return texts
+    if embed is None:
+        raise ValueError("drift.refiner.beside is embedding, expected what embeds text and frames")
+    return embed(texts, clips)[:, None]
 
 
 def linear(clips: Tensor, mask: Tensor, config: CorruptionConfig | MazeCorruptionConfig) -> Tensor:
@@ -380,3 +411,70 @@ def interpolation_table(
             row[f"{method}_mse_all"] = float(error.mean())
         rows.append(row)
     return rows
+
+
+# ---- From a storyboard, a few given latent frames and a text, to a full clip ---------------------
+
+
+def given_frames(keyframes: Sequence[int], frames: int) -> Tensor:
+    """The mask [1, T] of a storyboard's keyframes.
+
+    Raises:
+        ValueError: fewer than two keyframes, or one that the clip does not have.
+    """
+    if len(set(keyframes)) < 2 or not all(0 <= frame < frames for frame in keyframes):
+        raise ValueError(
+            f"keyframes are {list(keyframes)}, expected two or more of 0 to {frames - 1}"
+        )
+    mask = torch.zeros(1, frames, dtype=torch.bool)
+    mask[0, list(keyframes)] = True
+    return mask
+
+
+def impute_given(
+    latents: Tensor,  # [1, C, T, H, W]
+    mask: Tensor,  # [1, T]
+    corruption: Corruption,
+    generator: torch.Generator,
+) -> Corrupted:
+    """The refiner's start; frames that are not given are not read.
+
+    Raises:
+        ValueError: a given frame is not finite, or the clip has another number of frames.
+    """
+    if not latents.movedim(2, 1)[mask].isfinite().all():
+        raise ValueError("a given latent frame holds NaN or infinite values")
+    return corruption.impute(latents, mask, torch.zeros(1, dtype=torch.long), generator)
+
+
+@torch.no_grad()
+def complete_storyboard(
+    latents: Tensor,  # [1, C, T, H, W]
+    text: Tensor | None,  # [1, L, D]
+    keyframes: Sequence[int],  # the given latent frames
+    corruption: Corruption,
+    assign: Callable[[Tensor | None, Tensor], Tensor],  # text and latents to classes [1]
+    refiner: AnyRefiner,
+    alpha: float,  # guidance; 1: none
+    seed: int,
+    embed: Embed | None = None,  # what the refiner may take beside the class
+) -> tuple[dict[str, Tensor], Tensor, int]:
+    """`interpolated` and `refined` latents [C, T, H, W], the mask of given ones [T], the class.
+
+    Raises:
+        ValueError: keyframes that the clip does not have, or a given frame that is not finite.
+    """
+    given = given_frames(keyframes, latents.shape[2])
+    draw = generator(seed, "storyboard")
+    start = impute_given(latents, given, corruption, draw)
+    classes, rows = assign(text, start.latents), rows_beside(refiner, text, start.latents, embed)
+    level = level_of(len(set(keyframes)), corruption.counts)
+    (full,) = finish(refiner, corruption, start, classes, level, alpha, True, rows, draw)
+    shown = {"interpolated": start.latents[0], "refined": full.contiguous()}
+    return shown, given[0], int(classes)
+
+
+def level_of(keyframes: int, counts: Sequence[int]) -> int:
+    """The training level whose number of keyframes is nearest; the coarser of two."""
+    levels = range(1, len(counts))
+    return min(levels, key=lambda level: (abs(counts[level] - keyframes), -level))

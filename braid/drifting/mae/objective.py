@@ -250,6 +250,7 @@ def _ranks(values: Tensor) -> Tensor:
 COLLAPSED_RANK = 0.05  # of the pooled dimensions; fewer in use are a collapse
 MODEL = "mae"  # the model's own name among the predictors
 CHUNK = 64  # clips at a time
+VALUES = 2**22  # of clips at a time, at most: two of Wan's
 WINDOW = 5  # pixels a side of what a hidden pixel of an image is guessed from
 
 
@@ -306,7 +307,8 @@ def mae_report(
     errors: dict[str, dict[str, list[Tensor]]] = {mode: {} for mode in modes}
     pooled, correct = [], []
     device = next(mae.parameters()).device
-    for number, chosen in enumerate(clips.split(CHUNK)):
+    size = latents(clips[:1]).numel()
+    for number, chosen in enumerate(clips.split(max(1, min(CHUNK, VALUES // size)))):
         values = latents(chosen).to(device)
         for mode in modes:
             draw = generator(seed, "latent_mae", mode, number)

@@ -39,8 +39,8 @@ from braid.drifting.interpolation.keyframes import (
     optimal_mask,
 )
 from braid.drifting.maze.network import MazeRefiner, Mazes, latents_of, points_of
-from braid.drifting.maze.training import MazeSplit, as_proposals, propose
-from braid.drifting.video.corruption import Corruption
+from braid.drifting.maze.training import MazeSplit, propose
+from braid.drifting.video.corruption import Corruption, as_proposals
 from braid.drifting.video.refiner import cold_sample, refine
 from braid.metrics.distances import PcaSpace, energy_distance, frechet_distance
 from braid.metrics.obstacles import acceleration, collides, inside, length, project

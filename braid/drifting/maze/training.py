@@ -42,9 +42,10 @@ from braid.drifting.training.objectives import (
     Refinement,
     distinct,
 )
-from braid.drifting.video.corruption import REPLACED, Corrupted, Corruption
+from braid.drifting.video.corruption import Corruption, as_proposals
 from braid.drifting.video.features import vanilla
 from braid.drifting.video.refiner import refine
+from braid.metrics.distances import energy_score
 from braid.metrics.obstacles import collides, inside
 from braid.training.trainer import Run
 
@@ -186,14 +187,6 @@ def propose(
     return refine(refiner, start, cases, 1, alpha)
 
 
-def as_proposals(start: Corrupted) -> Corrupted:
-    """The same with all keyframes but the ends as proposals, which a refiner may move."""
-    ends = start.mask.clone()
-    ends[:, 1:-1] = False
-    confidence = torch.where(start.mask & ~ends, REPLACED, start.confidence)
-    return Corrupted(start.latents, ends, confidence)
-
-
 def maze_objective(
     settings: MazeTrainingConfig,
     loss: DriftLossConfig,
@@ -325,14 +318,3 @@ class MazeValidation(KeepBest):
             **rates,
             "mse": float(torch.stack(error).mean()),
         }
-
-
-def energy_score(
-    samples: Tensor,  # [S, n, ...] of each of n conditions
-    truth: Tensor,  # [n, ...]
-) -> float:
-    """E|x - y| - E|x - x'| / 2 over pairs of different samples, the mean over conditions."""
-    count = len(samples)
-    error = (samples - truth).flatten(2).norm(dim=2).mean()
-    apart = (samples[:, None] - samples[None]).flatten(3).norm(dim=3).sum((0, 1)).mean()
-    return float(error - apart / (2 * count * (count - 1)))

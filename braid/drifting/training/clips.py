@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -16,29 +18,34 @@ from braid.drifting.config import (
     BatchesConfig,
     DriftBatchesConfig,
     DriftLossConfig,
+    RefinerConfig,
     RefinerTrainingConfig,
+    Target,
 )
 from braid.drifting.interpolation.interpolation import FRECHET_RATIO, interpolate
 from braid.drifting.interpolation.keyframes import nested_masks
 from braid.drifting.loss.drift import DriftLoss
 from braid.drifting.mae.latent_mae import load_latent_mae
+from braid.drifting.training.memory_bank import ReadAhead
 from braid.drifting.training.objectives import (
     Branch,
     DriftObjective,
     PairedObjective,
     Refinement,
     compile_deterministic,
+    recompute_blocks,
 )
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.features import ClipFeatures, vanilla
 from braid.drifting.video.motion import Decode
-from braid.drifting.video.refiner import Refiner, refine, start_from
+from braid.drifting.video.refiner import AnyRefiner, finish, make_refiner, start_from
 from braid.metrics.distances import RandomConvolutions, frechet_distance
+from braid.training.distributed import whole
 from braid.training.ema import Ema
 from braid.training.trainer import Row, Run, TrainResult
 
 EXAMPLES = 64  # clips that a refiner's pictures are fitted to, at most
-AT_MOST = 512  # validation clips, which each process keeps twice: 9 GB of full-size Wan latents
+CHUNK = 64  # validation clips at once
 
 
 class Clips(Protocol):
@@ -53,6 +60,21 @@ class Clips(Protocol):
     def anchors(self, indices: Tensor) -> Tensor:
         """A phase-1 model's latents for the same clips."""
 
+    def texts(self, indices: Tensor) -> Tensor:
+        """Their text embeddings, [B, L, D]."""
+
+
+class Classes(Protocol):
+    """The classes of all clips."""
+
+    @property
+    def labels(self) -> Tensor:
+        """[N] int64."""
+
+    @property
+    def embedding(self) -> Tensor:
+        """What they are cells of, [N, d]."""
+
 
 @dataclass(frozen=True)
 class ClipSplit:
@@ -61,12 +83,13 @@ class ClipSplit:
     clips: Clips
     indices: Tensor  # [n]
     classes: Tensor  # [n]
+    embedding: Tensor  # [n, d], h of text and keyframes
 
     @classmethod
-    def of(cls, clips: Clips, labels: Tensor, split: str) -> ClipSplit:
-        """A split of clips that have these labels, [N] in the order of all clips."""
+    def of(cls, clips: Clips, classes: Classes, split: str) -> ClipSplit:
+        """A split of clips that have these classes."""
         indices = torch.from_numpy(clips.indices(split))
-        return cls(clips, indices, labels[indices])
+        return cls(clips, indices, classes.labels[indices], classes.embedding[indices])
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -84,12 +107,30 @@ class ClipSplit:
         """A phase-1 model's latents for the same clips."""
         return self.clips.anchors(self.indices[positions])
 
+    def rows(self, beside: str, positions: Tensor) -> Tensor:
+        """What a refiner takes beside the class: text rows [B, L, D], or h as one row [B, 1, d]."""
+        if beside == "embedding":
+            return self.embedding[positions][:, None]
+        return self.clips.texts(self.indices[positions])
+
+    def row_dim(self, beside: str) -> int:
+        """Channels of these rows; 0: there are none."""
+        return 0 if beside == "none" else self.rows(beside, torch.zeros(1).long()).shape[2]
+
+    def fresh_refiner(
+        self, classes: int, corruption: Corruption, config: RefinerConfig, target: Target
+    ) -> AnyRefiner:
+        """An untrained refiner of such clips and their levels, level 0 being one of them."""
+        channels = self.latents(torch.zeros(1, dtype=torch.long)).shape[1]
+        shape = channels, classes, corruption.levels + 1
+        return make_refiner(*shape, config, self.row_dim(config.beside), target)
+
 
 def clip_objective(
     settings: RefinerTrainingConfig,
     batches: BatchesConfig,
     loss: DriftLossConfig,
-    refiner: Refiner,
+    refiner: AnyRefiner,
     corruption: Corruption,
     split: ClipSplit,  # what is trained on
     encoder: Path | None,  # folder of the latent MAE whose features count too
@@ -107,7 +148,7 @@ def clip_objective(
             not show all channels.
     """
     sides, patch = split.latents(torch.zeros(1, dtype=torch.long)).shape[-2:], refiner.config.patch
-    if any(side % patch for side in sides):
+    if refiner.config.backbone == "transformer" and any(side % patch for side in sides):
         raise ValueError(
             f"drift.refiner.patch is {patch}, expected a divisor of the sides of a latent frame, "
             f"{sides[0]} and {sides[1]}"
@@ -118,19 +159,29 @@ def clip_objective(
         refiner.fit_pictures(examples.to(run.device), decode)
     else:
         start_from(refiner, start)
+    if settings.recompute_blocks:
+        recompute_blocks(refiner)
     if settings.compile:
         compile_deterministic(refiner)
     anchors = split.anchors if corruption.config.student_replace_prob > 0 else None
     drawn = DriftBatchesConfig(**batches.model_dump(), generated=settings.generated)
-    base = refiner, corruption, split.latents, split.classes, drawn, anchors
+    latents = ReadAhead(split.latents) if settings.read_ahead else split.latents
+    base = refiner, corruption, latents, split.classes, drawn, anchors
+    more: dict[str, Any] = {"chunk": settings.chunk}
+    if refiner.takes_text:
+        more["texts"] = partial(split.rows, refiner.config.beside)
+    if settings.target == "finer":
+        more["finer"] = corruption.finer
     features, every = settings.features, run.log_every
     if features is None:
-        return PairedObjective(*base)
+        return PairedObjective(*base, **more)
+    if settings.target == "finer":  # what clips are compared with is of one level
+        more["level_of"] = "step"
     branches: dict[str, Branch] = {"vanilla": (features.vanilla_weight, vanilla(features.vanilla))}
     if encoder is not None:
         phi = ClipFeatures(load_latent_mae(encoder), features.families, features.locations)
         branches["encoder"] = (features.encoder_weight, phi.to(run.device))
-    return DriftObjective(*base, branches=branches, loss=DriftLoss(loss), log_every=every)
+    return DriftObjective(*base, branches=branches, loss=DriftLoss(loss), log_every=every, **more)
 
 
 def curves(result: TrainResult) -> dict[str, list[Row]]:
@@ -172,6 +223,8 @@ class KeepBest:
     They are scored every so often and at the end.
     """
 
+    reference, plain = "interpolation", "interpolated"  # what the best must beat, and its row
+
     def __init__(
         self,
         every: int,  # updates
@@ -206,7 +259,7 @@ class KeepBest:
         self.last = {"step": done, **figures}
         if not self.best or figures[self.score] < self.best[self.score]:
             self.best = self.last
-            state = objective.refiner.state_dict()
+            state = whole(objective.refiner.state_dict())
             self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
         return {f"val_{name}": value for name, value in figures.items()}
 
@@ -222,7 +275,7 @@ class KeepBest:
         return [
             {"method": "refined", **self.best, **counts},
             {"method": "last", **self.last},
-            {"method": "interpolated", "step": None, **self.interpolated},
+            {"method": self.plain, "step": None, **self.interpolated},
         ]
 
     def status(self) -> tuple[str, str]:
@@ -241,9 +294,9 @@ class KeepBest:
         ratio = FRECHET_RATIO if self.score == "frechet" else 1.0
         passed = refined < ratio * plain
         relation = "below" if passed else "not below"
-        return "passed" if passed else "no_better_than_interpolation", (
+        return "passed" if passed else f"no_better_than_{self.reference}", (
             f"validation {self.score} {refined:.4g} at step {self.best['step']} is {relation} "
-            f"{ratio} of interpolation's {plain:.4g}"
+            f"{ratio} of {self.reference}'s {plain:.4g}"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -267,29 +320,49 @@ class BestOnValidation(KeepBest):
         corruption: Corruption,
         config: RefinerTrainingConfig,
         run: Run,
+        beside: str = "none",  # the class: what the refiner takes
     ) -> None:
-        chosen = split.evenly(AT_MOST)
-        truth, self.classes = split.latents(chosen), split.classes[chosen]
-        self.truth, self.level = truth, corruption.levels
-        mask = nested_masks(len(truth), truth.shape[2], corruption.counts)[-1]
-        draw = generator(run.seed, "validation")  # of the corruption's noise
-        self.corrupted = corruption.impute(truth, mask, torch.arange(len(truth)), draw)
-        self.space = RandomConvolutions(truth.shape[1]).to(run.device)
-        self.real = self.space.points(truth)
+        self.split, self.chosen = split, split.evenly(config.validation_clips)
+        self.corruption, keyframes, self.beside = corruption, corruption.config, beside
+        self.chunk = config.chunk or CHUNK
+        first = split.latents(self.chosen[:1])
+        self.mask = nested_masks(len(self.chosen), first.shape[2], corruption.counts)[-1]
+        self.seed = run.seed
+        self.space = RandomConvolutions(first.shape[1]).to(run.device)
+        parts = self.chosen.split(self.chunk)
+        self.real = np.concatenate([self.space.points(split.latents(part)) for part in parts])
         score = "mse_missing" if config.objective == "paired" else "frechet"
-        plain = self.figures(interpolate(truth, mask, corruption.config))  # without noise
+        plain = self.figures(lambda rows, truth: interpolate(truth, self.mask[rows], keyframes))
         super().__init__(config.validate_every, config.steps, score, plain)
 
     def scores(self, refiner: nn.Module) -> dict[str, float]:
         """The figures of refined validation clips."""
-        return self.figures(refine(refiner, self.corrupted, self.classes, self.level, alpha=1.0))
+        draw = generator(self.seed, "validation")  # of the corruption's noise: the same each time
 
-    def figures(self, clips: Tensor) -> dict[str, float]:
-        """Of refined or of interpolated clips [n, C, T, H, W]: `frechet` and `mse_missing`."""
-        error = (clips - self.truth).square().mean(dim=(1, 3, 4))
+        def refined(rows: Tensor, truth: Tensor) -> Tensor:
+            chosen = self.chosen[rows]
+            corrupted = self.corruption.impute(truth, self.mask[rows], rows, draw)
+            texts = None if self.beside == "none" else self.split.rows(self.beside, chosen)
+            given = self.split.classes[chosen], self.corruption.levels, 1.0, None, texts
+            return finish(refiner, self.corruption, corrupted, *given, draw)
+
+        return self.figures(refined)
+
+    def figures(self, complete: Callable[[Tensor, Tensor], Tensor]) -> dict[str, float]:
+        """`frechet` and `mse_missing` of validation clips made anew from their true ones.
+
+        `complete` takes rows [b] of the validation clips and these, [b, C, T, H, W]; they are read
+        again each time, a chunk at once, since full-size ones would fill the memory.
+        """
+        errors, points = [], []
+        for rows in torch.arange(len(self.chosen)).split(self.chunk):
+            truth = self.split.latents(self.chosen[rows])
+            clips = complete(rows, truth)
+            errors.append((clips - truth).square().mean(dim=(1, 3, 4)))
+            points.append(self.space.points(clips))
         return {
-            "frechet": frechet_distance(self.real, self.space.points(clips)),
-            "mse_missing": float(error[~self.corrupted.mask].mean()),
+            "frechet": frechet_distance(self.real, np.concatenate(points)),
+            "mse_missing": float(torch.cat(errors)[~self.mask].mean()),
         }
 
     def metrics(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Memory banks, a ring of samples a class: what a step compares with beyond its own batch.
 
 They hold latents, not features: at 86 maps a sample's features are hundreds of times its latent.
+Or they hold positions in a data set, 8 bytes each, whose latents are read again when drawn: 1,024
+classes of 128 clips are then 1 MiB, where their latents in Wan's size would be 1.1 TB.
 As in the official release a draw is without replacement, and with replacement only from a class
 that holds too few; that is counted, for it weights samples double.
 """
@@ -8,6 +10,8 @@ that holds too few; that is counted, for it weights samples double.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -35,13 +39,15 @@ class MemoryBanks:
         classes: int,
         capacity: int,  # samples a class
         sample_shape: tuple[int, ...],
+        read: Callable[[Tensor], Tensor] | None = None,  # samples are positions [...]; of latents
     ) -> None:
         if classes < 1 or capacity < 1:
             raise ValueError(
                 f"memory banks: expected classes and a capacity, got {classes}, {capacity}"
             )
-        self.capacity = capacity
-        self.samples = torch.zeros(classes, capacity, *sample_shape)
+        self.capacity, self.read = capacity, read
+        kind = torch.float32 if read is None else torch.int64
+        self.samples = torch.zeros(classes, capacity, *sample_shape, dtype=kind)
         self.pushed = torch.zeros(classes, dtype=torch.int64)  # [K] ever
         self.fallbacks = 0  # draws from a class that had too few, ever
 
@@ -132,7 +138,8 @@ class MemoryBanks:
 
     def _distances(self, classes: Tensor, near: Tensor) -> Tensor:
         """From each slot of classes [C] to the nearest of [C, N, ...], [C, capacity]."""
-        slots = self.samples[classes].flatten(2)
+        slots = self.samples[classes]
+        slots = (slots if self.read is None else self.read(slots)).flatten(2)
         return torch.cdist(slots, near.detach().to(slots).flatten(2)).amin(2).cpu()
 
     def _filled(self) -> Tensor:
@@ -147,8 +154,9 @@ class MemoryBank:
         self,
         capacity: int,
         sample_shape: tuple[int, ...],
+        read: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self._banks = MemoryBanks(1, capacity, sample_shape)
+        self._banks = MemoryBanks(1, capacity, sample_shape, read)
 
     @property
     def size(self) -> int:
@@ -181,3 +189,23 @@ class MemoryBank:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `MemoryBanks`."""
         self._banks.load_state_dict(state)
+
+
+class ReadAhead:
+    """Reads samples in one thread, those that were announced before they are asked for."""
+
+    def __init__(self, read: Callable[[Tensor], Tensor]) -> None:
+        self._read = read
+        self._thread = ThreadPoolExecutor(1, "read-ahead")
+        self._announced: tuple[Tensor, Future[Tensor]] | None = None
+
+    def announce(self, positions: Tensor) -> None:
+        """Start to read what will be asked for; what was announced before it is forgotten."""
+        self._announced = positions, self._thread.submit(self._read, positions)
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """The samples at positions [B]."""
+        if self._announced and torch.equal(self._announced[0], positions):
+            future, self._announced = self._announced[1], None
+            return future.result()
+        return self._read(positions)

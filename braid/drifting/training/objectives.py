@@ -8,6 +8,11 @@ A step draws classes, then clips of each; corrupts them to a random level; refin
 Positives come from memory banks of real latents that each step refreshes with its own clips, so a
 class is compared with more clips than a step could encode anew; unconditional negatives from all
 training clips, or from a memory bank of those of the last steps where loading more is too dear.
+
+Clips too large to be refined at once go through refiner and encoder in chunks without a graph; the
+drift's gradient by their features is known then (drift.py), and each chunk is run again with a
+graph to take it to the weights (gradient caching, Gao et al. 2021, arXiv 2101.06983). Gradients
+are those of all clips at once.
 """
 
 from __future__ import annotations
@@ -15,14 +20,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from braid.drifting.config import BatchesConfig, DriftBatchesConfig, PositiveSampling
 from braid.drifting.loss.drift import DriftLoss, Samples
-from braid.drifting.training.memory_bank import Drawn, MemoryBank, MemoryBanks
+from braid.drifting.training.memory_bank import Drawn, MemoryBank, MemoryBanks, ReadAhead
 from braid.drifting.video.corruption import Corrupted, ForwardProcess
 from braid.training import distributed
 from braid.training.trainer import Stateful
@@ -30,6 +37,8 @@ from braid.training.trainer import Stateful
 Features = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, T, H, W] to groups of [B, L, D]
 Branch = tuple[float, Features]  # weight of its loss, and what the drift is computed in
 Latents = Callable[[Tensor], Tensor]  # clips by position [B] in the training split
+# Clips, levels, ids and a generator to the clips one level finer.
+Finer = Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor]
 POSITIVES: dict[PositiveSampling, str] = {
     "random": "without replacement",
     "nearest": "the nearest to the refined clips",
@@ -57,8 +66,11 @@ class Refined:
     """One step's clips."""
 
     classes: Tensor  # [C]
+    members: Tensor  # [C, N] positions in the training split
     truth: Tensor  # [C, N, ...]
+    target: Tensor  # [C, N, ...] the truth, or as it is one level finer
     corrupted: Corrupted  # of C N clips
+    level: Tensor  # [C N]
     clips: Tensor  # [C, N, ...] refined
     repeated: int  # clips drawn twice because their class is too small
 
@@ -74,10 +86,14 @@ class Refinement(nn.Module):
         labels: Tensor,  # [n] of the training clips
         batches: DriftBatchesConfig,
         anchors: Latents | None = None,  # phase-1 outputs for the same clips
-        level_of: Literal["clip", "class"] = "clip",  # what a step draws a level for
+        level_of: Literal["clip", "class", "step"] = "clip",  # what a step draws a level for
+        texts: Latents | None = None,  # text embeddings of the same clips, if the refiner takes any
+        finer: Finer | None = None,  # refine to the next finer level; None: to the clip
+        chunk: int = 0,  # clips that go through the networks at once; 0: all
     ) -> None:
         super().__init__()
-        self.level_of = level_of
+        self.texts, self.finer = texts, finer
+        self.level_of, self.chunk = level_of, chunk
         self.refiner = refiner
         self.corruption = corruption
         self.latents = latents
@@ -85,6 +101,7 @@ class Refinement(nn.Module):
         self.sampler = ClassSampler(labels)
         self.batches = batches
         self.diagnostics: dict[str, float | Tensor] = {}
+        self.following: torch.Generator | None = None
 
     def stateful(self) -> dict[str, Stateful]:
         """What a resumed training must find as it was."""
@@ -112,44 +129,85 @@ class Refinement(nn.Module):
         """Clips [..., C, T, H, W] at positions [...]."""
         return source(members.flatten()).to(self.device).unflatten(0, members.shape)
 
+    def guidance(self, _: torch.Generator) -> Tensor:
+        """Alpha of a step's classes, [C]; without guidance all 1."""
+        return torch.ones(self.batches.classes)
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        """The classes and clips of a step whose guidance is drawn."""
+        return self.sampler.draw(self.batches.classes, self.batches.generated, generator)
+
+    def ahead(self, following: torch.Generator | None) -> None:
+        """Take note of the next step's generator; None: there is no next step."""
+        self.following = following
+
+    def read_ahead(self) -> None:
+        """Start to read the next step's clips, all of this one's being read."""
+        if self.following is not None and isinstance(self.latents, ReadAhead):
+            cpu = _on_cpu(self.following)
+            self.guidance(cpu)
+            self.latents.announce(self.draw(cpu).members.flatten())
+
     def refine(self, alpha: Tensor, generator: torch.Generator) -> Refined:
         """Draw one step's clips and refine them under guidance alpha [C]."""
         classes, members = self.batches.classes, self.batches.generated
-        batch = self.sampler.draw(classes, members, generator)
+        batch = self.draw(generator)
         truth = self.load(self.latents, batch.members)
-        alike = members if self.level_of == "class" else 1
+        alike = {"clip": 1, "class": members, "step": classes * members}[self.level_of]
         count, end = classes * members // alike, self.corruption.levels + 1
         level = torch.randint(1, end, (count,), generator=generator)
         level = level.repeat_interleave(alike).to(self.device)
         ids = batch.members.flatten()
         anchors = {"anchors": self.load(self.anchors, ids)} if self.anchors else {}
+        text = {"text": self.load(self.texts, ids)} if self.texts else {}
         draws = distinct(ids, len(self.sampler.order))
         corrupted = self.corruption(truth.flatten(0, 1), level, draws, generator, **anchors)
-        refined = self.refiner(
-            corrupted.latents,
-            corrupted.mask,
-            corrupted.confidence,
-            batch.classes.to(self.device).repeat_interleave(members),
-            level,
-            alpha.repeat_interleave(members),
-        )
+        labels = batch.classes.to(self.device).repeat_interleave(members)
+        guidance = alpha.to(self.device).repeat_interleave(members)
+        columns = (*corrupted, labels, level, guidance)
+        rows = torch.arange(len(ids)).split(self.chunk or len(ids))
+        parts = [
+            self._run(
+                self.refiner,
+                *(column[part] for column in columns),
+                **{name: values[part] for name, values in text.items()},
+            )
+            for part in rows
+        ]
+        refined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        target = truth
+        if self.finer is not None:
+            target = self.finer(truth.flatten(0, 1), level, draws, generator).view_as(truth)
         return Refined(
             batch.classes,
+            batch.members,
             truth,
+            target,
             corrupted,
+            level,
             refined.unflatten(0, (classes, members)),
             batch.repeated,
         )
 
+    def _run(self, network: Callable[..., Any], *columns: Any, **named: Any) -> Any:
+        """A network's outputs; of chunks without a graph, which is made again for the gradient."""
+        if not self.chunk or not torch.is_grad_enabled():
+            return network(*columns, **named)
+        return checkpoint(network, *columns, use_reentrant=False, preserve_rng_state=False, **named)
+
 
 class PairedObjective(Refinement):
-    """Mean squared error of the missing frames against the clip that they were taken from."""
+    """Mean squared error of the missing frames against the clip that they were taken from.
+
+    Or against that clip one level finer, its keyframes true and the rest interpolated between them.
+    """
 
     def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss of one step."""
-        no_guidance = torch.ones(self.batches.classes, device=self.device)
-        refined = self.refine(no_guidance, _on_cpu(generator))
-        error = (refined.clips - refined.truth).flatten(0, 1).square().mean(dim=(1, 3, 4))
+        cpu = _on_cpu(generator)
+        refined = self.refine(self.guidance(cpu), cpu)
+        self.read_ahead()
+        error = (refined.clips - refined.target).flatten(0, 1).square().mean(dim=(1, 3, 4))
         missing = ~refined.corrupted.mask
         self.diagnostics = {"repeated_clips": float(refined.repeated)}
         # Levels are drawn, so processes miss different numbers of frames: each frame counts alike.
@@ -172,27 +230,33 @@ class DriftObjective(Refinement):
         self.branches = {name: branch for name, branch in branches.items() if branch[0] > 0}
         self.loss = loss
         self.log_every = log_every
-        sample = self.latents(torch.zeros(1, dtype=torch.long))[0]
-        classes = len(self.sampler.sizes)
+        self.positions = self.batches.bank_holds == "positions"
+        shape = tuple(self.latents(torch.zeros(1, dtype=torch.long))[0].shape)
+        read = partial(self.load, self.latents) if self.positions else None
+        real = () if self.positions else shape
+        classes, size = len(self.sampler.sizes), self.batches.bank
         self.banks = {
-            "real": MemoryBanks(classes, self.batches.bank, tuple(sample.shape)),
-            "generated": MemoryBanks(classes, self.batches.bank, tuple(sample.shape)),
+            "real": MemoryBanks(classes, size, real, read),
+            # Generated clips are nowhere else; without any to draw they take no memory.
+            "generated": MemoryBanks(classes, size, shape if self.batches.negatives else (0,)),
         }
         kept = self.batches.bank_unconditional
-        self.unconditional = MemoryBank(kept, tuple(sample.shape)) if kept else None
+        self.unconditional = MemoryBank(kept, real, read) if kept else None
 
     def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss terms of one step."""
         config, cpu, logged = self.batches, _on_cpu(generator), step % self.log_every == 0
-        alpha = draw_alpha(config.classes, config, cpu)
-        alpha = alpha.to(self.device)
+        alpha = self.guidance(cpu).to(self.device)
         refined = self.refine(alpha, cpu)
         self._refresh(refined, cpu)
         positives = self._positives(refined, cpu)
         negatives = self.banks["generated"].draw(refined.classes, config.negatives, cpu)
         unconditional = self._unconditional(config.unconditional, cpu)
+        positives = self._one_finer(positives, refined.level, cpu)
+        unconditional = self._one_finer(unconditional, refined.level, cpu)
         if config.negatives:
             self.banks["generated"].push(*_rows(refined.classes, refined.clips.detach()))
+        self.read_ahead()
 
         banked = negatives.counts.to(self.device)
         weight = unconditional_weight(alpha, config.generated, config.unconditional, banked)
@@ -207,17 +271,21 @@ class DriftObjective(Refinement):
             self.diagnostics |= {f"{name}_{key}": value for key, value in statistics.items()}
         return terms
 
+    def guidance(self, generator: torch.Generator) -> Tensor:
+        """Alpha of a step's classes, [C]."""
+        return draw_alpha(self.batches.classes, self.batches, generator)
+
     def card(self, effective: int) -> dict[str, str]:
         """Where positives and negatives come from, and how many vectors phi has in each branch."""
         sample = self.load(self.latents, torch.zeros(1, dtype=torch.long))
-        phi, how = [], self.batches.positive_sampling
+        phi, how, banks = [], self.batches.positive_sampling, f"real {self.batches.bank_holds}"
         for name, (_, features) in self.branches.items():
             groups = features(sample)
             count = sum(vectors.shape[1] for vectors in groups.values())
             phi.append(f"{name}: {count} vectors in {len(groups)} groups")
         return {
             **super().card(effective),
-            "positives": f"memory banks of real latents by class, {POSITIVES[how]}",
+            "positives": f"memory banks of {banks} by class, {POSITIVES[how]}",
             "negatives": "this step's clips, then banked ones, then weighted unconditional ones",
             "encoder": "frozen" if "encoder" in self.branches else "none",
             "phi": "; ".join(phi),
@@ -247,19 +315,33 @@ class DriftObjective(Refinement):
 
     def _encode(self, features: Features, clips: Tensor) -> dict[str, Tensor]:
         """Groups [C, N, L, D] of clips [C, N, ...]."""
-        groups = features(clips.to(self.device).flatten(0, 1))
+        rows = clips.to(self.device).flatten(0, 1)
+        parts = [self._run(features, part) for part in rows.split(self.chunk or len(rows))]
+        groups = parts[0]
+        if len(parts) > 1:
+            groups = {name: torch.cat([part[name] for part in parts]) for name in groups}
         return {name: vectors.unflatten(0, clips.shape[:2]) for name, vectors in groups.items()}
 
     def _refresh(self, refined: Refined, generator: torch.Generator) -> None:
         """Push this step's real clips; fill the bank of a class that is met for the first time."""
-        self.banks["real"].push(*_rows(refined.classes, refined.truth))
+        real = refined.members if self.positions else refined.truth
+        self.banks["real"].push(*_rows(refined.classes, real))
         if self.unconditional is not None:
-            self.unconditional.push(refined.truth.flatten(0, 1))
+            self.unconditional.push(real.flatten(0, 1))
         short = self.banks["real"].sizes[refined.classes] < self.batches.positives
         for label in refined.classes[short][:, None]:
             count = min(int(self.sampler.sizes[label]), self.batches.positives)
             members = self.sampler.members(label, count, generator).members
-            self.banks["real"].push(*_rows(label, self.load(self.latents, members)))
+            met = members if self.positions else self.load(self.latents, members)
+            self.banks["real"].push(*_rows(label, met))
+
+    def _one_finer(self, clips: Tensor, level: Tensor, generator: torch.Generator) -> Tensor:
+        """Real clips [..., C, T, H, W] at the level that all clips of the step are refined to."""
+        if self.finer is None:
+            return clips
+        rows = clips.flatten(0, -5)
+        ids = torch.arange(len(rows))
+        return self.finer(rows, level[:1].expand(len(rows)), ids, generator).view_as(clips)
 
     def _positives(self, refined: Refined, generator: torch.Generator) -> Tensor:
         """Real clips of each class, [C, P, ...]."""
@@ -267,12 +349,14 @@ class DriftObjective(Refinement):
         own = refined.truth[:, : count if how == "own" else 0]
         near = refined.clips if how == "nearest" else None
         banked = self.banks["real"].draw(refined.classes, count - own.shape[1], generator, near)
-        return torch.cat([own.to(banked.samples), banked.samples], 1)
+        samples = self.load(self.latents, banked.samples) if self.positions else banked.samples
+        return torch.cat([own.to(samples), samples], 1)
 
     def _unconditional(self, count: int, generator: torch.Generator) -> Tensor:
         """Real clips of any class, each training clip with the same chance."""
         if self.unconditional is not None:
-            return self.unconditional.draw(count, generator)
+            drawn = self.unconditional.draw(count, generator)
+            return self.load(self.latents, drawn) if self.positions else drawn
         return self.load(self.latents, _cycled(len(self.sampler.order), count, generator))
 
     def _fallbacks(self, refined: Refined) -> dict[str, float | Tensor]:
@@ -296,11 +380,11 @@ def balance(
     """Which groups push hardest, and which push towards the truth, where the start is not true.
 
     `balance_norm_<group>`: length of the loss's gradient by the refined clips, in latent units;
-    `balance_cosine_<group>`: cosine between the drift, which is minus that gradient, and the truth
+    `balance_cosine_<group>`: cosine between the drift, which is minus that gradient, and the target
     less the clips that were refined. Given frames have no part in either.
     """
     start = refined.corrupted.latents.unflatten(0, refined.truth.shape[:2])
-    towards = refined.truth - start
+    towards = refined.target - start
     figures = {}
     for name, loss in per_group.items():
         (gradient,) = torch.autograd.grad(loss, refined.clips, retain_graph=True)
@@ -309,6 +393,14 @@ def balance(
         cosine = torch.cosine_similarity(drift.flatten(), towards.flatten(), dim=0)
         figures[f"balance_cosine_{name}"] = cosine
     return figures
+
+
+def recompute_blocks(refiner: nn.Module) -> None:
+    """Keep what goes into each block of a refiner alone, and run it again for the gradient."""
+    for block in refiner.get_submodule("blocks").children():
+        block.forward = partial(
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+        )
 
 
 def compile_deterministic(refiner: nn.Module) -> None:

@@ -23,6 +23,7 @@ from braid.drifting.interpolation.keyframes import (
     level_counts,
     masks_of,
     neighbors,
+    nested_masks,
     random_ranks,
 )
 
@@ -65,6 +66,11 @@ class Corruption:
     def levels(self) -> int:
         """The coarsest level."""
         return len(self.counts) - 1
+
+    @property
+    def coarsest(self) -> Tensor:
+        """The evenly placed keyframes of the coarsest level, [K]."""
+        return nested_masks(1, self.frames, self.counts)[-1, 0].nonzero().flatten()
 
     def __call__(
         self,
@@ -116,6 +122,17 @@ class Corruption:
                 outputs(generator.initial_seed(), "keyframes", ids, self.frames - 2)
             )
         return masks_of(ranks, self.counts)[level, torch.arange(len(ids), device=ids.device)]
+
+    def finer(
+        self,
+        latents: Tensor,  # [B, C, T, H, W]
+        level: Tensor,  # [B] int64, from 1
+        ids: Tensor,  # [B] int64
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Clips as they are one level finer, interpolated and without noise, [B, C, T, H, W]."""
+        level, ids = (values.to(latents.device) for values in (level, ids))
+        return interpolate(latents, self.mask(latents, level - 1, ids, generator), self.config)
 
     def impute(
         self,
@@ -183,6 +200,14 @@ class Corruption:
         around = neighbors(mask)
         nearest = torch.minimum(around.fraction, 1 - around.fraction)
         return torch.where(around.gap > 0, 2 * nearest, 1)  # 1 beyond the outermost keyframes
+
+
+def as_proposals(start: Corrupted) -> Corrupted:
+    """The same with all keyframes but the ends as proposals, which a refiner may move."""
+    ends = start.mask.clone()
+    ends[:, 1:-1] = False
+    confidence = torch.where(start.mask & ~ends, REPLACED, start.confidence)
+    return Corrupted(start.latents, ends, confidence)
 
 
 def bridge(

@@ -188,7 +188,7 @@ class MovedKeyframes(nn.Module):
         cells = self.of_cells(tokens).float().unflatten(-1, (-1, self.patch, self.patch))
         cells = cells.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)  # [n, M 5, H, W]
         fine = enlarged(cells[..., : grid[0], : grid[1]], detail).unflatten(1, (moments, 5))
-        pixels = _pixels(detail * grid[0], detail * grid[1], tokens.device)
+        pixels = pixel_centers(detail * grid[0], detail * grid[1], tokens.device)
         affine = self.of_frame(tokens.mean((1, 2))).float().view(-1, moments, 2, 2, 3)
         places = functional.pad(pixels, (0, 1), value=1.0)
         of_frame = torch.einsum("nmsac,yxc->nmsayx", affine, places)
@@ -224,7 +224,7 @@ def enlarged(
     return rows.T.to(cells) @ cells @ columns.to(cells)
 
 
-def _pixels(height: int, width: int, device: torch.device) -> Tensor:
+def pixel_centers(height: int, width: int, device: torch.device) -> Tensor:
     """The centers of pixels, [height, width, 2] as x and y from -1 to 1."""
     y, x = ((torch.arange(side, device=device) + 0.5) * (2 / side) - 1 for side in (height, width))
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)

@@ -4,8 +4,10 @@ Tokens are patches of one latent frame each. A block attends over space, within 
 time, at one place, then mixes channels: its cost grows with the number of tokens, not with its
 square (Bertasius et al. 2021, section 3, divided attention). Class, level and guidance alpha
 modulate each block by adaptive layer norms that start as the identity (Peebles and Xie 2023,
-adaLN-Zero). Missing frames are made by moving the keyframes around them (motion.py) and by a
-correction of every frame; both start at zero, so an untrained refiner returns its input.
+adaLN-Zero). Beside them it may be conditioned on rows: those of a text, which tokens attend to, or
+the embedding of text and keyframes that classes are cells of. Missing frames are made by moving the
+keyframes around them (motion.py) and by a correction of every frame; both start at zero, so an
+untrained refiner returns its input.
 """
 
 from __future__ import annotations
@@ -13,16 +15,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from braid.common.io import load_model, save_model
-from braid.drifting.config import RefinerConfig
+from braid.drifting.config import RefinerConfig, Target
+from braid.drifting.interpolation.keyframes import nested_masks
 from braid.drifting.video.corruption import Corrupted, Corruption
 from braid.drifting.video.motion import Decode, MovedKeyframes
+
+if TYPE_CHECKING:
+    from braid.drifting.video.wan import WanRefiner
 
 FREQUENCIES = 16  # of the encodings of alpha
 
@@ -36,6 +42,8 @@ class Refiner(nn.Module):
         classes: int,  # pseudo-classes
         levels: int,  # of corruption, level 0 included
         config: RefinerConfig,
+        row_dim: int = 0,  # channels of what it takes beside the class
+        target: Target = "clip",  # what it is trained to refine to
     ) -> None:
         """Fresh weights.
 
@@ -47,12 +55,16 @@ class Refiner(nn.Module):
         if dim % heads:
             raise ValueError(f"drift.refiner.dim is {dim}, expected a multiple of heads: {heads}")
         self.shape = {"channels": channels, "classes": classes, "levels": levels}
+        self.shape |= {"row_dim": row_dim}
+        self.target = target
         self.config = config
         self.embed = nn.Linear(channels * patch**2 + 1, dim)
         self.class_table = nn.Embedding(classes, dim)
         self.level_table = nn.Embedding(levels, dim)
         self.alpha = nn.Sequential(nn.Linear(2 * FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.blocks = nn.ModuleList(_Block(dim, heads) for _ in range(config.depth))
+        text = config.beside == "text"
+        self.blocks = nn.ModuleList(Block(dim, heads, text) for _ in range(config.depth))
+        self.rows = nn.Linear(row_dim, dim) if self.takes_text else None
         self.modulate = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, channels * patch**2)
         for layer in (self.modulate, self.out):
@@ -70,31 +82,53 @@ class Refiner(nn.Module):
         level: Tensor,  # [B]
         alpha: Tensor,  # [B] guidance, 1: none
         clamp: bool | None = None,  # keep given keyframes bit for bit; None: as configured
+        text: Tensor | None = None,  # [B, L, D] rows beside the class; zero rows count as none
     ) -> Tensor:
         """The refined clips, [B, C, T, H, W]."""
         tokens = patchify(clips, self.config.patch)  # [B, T, h, w, C p p]
         given = confidence[:, :, None, None, None].expand(*tokens.shape[:-1], 1)
         x = self.embed(torch.cat([tokens, given], dim=-1))
-        x = x + _positions(x)
+        x = x + positions(x)
         condition = self.class_table(classes) + self.level_table(level)
         condition = condition + self.alpha(guidance_waves(alpha))
+        rows, present = self._read(text, len(clips))
+        if rows is not None and self.config.beside == "embedding":
+            condition = condition + (rows * present[..., None]).sum(1)
         condition = functional.silu(condition)
         for block in self.blocks:
-            x = block(x, condition)
+            x = block(x, condition, rows, present)
         shift, scale = self.modulate(condition)[:, None, None, None].chunk(2, dim=-1)
         x = normalized(x) * (1 + scale) + shift
-        refined = clips + _unpatchify(self.out(x), self.config.patch, clips.shape[-2:])
+        refined = clips + unpatchify(self.out(x), self.config.patch, clips.shape[-2:])
         if self.moved is not None:
             refined = refined + self.moved(x, clips, mask)
         if self.config.clamp if clamp is None else clamp:
             refined = torch.where(mask[:, None, :, None, None], clips, refined)
         return refined
 
+    def _read(self, text: Tensor | None, batch: int) -> tuple[Tensor | None, Tensor]:
+        """What is taken beside the class at the width of tokens [B, L, D], and which rows count."""
+        if self.rows is None:
+            return None, torch.empty(0)
+        if text is None:
+            text = self.rows.weight.new_zeros(batch, 1, self.rows.in_features)
+        return self.rows(text), (text != 0).any(-1)
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether there are rows beside the class."""
+        return self.config.beside != "none"
+
     @property
     def outer_layers(self) -> list[str]:
         """The first and the last layers, which Muon leaves to AdamW."""
-        heads = ["moved.of_cells", "moved.of_frame"]
-        return ["embed", "out", *(heads if self.moved is not None else [])]
+        heads = ["moved.of_cells", "moved.of_frame"] if self.moved is not None else []
+        return ["embed", "out", *heads, *(["rows"] if self.takes_text else [])]
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """What can be split over processes: blocks, which are computed one by one, then all."""
+        return [*self.blocks, self]
 
     def fit_pictures(
         self,
@@ -110,20 +144,21 @@ class Refiner(nn.Module):
             self.moved.picture.fit(clips, decode)
 
 
-class _Block(nn.Module):
-    """Attention over space, attention over time, a two-layer network; each gated."""
+class Block(nn.Module):
+    """Attention over space, over time, to the rows of a text, a two-layer network; each gated."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, text: bool) -> None:
         super().__init__()
         self.space = Attention(dim, heads)
         self.time = Attention(dim, heads)
+        self.text = TextAttention(dim, heads) if text else None
         self.mix = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU("tanh"), nn.Linear(4 * dim, dim))
         self.modulate = nn.Linear(dim, 9 * dim)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Update tokens [B, T, h, w, D] under a condition [B, D]."""
+    def forward(self, x: Tensor, condition: Tensor, text: Tensor | None, present: Tensor) -> Tensor:
+        """Update tokens [B, T, h, w, D] under a condition [B, D] and rows [B, L, D] of a text."""
         batch, frames, height, width, dim = x.shape
         modulation = self.modulate(condition)[:, None, None, None].chunk(9, dim=-1)
         shift, scale, gate = modulation[:3]
@@ -134,6 +169,8 @@ class _Block(nn.Module):
         mixed = self.time(columns.reshape(-1, frames, dim))
         mixed = mixed.reshape(batch, height, width, frames, dim).permute(0, 3, 1, 2, 4)
         x = x + gate * mixed
+        if self.text is not None and text is not None:
+            x = x + self.text(normalized(x).flatten(1, 3), text, present).view_as(x)
         shift, scale, gate = modulation[6:]
         mixed = self.mix(normalized(x) * (1 + scale) + shift)
         return x + gate * mixed
@@ -158,6 +195,37 @@ class Attention(nn.Module):
             queries * self.scale[:, None, None], keys, qkv[2], scale=1.0
         )
         return self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
+
+
+class TextAttention(nn.Module):
+    """Tokens attend to the rows of a text, and to a learned one that says nothing; starts at 0."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.queries, self.pairs = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
+        self.nothing = nn.Parameter(torch.zeros(1, 1, dim))
+        self.out = nn.Linear(dim, dim)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self,
+        x: Tensor,  # [B, N, D]
+        rows: Tensor,  # [B, L, D]
+        present: Tensor,  # [B, L] bool
+    ) -> Tensor:
+        """What tokens take from the text, [B, N, D]."""
+        rows = torch.cat([self.nothing.expand(len(rows), -1, -1).to(rows), rows], 1)
+        present = functional.pad(present, (1, 0), value=True)
+        queries, keys, values = (
+            vectors.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for vectors in (self.queries(x), *self.pairs(rows).chunk(2, -1))
+        )
+        mixed = functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=present[:, None, None]
+        )
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 def guidance_waves(
@@ -185,14 +253,14 @@ def patchify(
     return cut.permute(0, 2, 3, 5, 1, 4, 6).flatten(4)
 
 
-def _unpatchify(tokens: Tensor, patch: int, size: Sequence[int]) -> Tensor:
+def unpatchify(tokens: Tensor, patch: int, size: Sequence[int]) -> Tensor:
     """Put tokens [B, T, h, w, C p p] back together to [B, C, T, H, W]."""
     cut = tokens.unflatten(-1, (-1, patch, patch)).permute(0, 4, 1, 2, 5, 3, 6)
     padded = cut.flatten(5, 6).flatten(3, 4)
     return padded[..., : size[0], : size[1]]
 
 
-def _positions(x: Tensor) -> Tensor:
+def positions(x: Tensor) -> Tensor:
     """Sine and cosine of each token's time and place, [T, h, w, D], for clips of any size."""
     _, *extents, dim = x.shape
     count = dim // 6  # frequencies an axis
@@ -207,7 +275,39 @@ def _positions(x: Tensor) -> Tensor:
     return functional.pad(joint, (0, dim - joint.shape[-1])).to(x.dtype)
 
 
-def start_from(refiner: Refiner, folder: Path) -> None:
+# ---- Either backbone: made by its params, stored, read -------------------------------------------
+# That of Wan is imported where it is used: diffusers takes seconds, and is an extra.
+
+AnyRefiner = Union[Refiner, "WanRefiner"]
+
+
+def make_refiner(
+    channels: int,  # of a latent
+    classes: int,  # pseudo-classes
+    levels: int,  # of corruption, level 0 included
+    config: RefinerConfig,
+    row_dim: int = 0,  # channels of what it takes beside the class
+    target: Target = "clip",  # what it is trained to refine to
+    **stored: Any,  # of a `WanRefiner`
+) -> AnyRefiner:
+    """An untrained refiner with the backbone of its params.
+
+    Raises:
+        ValueError: params that do not fit one another or a base, or no diffusers.
+    """
+    if config.backbone == "transformer":
+        return Refiner(channels, classes, levels, config, row_dim, target)
+    try:
+        from braid.drifting.video.wan import WanRefiner
+
+        return WanRefiner(channels, classes, levels, config, row_dim, target, **stored)
+    except ImportError as error:
+        raise ValueError(
+            f"drift.refiner.backbone is wan: expected the extra wan, {error.name} is missing"
+        ) from None
+
+
+def start_from(refiner: AnyRefiner, folder: Path) -> None:
     """Take over the weights of a saved refiner.
 
     Raises:
@@ -224,20 +324,25 @@ def start_from(refiner: Refiner, folder: Path) -> None:
     refiner.load_state_dict(other.state_dict())
 
 
-def save_refiner(folder: Path, refiner: Refiner) -> None:
+def save_refiner(folder: Path, refiner: AnyRefiner) -> None:
     """Write `model.safetensors` and `config.json`."""
-    save_model(folder, refiner, {**refiner.shape, **refiner.config.model_dump()})
+    save_model(
+        folder, refiner, {**refiner.shape, "target": refiner.target, **refiner.config.model_dump()}
+    )
 
 
-def load_refiner(folder: Path) -> Refiner:
+def load_refiner(folder: Path) -> AnyRefiner:
     """Read a refiner.
 
     Raises:
         ValueError: a file is missing or broken; the message names the folder.
     """
 
-    def build(channels: int, classes: int, levels: int, **config: Any) -> Refiner:
-        return Refiner(channels, classes, levels, RefinerConfig(**config))
+    def build(
+        channels: int, classes: int, levels: int, row_dim: int, target: Target, **more: Any
+    ) -> AnyRefiner:
+        config = RefinerConfig(**{name: more.pop(name) for name in RefinerConfig.model_fields})
+        return make_refiner(channels, classes, levels, config, row_dim, target, **more)
 
     return load_model(folder, build, "refiner")[1].eval()
 
@@ -248,6 +353,7 @@ def load_refiner(folder: Path) -> Refiner:
 # the keyframes of level s, so each step reveals the refiner's own idea of a few more keyframes.
 
 CHUNK = 64  # clips at once
+VALUES = 2**22  # of clips at once, at most: two of Wan's
 
 
 @torch.no_grad()
@@ -258,16 +364,46 @@ def refine(
     level: int,
     alpha: float,  # guidance, 1: none
     clamp: bool | None = None,  # keep what is given bit for bit; None: as the refiner is configured
+    texts: Tensor | None = None,  # [B, L, D], for a refiner that takes them; None: none
 ) -> Tensor:
     """One step from corrupted clips to refined ones, [B, C, T, H, W], on the CPU."""
     device = next(refiner.parameters()).device
+    texts = texts if getattr(refiner, "takes_text", False) else None
     parts = []
-    for rows in torch.arange(len(classes)).split(CHUNK):
+    chunk = max(1, min(CHUNK, VALUES // corrupted.latents[0].numel()))
+    for rows in torch.arange(len(classes)).split(chunk):
         columns = [values[rows].to(device) for values in (*corrupted, classes)]
         levels = torch.full((len(rows),), level, device=device)
         guidance = torch.full((len(rows),), alpha, device=device)
-        parts.append(refiner(*columns, levels, guidance, clamp).float().cpu())
+        text = {} if texts is None else {"text": texts[rows].to(device)}
+        parts.append(refiner(*columns, levels, guidance, clamp, **text).float().cpu())
     return torch.cat(parts)
+
+
+def finish(
+    refiner: nn.Module,  # called as `Refiner` is
+    corruption: Corruption,
+    start: Corrupted,  # B clips
+    classes: Tensor,  # [B]
+    level: int,  # of the start
+    alpha: float,
+    clamp: bool | None,
+    texts: Tensor | None,
+    generator: torch.Generator,  # of the corruption's noise
+) -> Tensor:
+    """Refine to full clips as the refiner was trained to: in one step, or from level to level.
+
+    At each level the frames at its evenly placed keyframes are kept, the others interpolated anew.
+    """
+    if getattr(refiner, "target", "clip") == "clip":
+        return refine(refiner, start, classes, level, alpha, clamp, texts)
+    masks = nested_masks(len(classes), corruption.frames, corruption.counts)
+    ids, current = torch.arange(len(classes)), start
+    for number in range(level, 0, -1):
+        estimate = refine(refiner, current, classes, number, alpha, clamp, texts)
+        mask = masks[number - 1].to(start.mask.device) | start.mask
+        current = corruption.impute(estimate, mask, ids, generator)
+    return estimate
 
 
 def cold_sample(
@@ -278,6 +414,7 @@ def cold_sample(
     classes: Tensor,  # [B]
     alpha: float,
     generator: torch.Generator,  # of the corruption's noise
+    texts: Tensor | None = None,  # [B, L, D], for a refiner that takes them; None: none
 ) -> Tensor:
     """Refine from the coarsest level to the finest, one network call a level: [B, C, T, H, W].
 
@@ -291,7 +428,7 @@ def cold_sample(
     coarsest = len(masks) - 1
     current = degraded(keyframes, coarsest)
     for level in range(coarsest, 0, -1):
-        estimate = refine(refiner, current, classes, level, alpha, clamp=True)
+        estimate = refine(refiner, current, classes, level, alpha, clamp=True, texts=texts)
         coarse, fine = degraded(estimate, level), degraded(estimate, level - 1)
         current = fine._replace(latents=current.latents - coarse.latents + fine.latents)
     return current.latents

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from pycocotools import mask as coco
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from braid.segmentation.config import Kind
 from braid.segmentation.data.sa1b import (
     Images,
     Record,
@@ -38,7 +39,6 @@ PROMPTS = "prompts.json"
 VISUAL = "visual"  # the text beside a box, as in SAM3
 AGAIN = "run `dvc repro -f prepare_sa1b` again"
 
-Kind = Literal["generic", "category", "box", "caption", "phrase"]
 Coordinate = Annotated[float, Field(ge=0, le=1)]
 Targets = tuple[Annotated[int, Field(ge=0)], ...]  # indices of annotations
 Pair = tuple[int, int]

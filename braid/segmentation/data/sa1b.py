@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -228,6 +228,8 @@ def first_fault(error: ValidationError) -> str:
 # ---- manifest.json: which images there are, where they lie, how they are split, and what was wrong
 
 MANIFEST = "manifest.json"
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class Entry(Strict):
@@ -238,7 +240,7 @@ class Entry(Strict):
     width: Pixels
     height: Pixels
     annotations: int
-    split: Literal["train", "val"]
+    split: Split
 
 
 class Fault(Strict):
@@ -324,7 +326,7 @@ class Images:
         return len(self._entries)
 
     def indices(self, split: str) -> NDArray[np.int64]:
-        """The images of ``train`` or ``val``, ascending."""
+        """The images of ``train``, ``val`` or ``test``, ascending."""
         return np.flatnonzero([entry.split == split for entry in self._entries])
 
     def record(self, index: int) -> Record:

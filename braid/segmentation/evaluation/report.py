@@ -71,7 +71,7 @@ BY_SPLIT = (
     "agreement_iou",
     "agreement_presence",
     "score_gap",
-)  # metrics that are given for labeled and withheld prompts too
+)  # metrics that are given for labeled and withheld prompts, and for each kind, too
 NULL_REASON = "nothing to average over, as no such prompt, no such object, or nothing detected"
 
 
@@ -164,24 +164,34 @@ def _size(name: str, predictors: Mapping[str, Predictor]) -> Row:
     return {"parameters": count_parameters(model), "megabytes": stored / MEGABYTE}
 
 
-def split_rows(
+def group_rows(
     evaluations: Mapping[str, Evaluation],
-    labeled: Tensor,  # [P] bool, of the prompts
+    prompts: Sequence[Prompt],  # P
+) -> tuple[list[Row], list[Row]]:
+    """Two tables, a row for each model and group: labeled and withheld prompts; their kinds."""
+    labeled = torch.tensor([prompt.labeled for prompt in prompts])
+    kinds: dict[str, Tensor] = {
+        kind: torch.tensor([prompt.kind == kind for prompt in prompts])
+        for kind in sorted({prompt.kind for prompt in prompts})
+    }
+    splits = {"labeled": labeled, "withheld": ~labeled}
+    return _group_rows(evaluations, "split", splits), _group_rows(evaluations, "kind", kinds)
+
+
+def _group_rows(
+    evaluations: Mapping[str, Evaluation], column: str, groups: Mapping[str, Tensor]
 ) -> list[Row]:
-    """The table of labeled and withheld prompts: a row for each model and either of them."""
     return [
-        _split_row(name, split, _of_prompts(name, evaluation, rows), int(rows.sum()))
+        {"model": name, column: group, **_group_row(_of_prompts(name, evaluation, rows), rows)}
         for name, evaluation in evaluations.items()
-        for split, rows in {"labeled": labeled, "withheld": ~labeled}.items()
+        for group, rows in groups.items()
     ]
 
 
-def _split_row(model: str, split: str, metrics: Metrics, prompts: int) -> Row:
+def _group_row(metrics: Metrics, rows: Tensor) -> Row:
     chosen = {name: metrics[name] for name in BY_SPLIT if name in metrics}
     return {
-        "model": model,
-        "split": split,
-        "prompts": prompts,
+        "prompts": int(rows.sum()),
         **{name: chosen.get(name) for name in BY_SPLIT},
         "null_reason": _null_reason(chosen),
     }

@@ -28,8 +28,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from braid.common.rng import generator as stream
-from braid.segmentation.config import PromptsConfig
-from braid.segmentation.data.prompted import VISUAL, Kind, Prompt, Targets
+from braid.segmentation.config import Kind, PromptsConfig
+from braid.segmentation.data.prompted import VISUAL, Prompt, Targets
 from braid.segmentation.data.sa1b import Record
 
 # ---- When a name matches a noun phrase, and when that is uncertain -----------------------------
@@ -375,7 +375,7 @@ def _shuffled(values: Sequence[_Value], generator: torch.Generator) -> Iterator[
 
 
 def _in_turns(sources: Sequence[Iterator[_Value]]) -> Iterator[_Value]:
-    """One of each source at a time, until all have run dry."""
+    """One of each source at a time, until all have run dry; a source may have several turns."""
     rounds = zip_longest(*sources)
     return (value for row in rounds for value in row if value is not None)
 

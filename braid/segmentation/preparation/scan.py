@@ -19,11 +19,13 @@ from braid.common.config import BUILT_IN, external_path
 from braid.common.progress import progress
 from braid.segmentation.data.sa1b import (
     MANIFEST,
+    SPLITS,
     STEM,
     Entry,
     Fault,
     Manifest,
     Record,
+    Split,
     read_record,
 )
 
@@ -60,7 +62,7 @@ class Sketches:
         return self._records[index]
 
     def indices(self, split: str) -> list[int]:
-        """The images of ``train`` or ``val``, ascending."""
+        """The images of ``train``, ``val`` or ``test``, ascending."""
         return [index for index, own in enumerate(self._splits) if own == split]
 
 
@@ -85,12 +87,13 @@ def source_folder(source: str) -> Path:
     return external_path(source, "sam3.data.source")
 
 
-def scan(folder: Path, *, val: int, faults: Literal["skip", "fatal"]) -> Scan:
+def scan(folder: Path, *, val: int, test: int, faults: Literal["skip", "fatal"]) -> Scan:
     """Find and check all pairs of sa_<id>.jpg and sa_<id>.json.
 
     Args:
         folder: of the pairs, which stay where they are.
         val: images for validation, those with the largest ids.
+        test: images for the figures, those with the largest ids below them.
         faults: what a missing or broken file does: its pair is left out and listed, or it is an
             error.
 
@@ -102,7 +105,7 @@ def scan(folder: Path, *, val: int, faults: Literal["skip", "fatal"]) -> Scan:
         raise ValueError(f"sam3.data.source: {folder}: no such folder")
     stems = _stems(folder)
     if stems:  # before minutes of reading
-        _require_training(folder, len(stems), val)
+        _require_training(folder, len(stems), val, test)
     all_faults: list[Fault] = []
     records: dict[int, Record] = {}
     for stem in progress(stems, "scan", "image"):
@@ -115,11 +118,14 @@ def scan(folder: Path, *, val: int, faults: Literal["skip", "fatal"]) -> Scan:
             if record.empty:
                 reason = f"{record.empty} annotations with empty masks, which are left out"
                 all_faults.append(Fault(file=Path(record.file).stem + ".json", reason=reason))
-    _require(folder, len(records), all_faults, val, faults)
-    train = len(records) - val
+    _require(folder, len(records), all_faults, faults)
+    _require_training(folder, len(records), val, test)
+    train = len(records) - val - test
+    counts: dict[Split, int] = {"train": train, "test": test, "val": val}
+    splits = (split for split, count in counts.items() for _ in range(count))
     images = tuple(
-        _entry(records[identity], "train" if place < train else "val")
-        for place, identity in enumerate(sorted(records))
+        _entry(records[identity], split)
+        for identity, split in zip(sorted(records), splits, strict=True)
     )
     sketches = Sketches(images, [records[entry.id] for entry in images])
     return Scan(folder, images, tuple(all_faults), sketches)
@@ -190,7 +196,7 @@ def _noted(path: Path, read: Callable[[Path], _Read], faults: list[Fault]) -> _R
         return None
 
 
-def _require(folder: Path, good: int, faults: Sequence[Fault], val: int, mode: str) -> None:
+def _require(folder: Path, good: int, faults: Sequence[Fault], mode: str) -> None:
     first = f"{faults[0].file}: {faults[0].reason}" if faults else None
     if faults and mode == "fatal":
         raise ValueError(
@@ -200,18 +206,18 @@ def _require(folder: Path, good: int, faults: Sequence[Fault], val: int, mode: s
     if not good:
         reason = f"the first fault: {first}" if first else "expected sa_<id>.jpg and sa_<id>.json"
         raise ValueError(f"{folder}: no image can be read; {reason}")
-    _require_training(folder, good, val)
 
 
-def _require_training(folder: Path, images: int, val: int) -> None:
+def _require_training(folder: Path, images: int, val: int, test: int) -> None:
     """Some images are left to train on."""
-    if val >= images:
+    if val + test >= images:
         raise ValueError(
-            f"sam3.data.val is {val}, expected less than the {images} images of {folder}"
+            f"sam3.data.val and sam3.data.test are {val} and {test}, expected less than the "
+            f"{images} images of {folder} together"
         )
 
 
-def _entry(record: Record, split: Literal["train", "val"]) -> Entry:
+def _entry(record: Record, split: Split) -> Entry:
     return Entry(
         id=record.id,
         file=record.file,
@@ -224,7 +230,7 @@ def _entry(record: Record, split: Literal["train", "val"]) -> Entry:
 
 def image_rows(images: Sketches) -> list[dict[str, Any]]:
     """How many images there are, all and in each split, and what their annotations tell."""
-    splits = {split: images.indices(split) for split in ("train", "val")}
+    splits: dict[str, Sequence[int]] = {split: images.indices(split) for split in SPLITS}
     return [
         _counts(split, [images.record(index) for index in indices])
         for split, indices in {"all": range(len(images)), **splits}.items()

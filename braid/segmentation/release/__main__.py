@@ -2,8 +2,9 @@
 
     python -m braid.segmentation.release models/sam3_student/distilled efficient_sam3 --onnx
 
-The card says where teacher and images came from, and what the student scores, by the files of the
-repository in which the student lies; what is not there it calls unknown.
+--int8 adds ONNX files with 8-bit convolutions, whose activations have the range that they have on
+training images. These are of the repository in which the student lies, as is what the card says of
+teacher, images and scores; what is not there it calls unknown.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from numpy.typing import NDArray
 
-from braid.segmentation.release.onnx import export_onnx
+from braid.segmentation.data.prompted import PromptedImages, open_prompted
+from braid.segmentation.release.onnx import FLOAT, INT8, export_onnx, quantize_onnx
 from braid.segmentation.release.segmenter import WEIGHTS, Segmenter
 from braid.segmentation.sam3.sam3 import count_parameters
 
@@ -67,6 +70,7 @@ for cgF1 from 0.5.
 | figure | value |
 |---|---|
 {rows}"""
+MEASURED_PICTURES = 32  # that give the range of 8-bit activations
 UNKNOWN = "unknown"
 TRAINED_HERE = "a tiny `Sam3Model` that the repository trains"
 BUILT_IN = "drawn by the repository, and crops of photos of scikit-image and scikit-learn"
@@ -91,18 +95,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("student", type=Path, help="as models/sam3_student/distilled")
     parser.add_argument("folder", type=Path, help="to be written")
     parser.add_argument("--onnx", action="store_true", help="with ONNX files (the extra onnx)")
+    parser.add_argument("--int8", action="store_true", help="and such with 8-bit convolutions")
     parser.add_argument("--half", action="store_true", help="weights in 16 bits")
     options = parser.parse_args(arguments)
+    student = options.student.resolve()
     try:
         segmenter = Segmenter.of_stage(options.student)
         segmenter.save_pretrained(options.folder, half=options.half)
-        if options.onnx:
-            export_onnx(segmenter, options.folder / "onnx")
+        if options.onnx or options.int8:
+            export_onnx(segmenter, options.folder / FLOAT)
+        if options.int8:
+            prompted = open_prompted(student / "../../../data/sa1b", cache_mib=0)
+            quantize_onnx(options.folder, pictures(prompted, "train", MEASURED_PICTURES).values())
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    card = model_card(segmenter, options.folder, options.student.resolve())
+    card = model_card(segmenter, options.folder, student)
     (options.folder / "README.md").write_text(card, encoding="utf-8")
     print(f"{options.folder}: {', '.join(sorted(path.name for path in options.folder.iterdir()))}")
+
+
+def pictures(
+    prompted: PromptedImages, split: str, most: int
+) -> dict[int, tuple[NDArray[Any], list[str]]]:
+    """The first images of a split that have prompts in words: pixels [1, 3, S, S], and these."""
+    words: dict[int, list[str]] = {}
+    for image, place in prompted.pairs(split):
+        if (prompt := prompted.prompt((image, place))).box is None:
+            words.setdefault(image, []).append(prompt.text)
+    chosen = list(words.items())[:most]
+    return {image: (prompted.pixels([image]).numpy(), texts) for image, texts in chosen}
 
 
 def model_card(segmenter: Segmenter, folder: Path, student: Path) -> str:
@@ -158,12 +179,15 @@ def _images(repository: Path) -> str:
 
 
 def _onnx(folder: Path) -> str:
-    files = sorted((folder / "onnx").glob("*.onnx"))
-    if not files:
+    sizes = {
+        graphs: sum(path.stat().st_size for path in (folder / graphs).glob("*.onnx")) / 1e6
+        for graphs in (FLOAT, INT8)
+    }
+    written = [f"`{graphs}/` ({size:.1f} MB)" for graphs, size in sizes.items() if size]
+    if not written:
         return ""
-    size = sum(path.stat().st_size for path in files) / 1e6
     return (
-        f" `onnx/` ({size:.1f} MB, opset 17) runs without PyTorch:\n"
+        f" {' and '.join(written)}, opset 17, run without PyTorch:\n"
         "`braid.segmentation.release.onnx.OnnxSegmenter`, prompts in words."
     )
 

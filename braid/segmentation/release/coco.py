@@ -2,7 +2,7 @@
 
     python -m braid.segmentation.release.coco models/sam3_student/distilled predictions
 
-writes truth.json and results.json for the held-out prompts of data/sa1b that are words and whose
+writes truth.json and results.json for the test prompts of data/sa1b that are words and whose
 truth is known, and prints the mask AP that pycocotools finds between them. As in SA-Co, an «image»
 is a prompt on an image: it holds `text_input`, and all of its objects are of one category. Prompts
 with a box are left out: the format has no place for it, and their truth may be the example alone.
@@ -65,15 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def word_pairs(prompted: PromptedImages) -> list[Pair]:
-    """The held-out prompts of words whose targets are known, and then all there are.
+    """The test prompts of words whose targets are known, and then all there are.
 
     Raises:
         ValueError: there is none.
     """
-    known = prompted.pairs("val", known=True)
+    known = prompted.pairs("test", known=True)
     pairs = [pair for pair in known if prompted.prompt(pair).box is None]
     if not pairs:
-        raise ValueError("no held-out prompt of words has a known truth, expected one or more")
+        raise ValueError("no test prompt of words has a known truth, expected one or more")
     return pairs
 
 

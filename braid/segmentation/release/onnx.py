@@ -10,14 +10,15 @@
 
 with any number of prompts B, and as many images as one likes one after another. Opset 17. Boxes as
 prompts take the geometry encoder, whose pooling depends on the box in ways that a traced graph does
-not: they are for `Segmenter`.
+not: they are for `Segmenter`. `quantize_onnx` writes the same graphs with 8-bit convolutions, their
+activations in the range that some pictures give them (static quantization).
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,9 @@ OPSET = 17
 LEVELS = ("fine", "middle", "coarse")
 OUTPUTS = ("masks", "boxes", "logits", "presence", "semantic")
 SCORE = 0.3  # as `Segmenter`
+GRAPHS = ("vision", "text", "decoder")
+FLOAT, INT8 = "onnx", "onnx_int8"  # folders
+Feed = Mapping[str, NDArray[Any]]  # inputs of a graph by name
 
 
 def export_onnx(segmenter: Segmenter, folder: Path) -> None:
@@ -149,8 +153,8 @@ def _parts(model: Any) -> tuple[Any, Any, Any]:
 class OnnxSegmenter:
     """A released student under onnxruntime; prompts are words."""
 
-    def __init__(self, folder: Path | str, *, threads: int = 1) -> None:
-        """Open a released folder.
+    def __init__(self, folder: Path | str, *, graphs: str = FLOAT, threads: int = 1) -> None:
+        """Open a released folder, and in it the graphs of `onnx` or `onnx_int8`.
 
         Raises:
             ValueError: a file or a package is missing.
@@ -169,11 +173,11 @@ class OnnxSegmenter:
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             self.sessions = {
                 name: onnxruntime.InferenceSession(
-                    str(folder / "onnx" / f"{name}.onnx"),
+                    str(folder / graphs / f"{name}.onnx"),
                     options,
                     providers=["CPUExecutionProvider"],
                 )
-                for name in ("vision", "text", "decoder")
+                for name in GRAPHS
             }
         except Exception as error:  # onnxruntime and tokenizers have exceptions of their own
             reason = " ".join(str(error).split())
@@ -204,6 +208,16 @@ class OnnxSegmenter:
         self, pixels: NDArray[np.float32], words: Sequence[str]
     ) -> Mapping[str, NDArray[np.float32]]:
         """The five outputs for prompts on one image, each [B, ...]."""
+        return self.run(pixels, words)[1]
+
+    def run(
+        self, pixels: NDArray[np.float32], words: Sequence[str]
+    ) -> tuple[dict[str, Feed], dict[str, NDArray[np.float32]]]:
+        """What each graph takes, and the five outputs.
+
+        Raises:
+            ValueError: as `segment`.
+        """
         if not words:
             raise ValueError("no prompt, expected words")
         encodings = self.tokenizer.encode_batch(list(words))
@@ -213,8 +227,49 @@ class OnnxSegmenter:
                 raise ValueError(f"{text!r} has a word that the student's tokenizer does not know")
         tokens = np.array([encoding.ids for encoding in encodings], np.int64)
         attention = np.array([encoding.attention_mask for encoding in encodings], np.int64)
-        levels = self.sessions["vision"].run(list(LEVELS), {"pixels": pixels})
-        given = {"tokens": tokens, "attention": attention}
-        (text,) = self.sessions["text"].run(["text"], given)
-        inputs = {**dict(zip(LEVELS, levels, strict=True)), "text": text, "attention": attention}
-        return dict(zip(OUTPUTS, self.sessions["decoder"].run(list(OUTPUTS), inputs), strict=True))
+        feeds: dict[str, Feed] = {
+            "vision": {"pixels": pixels},
+            "text": {"tokens": tokens, "attention": attention},
+        }
+        levels = self.sessions["vision"].run(list(LEVELS), feeds["vision"])
+        (text,) = self.sessions["text"].run(["text"], feeds["text"])
+        of_image = dict(zip(LEVELS, levels, strict=True))
+        feeds["decoder"] = {**of_image, "text": text, "attention": attention}
+        outputs = self.sessions["decoder"].run(list(OUTPUTS), feeds["decoder"])
+        return feeds, dict(zip(OUTPUTS, outputs, strict=True))
+
+
+def quantize_onnx(
+    folder: Path,  # released, with ONNX files
+    pictures: Iterable[tuple[NDArray[np.float32], Sequence[str]]],  # pixels [1, 3, S, S], words
+) -> None:
+    """Write `onnx_int8` beside `onnx`: convolutions of 8 bits, weights by channel.
+
+    Raises:
+        ValueError: as `OnnxSegmenter`, or there is no picture.
+    """
+    segmenter = OnnxSegmenter(folder)
+    feeds = [segmenter.run(pixels, words)[0] for pixels, words in pictures]
+    if not feeds:
+        raise ValueError("no picture to take the range of activations from, expected one or more")
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self, graph: str) -> None:
+            self.feeds = iter([of_picture[graph] for of_picture in feeds])
+
+        def get_next(self) -> Feed | None:
+            """The next inputs; None after the last ones."""
+            return next(self.feeds, None)
+
+    (folder / INT8).mkdir(exist_ok=True)
+    for name in GRAPHS:
+        quantize_static(
+            str(folder / FLOAT / f"{name}.onnx"),
+            str(folder / INT8 / f"{name}.onnx"),
+            Reader(name),
+            op_types_to_quantize=["Conv"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+        )

@@ -71,6 +71,7 @@ class PromptSampler:
     ) -> None:
         self.prompted, self.tokenizer, self.length = prompted, tokenizer, length
         self.device = device
+        self._texts: dict[str, tuple[Tensor, ...]] = {}  # ids and attention, [L] each
         self.by_image: dict[int, list[Pair]] = {}
         for pair in pairs:
             self.by_image.setdefault(pair[0], []).append(pair)
@@ -104,8 +105,17 @@ class PromptSampler:
     def batch(self, pairs: Sequence[Pair]) -> Batch:
         """The batch of these prompts."""
         prompts, owner, pixels = prompt_batch(self.prompted, pairs)
-        inputs = tokenized(prompts, owner, self.tokenizer, self.length)
+        inputs = prompt_inputs(prompts, owner, *self._encoded(prompts))
         return Batch(list(pairs), pixels.to(self.device), inputs.to(self.device))
+
+    def _encoded(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """Ids and attention of prompts, [B, L] each; a text is tokenized once."""
+        new = sorted({prompt.text for prompt in prompts} - set(self._texts))
+        if new:
+            columns = encode(self.tokenizer, new, self.length)
+            self._texts |= zip(new, zip(*columns, strict=True), strict=True)
+        tokens, attention = zip(*(self._texts[prompt.text] for prompt in prompts), strict=True)
+        return torch.stack(tokens), torch.stack(attention)
 
 
 def tokenized(
@@ -115,7 +125,17 @@ def tokenized(
     length: int,  # tokens
 ) -> PromptInputs:
     """Prompts for a model that has this tokenizer."""
-    tokens, attention = encode(tokenizer, [prompt.text for prompt in prompts], length)
+    encoded = encode(tokenizer, [prompt.text for prompt in prompts], length)
+    return prompt_inputs(prompts, owner, *encoded)
+
+
+def prompt_inputs(
+    prompts: Sequence[Prompt],
+    owner: Tensor,  # [B] row of each prompt's image among the pixels
+    tokens: Tensor,  # [B, L] of the texts
+    attention: Tensor,  # [B, L]
+) -> PromptInputs:
+    """Prompts whose texts are tokenized."""
     boxed = torch.tensor([prompt.box is not None for prompt in prompts])
     if not boxed.any():
         return PromptInputs(owner, tokens, attention)

@@ -90,7 +90,7 @@ def test_a_held_out_clip_may_be_the_storyboard() -> None:
 class BuiltIn(HeldOut):
     """Clips of 13 frames of 16 x 24 pixels in the built-in transform."""
 
-    shape, text_shape, codec = (16, 4, 2, 3), (ROWS, WIDTH), TRANSFORM
+    shape, text_shape, codec, words = (16, 4, 2, 3), (ROWS, WIDTH), TRANSFORM, None
 
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

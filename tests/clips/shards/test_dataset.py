@@ -35,12 +35,12 @@ def index(
     layout: Literal["cthw", "tchw"] = "cthw",
     verify: Literal["first", "all"] = "all",
     checksums: Literal["none", "first", "all"] = "none",
+    crop: tuple[int, int, int] | None = None,
 ) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     scan = scan_shards(paths, layout, verify)
-    return write_manifest(
-        folder, scan, codec="wan", layout=layout, fractions=FRACTIONS, checksums=checksums
-    )
+    parts: dict[str, Any] = {"codec": "wan", "layout": layout, "fractions": FRACTIONS}
+    return write_manifest(folder, scan, checksums=checksums, crop=crop, **parts)
 
 
 def packed(folder: Path, packing: dict[str, Any] = PACKING) -> list[Path]:
@@ -192,6 +192,20 @@ def test_faults_are_listed(tmp_path: Path) -> None:
     assert {fault["shard"] for fault in manifest["faults"]} == {"b.tar"}
     assert metrics["clips"] == len(open_clips(tmp_path / "clips")) < 32
     assert [shard["clips"] for shard in manifest["shards"]][::2] == [12, 12]
+
+
+def test_a_crop_is_the_first_frames_and_the_middle_of_each(tmp_path: Path) -> None:
+    channels, frames, height, width = SHAPE
+    paths, crop = packed(tmp_path / "mine"), (frames - 1, height - 1, width - 2)
+    index(tmp_path / "whole", paths)
+    assert index(tmp_path / "cropped", paths, crop=crop)["width"] == width - 2
+    whole, cropped = (open_clips(tmp_path / name) for name in ("whole", "cropped"))
+    assert cropped.shape == (channels, *crop)
+    middle = whole.latents([3, 0])[:, :, :-1, : height - 1, 1 : width - 1]
+    assert torch.equal(cropped.latents([3, 0]), middle)
+    message = rf"clips.crop is \[{frames + 1}, 1, 1\], expected at most \[{frames}, {height}"
+    with pytest.raises(ValueError, match=message):
+        index(tmp_path / "large", paths, crop=(frames + 1, 1, 1))
 
 
 @pytest.mark.parametrize(("checksums", "count"), [("none", 0), ("first", 1), ("all", 3)])

@@ -184,6 +184,23 @@ def test_classes_are_those_of_keyframes_and_text() -> None:
     assert torch.equal(*seen)
 
 
+def test_a_refiner_of_levels_takes_a_call_each_and_what_it_takes_beside_the_class() -> None:
+    torch.manual_seed(0)
+    config = configs.refiner(beside="embedding")
+    levels = Corruption(5, configs.corruption(levels=2, min_keyframes=2, schedule="linear"))
+    refiner, paired = (Refiner(2, 2, 3, config, 3, target) for target in ("finer", "clip"))
+    for part in (refiner.rows, refiner.modulate, refiner.out):
+        torch.nn.init.normal_(part.weight)
+    h = torch.randn(40, 3)
+    given = by_text, levels, refiner, paired, configs.drift_evaluation(), generator(0)
+    runs = [
+        complete(sample(["a clip"] * 40), *given, lambda *_, own=own: own).methods
+        for own in (h, h.roll(1, 0))
+    ]
+    assert [runs[0][name].calls for name in ("refined", "paired", "cold")] == [2, 1, 2]
+    assert not torch.equal(runs[0]["refined"].clips, runs[1]["refined"].clips)
+
+
 def test_methods_real_clips_and_chance_are_compared() -> None:
     results = completed(toy_corruption(), toy_refiner(), toy_refiner())
     config = configs.drift_evaluation(read_clips=10, reader_steps=3)

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from braid.drifting.mae.latent_mae import LatentMae, save_latent_mae
 from braid.drifting.training.clips import ClipSplit, clip_objective, curves
 from braid.drifting.training.objectives import DriftObjective, PairedObjective
 from braid.drifting.video.corruption import Corruption
 from braid.drifting.video.refiner import Refiner, save_refiner
+from braid.pseudo_classes.quantizer import PseudoClasses
 from braid.training.trainer import Run, TrainResult
 from tests.drifting import configs
 from tests.drifting.toy_refinement import toy_clips, toy_refiner
@@ -36,10 +38,14 @@ class InMemory:
     def anchors(self, indices: torch.Tensor) -> torch.Tensor:
         return torch.full_like(self.clips[indices], 9.0)
 
+    def texts(self, indices: torch.Tensor) -> torch.Tensor:
+        return indices[:, None, None].expand(-1, 2, 4).float()
+
 
 def split(name: str = "train") -> ClipSplit:
     data = InMemory()
-    return ClipSplit.of(data, data.labels, name)
+    h = functional.one_hot(data.labels, 3).float()
+    return ClipSplit.of(data, PseudoClasses(data.labels, 2, h, {}), name)
 
 
 def enlarge(clips: torch.Tensor) -> torch.Tensor:
@@ -104,6 +110,30 @@ def test_an_encoder_is_read_only_where_its_features_count(tmp_path: Path) -> Non
     assert drift.card(16)["effective batch"] == "16, 8 at once"
     with pytest.raises(ValueError, match="of a latent MAE"):
         objective(tmp_path, **ENCODER)
+
+
+def test_a_target_one_level_finer_is_that_of_clips_or_of_the_step_where_sets_are_compared() -> None:
+    for kind, level_of in (("paired", "clip"), ("drift", "step")):
+        finer = objective(None, objective=kind, target="finer")
+        assert finer.finer is not None
+        assert finer.level_of == level_of
+        clip = objective(None, objective=kind)
+        assert clip.finer is None
+        assert clip.level_of == "clip"
+
+
+@pytest.mark.parametrize(("beside", "dim"), [("none", 0), ("text", 4), ("embedding", 3)])
+def test_a_refiner_has_the_rows_of_its_params_beside_the_class(beside: str, dim: int) -> None:
+    corruption = Corruption(5, configs.corruption(levels=1))
+    refiner = split().fresh_refiner(2, corruption, configs.refiner(beside=beside), "finer")
+    assert refiner.shape == {"channels": 2, "classes": 2, "levels": 2, "row_dim": dim}
+    assert refiner.target == "finer"
+    texts = objective(None, refiner=refiner, objective="paired").texts
+    assert (texts is None) == (beside == "none")
+    if texts is not None:
+        rows = texts(torch.tensor([0, 3]))  # the second and the fifth of all clips
+        expected = {"text": [[1.0] * 4, [5.0] * 4], "embedding": [[0.0, 1, 0], [0, 1, 0]]}
+        assert rows[:, 0].tolist() == expected[beside]
 
 
 def test_a_training_goes_on_from_another_refiner_s_weights(tmp_path: Path) -> None:

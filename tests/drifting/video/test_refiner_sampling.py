@@ -53,3 +53,14 @@ def test_cold_sampling_reads_nothing_but_the_given_keyframes() -> None:
         for values in (clips, poisoned)
     ]
     assert torch.equal(*sampled)
+
+
+def test_of_large_clips_few_are_refined_at_once(monkeypatch) -> None:
+    refiner, corruption = toy_refiner(), toy_corruption()
+    clips, labels = toy_clips(5)
+    corrupted = corruption(clips, torch.ones(5, dtype=torch.long), torch.arange(5), generator(0))
+    whole, sizes = refine(refiner, corrupted, labels, 1, alpha=1.0), []
+    refiner.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    monkeypatch.setattr("braid.drifting.video.refiner.VALUES", 2 * clips[0].numel() + 1)
+    assert torch.allclose(refine(refiner, corrupted, labels, 1, alpha=1.0), whole)
+    assert sizes == [2, 2, 1]

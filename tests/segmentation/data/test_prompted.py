@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
     for identity in range(1, 5):
         pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
         write_annotated(folder, identity, Annotated(pixels, MASKS, NAMES, (), True))
-    write_manifest(folder, scan(folder, val=1, faults="fatal"), image_size=IMAGE_SIZE)
+    write_manifest(folder, scan(folder, val=1, test=0, faults="fatal"), image_size=IMAGE_SIZE)
     write_prompts(folder, PROMPTS)
     return folder
 

@@ -24,7 +24,7 @@ def pair(tmp_path):
 def images(tmp_path):
     """Five pairs with a manifest; the last two are for validation."""
     write_pairs(tmp_path / "images", range(1, 6))
-    pairs = scan(tmp_path / "images", val=2, faults="fatal")
+    pairs = scan(tmp_path / "images", val=2, test=0, faults="fatal")
     write_manifest(tmp_path, pairs, image_size=28)
     return tmp_path
 
@@ -261,7 +261,7 @@ def test_an_image_that_broke_after_the_survey(images):
         (lambda c: c.pop("root"), "root: Field required"),
         (lambda c: c.update(images=[]), "images: "),
         (lambda c: c["images"][0].update(file="../../etc/sa_1.jpg"), r"images\.0\.file"),
-        (lambda c: c["images"][0].update(split="test"), r"images\.0\.split"),
+        (lambda c: c["images"][0].update(split="dev"), r"images\.0\.split"),
     ],
 )
 def test_a_broken_manifest_gets_one_line(images, change, message):

@@ -1,6 +1,7 @@
 """Tables of models, the headline, and the status of the student."""
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,10 @@ from braid.segmentation.evaluation.evaluator import RANDOM_TEACHER, TEACHER, TRU
 from braid.segmentation.evaluation.report import (
     BY_SPLIT,
     NULL_REASON,
+    group_rows,
     headline,
     model_metrics,
     model_rows,
-    split_rows,
     status,
 )
 from braid.segmentation.metrics.agreement import (
@@ -49,24 +50,32 @@ def test_every_metric_is_that_of_the_prompts_taken_together():
     agreement = mask_metrics(compare(predicted, teacher))
     for name in ("agreement_iou", "matched_iou", "score_gap_signed"):
         assert metrics[name] == pytest.approx(agreement[name]), name
-    rows = {(row["model"], row["split"]): row for row in split_rows(evaluations(), labeled)}
+    prompts = [Prompted().prompt(pair) for pair in PAIRS]
+    splits, by_kind = group_rows(evaluations(), prompts)
+    rows = {(row["model"], row["split"]): row for row in splits}
     for split, some in {"withheld": ~labeled, "labeled": labeled}.items():
         part = mask_metrics(compare(predicted.take(some), teacher.take(some)))
         row = rows["student", split]
         assert row["agreement_iou"] == pytest.approx(part["agreement_iou"])
         assert row["prompts"] == int(some.sum())
         assert set(BY_SPLIT) <= set(row)
+    kinds = {(row["model"], row["kind"]): row for row in by_kind}
+    assert {kind for _, kind in kinds} == {"box", "caption", "category"}
+    box = torch.tensor([prompt.kind == "box" for prompt in prompts])
+    part = mask_metrics(compare(predicted.take(box), teacher.take(box)))
+    row = kinds["student", "box"]
+    assert (row["agreement_iou"], row["prompts"]) == (pytest.approx(part["agreement_iou"]), 5)
 
 
 def test_ground_truth_and_chance_stand_beside_the_models():
-    labeled = torch.ones(len(PAIRS), dtype=torch.bool)
     metrics = model_metrics(evaluations(), 5)
     assert "iou" not in metrics[TRUTH]
     assert "agreement_iou" not in metrics[TEACHER]
     assert metrics[TRUTH]["agreement_iou"] > 0
     assert metrics[TRUTH]["prompt_sensitivity"] > metrics[TEACHER]["prompt_sensitivity"]
     assert metrics[RANDOM_TEACHER]["agreement_iou"] < 1
-    rows = {(row["model"], row["split"]): row for row in split_rows(evaluations(), labeled)}
+    prompts = [replace(Prompted().prompt(pair), labeled=True) for pair in PAIRS]
+    rows = {(row["model"], row["split"]): row for row in group_rows(evaluations(), prompts)[0]}
     assert rows["student", "withheld"]["agreement_iou"] is None  # there are none
     reason = rows["student", "withheld"]["null_reason"]
     assert reason == f"{', '.join(BY_SPLIT)}: {NULL_REASON}"

@@ -276,6 +276,13 @@ def test_too_many_prompts_are_cut_evenly_and_by_the_image():
     assert sample_prompts(images, changed(per_image=6), seed=1) != prompts
 
 
+def test_a_kind_that_is_named_twice_has_two_turns_a_round():
+    kinds = ("category", "category", "category", "box")
+    prompts = sample_prompts(scenes(100), changed(kinds=kinds, per_image=4), seed=0)
+    counts = [Counter(prompt.kind for prompt in of_image) for of_image in prompts]
+    assert counts.count({"category": 3, "box": 1}) > 90
+
+
 def test_one_prompt_an_image_is_of_each_kind_in_turn():
     prompts = sample_prompts(scenes(400), changed(per_image=1), seed=0)
     counts = Counter(of_image[0].kind for of_image in prompts)

@@ -19,13 +19,13 @@ from tests.segmentation.sa1b_files import change_json, write_pairs
 
 def faults_of(folder):
     """What a scan that goes on says of a folder, as file: reason."""
-    return {fault.file: fault.reason for fault in scan(folder, val=1, faults="skip").faults}
+    return {fault.file: fault.reason for fault in scan(folder, val=1, test=0, faults="skip").faults}
 
 
-def test_images_are_ordered_by_number_and_the_last_are_for_validation(tmp_path):
-    pairs = scan(write_pairs(tmp_path, [100, 9, 20, 3]), val=1, faults="fatal")
+def test_images_are_ordered_by_number_and_the_last_are_held_out(tmp_path):
+    pairs = scan(write_pairs(tmp_path, [100, 9, 20, 3]), val=1, test=2, faults="fatal")
     assert [entry.file for entry in pairs.images] == [f"sa_{n}.jpg" for n in (3, 9, 20, 100)]
-    assert [entry.split for entry in pairs.images] == ["train"] * 3 + ["val"]
+    assert [entry.split for entry in pairs.images] == ["train", "test", "test", "val"]
     first = pairs.images[0]
     assert (first.id, first.width, first.height, first.annotations) == (3, 60, 40, 2)
     assert pairs.faults == ()
@@ -42,7 +42,7 @@ def test_images_stay_where_they_are(tmp_path):
     images = write_pairs(tmp_path / "mine", [1, 2])
     out = tmp_path / "data"
     out.mkdir()
-    write_manifest(out, scan(images, val=1, faults="fatal"), image_size=14)
+    write_manifest(out, scan(images, val=1, test=0, faults="fatal"), image_size=14)
     assert read_manifest(out).root == str(images)
     assert open_images(out, cache_mib=0).pixels(0).shape == (3, 14, 14)
     assert [path.name for path in out.iterdir()] == ["manifest.json"]
@@ -50,7 +50,7 @@ def test_images_stay_where_they_are(tmp_path):
 
 def test_images_beside_the_manifest_may_move_with_it(tmp_path):
     out = tmp_path / "partial"
-    pairs = scan(write_pairs(out / "images", [1, 2]), val=1, faults="fatal")
+    pairs = scan(write_pairs(out / "images", [1, 2]), val=1, test=0, faults="fatal")
     write_manifest(out, pairs, image_size=14)
     moved = out.rename(tmp_path / "final")
     assert read_manifest(moved).root == "images"
@@ -61,7 +61,7 @@ def test_a_missing_half_is_named(tmp_path):
     write_pairs(tmp_path, [1, 2, 10, 11])
     (tmp_path / "sa_2.json").unlink()
     (tmp_path / "sa_10.jpg").unlink()
-    pairs = scan(tmp_path, val=1, faults="skip")
+    pairs = scan(tmp_path, val=1, test=0, faults="skip")
     assert [entry.id for entry in pairs.images] == [1, 11]
     assert [(fault.file, fault.reason) for fault in pairs.faults] == [
         ("sa_2.json", "No such file or directory"),
@@ -130,7 +130,7 @@ def test_an_empty_mask_is_a_fault_that_costs_no_image(tmp_path):
     write_pairs(tmp_path, [1, 2, 3])
     path = tmp_path / "sa_2.json"
     change_json(path, lambda c: c["annotations"][1]["segmentation"].update(counts="P[2"))
-    pairs = scan(tmp_path, val=1, faults="skip")
+    pairs = scan(tmp_path, val=1, test=0, faults="skip")
     assert [(entry.id, entry.annotations) for entry in pairs.images] == [(1, 2), (2, 1), (3, 2)]
     (fault,) = pairs.faults
     assert fault.file == "sa_2.json"
@@ -155,7 +155,7 @@ def test_a_fault_may_be_fatal(tmp_path):
     (tmp_path / "sa_2.json").unlink()
     cut_off(tmp_path / "sa_3.jpg")
     with pytest.raises(ValueError, match=r"sa_2\.json: No such file.*2 faults in all.*skip"):
-        scan(tmp_path, val=1, faults="fatal")
+        scan(tmp_path, val=1, test=0, faults="fatal")
 
 
 def test_an_image_too_large_to_be_true(tmp_path, monkeypatch):
@@ -165,35 +165,34 @@ def test_an_image_too_large_to_be_true(tmp_path, monkeypatch):
         jpeg_size(tmp_path / "sa_1.jpg")
 
 
-@pytest.mark.parametrize("val", [2, 3])
-def test_more_validation_images_than_there_are(tmp_path, val):
+@pytest.mark.parametrize(("val", "test"), [(2, 0), (1, 1), (3, 2)])
+def test_more_held_out_images_than_there_are(tmp_path, val, test):
     write_pairs(tmp_path, [1, 2])
-    with pytest.raises(
-        ValueError, match=rf"sam3\.data\.val is {val}, expected less than the 2 images"
-    ):
-        scan(tmp_path, val=val, faults="skip")
+    line = rf"sam3\.data\.val and sam3\.data\.test are {val} and {test}, expected less than"
+    with pytest.raises(ValueError, match=line):
+        scan(tmp_path, val=val, test=test, faults="skip")
 
 
 def test_too_many_for_validation_are_refused_before_any_file_is_read(tmp_path, monkeypatch):
     write_pairs(tmp_path, [1, 2])
     monkeypatch.setattr(f"{scan.__module__}.read_record", None)
     with pytest.raises(ValueError, match=r"expected less than the 2 images"):
-        scan(tmp_path, val=2, faults="skip")
+        scan(tmp_path, val=2, test=0, faults="skip")
     (tmp_path / "sa_2.json").write_text("{")
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"expected less than the 1 images"):
-        scan(tmp_path, val=1, faults="skip")
+        scan(tmp_path, val=1, test=0, faults="skip")
 
 
 def test_folders_without_a_good_pair(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere: no such folder"):
-        scan(tmp_path / "nowhere", val=1, faults="skip")
+        scan(tmp_path / "nowhere", val=1, test=0, faults="skip")
     with pytest.raises(ValueError, match=r"no image can be read; expected sa_<id>\.jpg"):
-        scan(tmp_path, val=1, faults="skip")
+        scan(tmp_path, val=1, test=0, faults="skip")
     for number in (1, 2):
         (tmp_path / f"sa_{number}.json").write_text("{}")
     with pytest.raises(ValueError, match=r"no image can be read; the first fault: sa_1\.json"):
-        scan(tmp_path, val=1, faults="skip")
+        scan(tmp_path, val=1, test=0, faults="skip")
 
 
 def test_rows_count_images_and_annotations_by_split(tmp_path):
@@ -203,9 +202,14 @@ def test_rows_count_images_and_annotations_by_split(tmp_path):
         tmp_path / "sa_1.json",
         lambda content: content["annotations"][0].update(noun_phrase="a cat"),
     )
-    sketches = scan(tmp_path, val=1, faults="fatal").sketches
+    sketches = scan(tmp_path, val=1, test=1, faults="fatal").sketches
     columns = ("split", "images", "exhaustive", "annotations", "named", "masks_per_image")
-    expected = [("all", 3, 1, 6, 1, 2.0), ("train", 2, 0, 4, 1, 2.0), ("val", 1, 1, 2, 0, 2.0)]
+    expected = [
+        ("all", 3, 1, 6, 1, 2.0),
+        ("train", 1, 0, 2, 1, 2.0),
+        ("val", 1, 1, 2, 0, 2.0),
+        ("test", 1, 0, 2, 0, 2.0),
+    ]
     rows = image_rows(sketches)
     assert rows == [dict(zip(columns, row, strict=True)) for row in expected]
 
@@ -216,7 +220,7 @@ def test_every_file_is_read_once_for_all_that_prompts_are_made_of(tmp_path, monk
     monkeypatch.setattr(
         module, "read_record", lambda path: (read.append(path), read_record(path))[1]
     )
-    sketches = scan(tmp_path, val=1, faults="fatal").sketches
+    sketches = scan(tmp_path, val=1, test=1, faults="fatal").sketches
     config = PromptsConfig(
         kinds=("generic", "box"),
         generic="all",

@@ -25,7 +25,7 @@ PROMPTS = [
 @pytest.fixture
 def folder(tmp_path):
     write_pairs(tmp_path / "sa1b/images", [1, 2, 3])
-    pairs = scan(tmp_path / "sa1b/images", val=2, faults="fatal")
+    pairs = scan(tmp_path / "sa1b/images", val=0, test=2, faults="fatal")
     write_manifest(tmp_path / "sa1b", pairs, image_size=IMAGE_SIZE)
     write_prompts(tmp_path / "sa1b", [PROMPTS] * 3)
     return tmp_path
@@ -88,6 +88,6 @@ def test_boxes_alone_are_refused(folder, monkeypatch):
     monkeypatch.chdir(folder)
     some_segmenter().save_pretrained("model")
     write_prompts(folder / "sa1b", [PROMPTS[2:]] * 3)
-    with pytest.raises(SystemExit, match="error: no held-out prompt of words has a known truth"):
+    with pytest.raises(SystemExit, match="error: no test prompt of words has a known truth"):
         main(["model", "out", "--data", "sa1b"])
     assert not (folder / "out").exists()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from braid.segmentation.release.onnx import OUTPUTS, OnnxSegmenter, export_onnx
+from braid.segmentation.release.onnx import OUTPUTS, OnnxSegmenter, export_onnx, quantize_onnx
 from braid.segmentation.release.pictures import squashed
 from braid.segmentation.sam3.predictor import encode
 from braid.segmentation.sam3.sam3 import PromptInputs, predict
@@ -22,14 +22,14 @@ def both(tmp_path_factory):
     segmenter, folder = some_segmenter(), tmp_path_factory.mktemp("onnx") / "released"
     segmenter.save_pretrained(folder)
     export_onnx(segmenter, folder / "onnx")
-    return segmenter, OnnxSegmenter(folder)
+    return segmenter, OnnxSegmenter(folder), folder
 
 
 @pytest.mark.parametrize("words", [["red star"], ["circle", "star", "red circle", "visual"]])
 @pytest.mark.parametrize("seed", range(3))
 def test_every_output_is_that_of_the_model(both, words, seed):
     """For any number of prompts, of images that were not traced."""
-    segmenter, onnx = both
+    segmenter, onnx, _ = both
     pixels = np.random.default_rng(seed).normal(size=(1, 3, IMAGE_SIZE, IMAGE_SIZE))
     pixels = pixels.astype(np.float32)
     tokens, attention = encode(segmenter.tokenizer, words, CONTEXT)
@@ -44,7 +44,7 @@ def test_every_output_is_that_of_the_model(both, words, seed):
 
 
 def test_a_picture_is_segmented_alike(both):
-    segmenter, onnx = both
+    segmenter, onnx, _ = both
     words = ["circle", "red star"]
     exact = segmenter.segment(PICTURE, words=words, score=0.0)
     for part, one in zip(onnx.segment(PICTURE, words=words, score=0.0), exact, strict=True):
@@ -55,12 +55,12 @@ def test_a_picture_is_segmented_alike(both):
 
 
 def test_the_export_leaves_the_model_in_evaluation_mode(both):
-    segmenter, _ = both
+    segmenter, _, _ = both
     assert not any(module.training for module in segmenter.model.modules())
 
 
 def test_unknown_words_and_missing_files_get_one_line(both, tmp_path):
-    _, onnx = both
+    _, onnx, _ = both
     with pytest.raises(ValueError, match="'zebra' has a word that"):
         onnx.predict(squashed(PICTURE, IMAGE_SIZE), ["zebra"])
     with pytest.raises(ValueError, match="no released student with ONNX files"):
@@ -73,9 +73,24 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
         export_onnx(some_segmenter(), tmp_path)
 
 
-def test_onnx_and_the_command_do_without_pytorch():
+def test_onnx_does_without_pytorch():
     code = (
-        "import sys, braid.segmentation.release.onnx, braid.segmentation.release.predict\n"
+        "import sys, braid.segmentation.release.onnx\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_eight_bit_convolutions_predict_nearly_the_same(both):
+    _, onnx, folder = both
+    words = ["circle", "red star"]
+    pixels = squashed(PICTURE, IMAGE_SIZE)
+    quantize_onnx(folder, [(pixels, words), (-pixels, ["star"])])
+    small = OnnxSegmenter(folder, graphs="onnx_int8")
+    exact, given = onnx.predict(pixels, words), small.predict(pixels, words)
+    for name in OUTPUTS:
+        gap = np.abs(given[name] - exact[name]).max()
+        assert 0 < gap < 0.1 * max(1, np.abs(exact[name]).max()), name
+    assert b"QuantizeLinear" in (folder / "onnx_int8/vision.onnx").read_bytes()
+    with pytest.raises(ValueError, match="no picture to take the range"):
+        quantize_onnx(folder, [])

@@ -17,7 +17,7 @@ def prompted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sa1b")
     shapes = ShapesConfig(scenes=6, photos=0, most_shapes=2)
     write_built_in(folder / "images", shapes, size=56, seed=0)
-    write_manifest(folder, scan(folder / "images", val=2, faults="fatal"), image_size=56)
+    write_manifest(folder, scan(folder / "images", val=2, test=0, faults="fatal"), image_size=56)
     config = PromptsConfig(
         kinds=("generic", "category", "box", "caption"),
         generic="objects",

@@ -75,6 +75,19 @@ def test_each_prompt_belongs_to_its_own_image() -> None:
     assert torch.equal(batch.pixels, FewImages().images[[2, 1]])
 
 
+def test_a_text_is_tokenized_once_and_alike() -> None:
+    some, rows = sampler(), []
+    for pairs in ([(2, 0), (1, 1)], [(1, 1), (2, 0), (2, 1)]):
+        batch = some.batch(pairs)
+        prompts = [some.prompted.prompt(pair) for pair in pairs]
+        fresh = tokenized(prompts, batch.inputs.owner, some.tokenizer, some.length)
+        assert torch.equal(batch.inputs.tokens, fresh.tokens)
+        assert torch.equal(batch.inputs.attention, fresh.attention)
+        rows.append(batch.inputs.tokens)
+    some.tokenizer = None  # is not needed any more
+    assert torch.equal(some.batch([(1, 1)]).inputs.tokens, rows[0][1:])
+
+
 PROMPTS = [
     Prompt("category", "blue star", None, None, True),
     Prompt("category", "red circle", None, None, True),

@@ -7,7 +7,7 @@ import torch
 
 from braid.common.rng import generator
 from braid.drifting.config import StoryboardConfig
-from braid.drifting.evaluation.storyboard import given_frames, impute_given, level_of
+from braid.drifting.evaluation.clips import given_frames, impute_given, level_of
 from tests.drifting.toy_refinement import toy_clips, toy_corruption
 
 

@@ -1,11 +1,12 @@
-"""Segment pictures with words or a box, from the command line.
+"""Segment pictures with words or a box, from the command line: `python -m braid.segment`.
 
-    python -m braid.segmentation.release.predict street.jpg --words "red star" circle
-    python -m braid.segmentation.release.predict street.jpg --box 40 60 220 310 --model folder
+python -m braid.segment street.jpg --words "red star" circle
+python -m braid.segment street.jpg --box 40 60 220 310 --model folder
 
 writes street.png, the picture with the masks, and street.json, with scores, boxes and run lengths,
 into --out, never over a picture that is given. The model is a folder that `python -m
-braid.segmentation.release` wrote, or one of models/sam3_student.
+braid.segmentation.release` wrote, or one of models/sam3_student. Words run on ONNX where the folder
+has it, without PyTorch, whose imports alone take longer than a picture.
 """
 
 from __future__ import annotations
@@ -15,26 +16,41 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image
 
+from braid.common.progress import run_command
 from braid.segmentation.release.pictures import Found, as_json, drawn, upright
 
 Segment = Callable[[Image.Image], list[Found]]
 STUDENT = "models/sam3_student/distilled"  # of the embedded run
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; what is wrong is said in one line."""
-    options = _parser().parse_args(arguments)
-    try:
-        places = _places(options.pictures, options.out)
-        segment = _segmenter(options)
-        for picture, place in places.items():
-            print(_segment(picture, place, segment))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+def main() -> None:
+    """Segment and say where."""
+    run_command("segment", __doc__, _options, _run)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("pictures", nargs="+", type=Path, help="files of pictures")
+    add("--words", nargs="+", default=[], help="noun phrases")
+    sides = ("X0", "Y0", "X1", "Y1")
+    add("--box", nargs=4, type=float, action="append", default=[], metavar=sides, help="in pixels")
+    add("--model", default=STUDENT, help="folder of a student (%(default)s)")
+    add("--score", type=float, default=0.3, help="what is less sure is left out (%(default)s)")
+    add("--out", type=Path, default=Path("predictions"), help="folder (%(default)s)")
+    runtimes = ("auto", "onnx", "torch")
+    add("--runtime", choices=runtimes, default="auto", help="%(choices)s (%(default)s)")
+
+
+def _run(options: argparse.Namespace) -> None:
+    places = _places(options.pictures, options.out)
+    segment = _segmenter(options)
+    for picture, place in places.items():
+        print(_segment(picture, place, segment))
 
 
 def _places(pictures: Sequence[Path], out: Path) -> dict[Path, Path]:
@@ -72,11 +88,9 @@ def _segment(picture: Path, place: Path, segment: Segment) -> str:
 def _segmenter(options: argparse.Namespace) -> Segment:
     """The model, opened once, with the prompts and the score of the options."""
     words, boxes = options.words, [tuple(box) for box in options.box]
-    if options.onnx:
+    if _by_onnx(options):
         from braid.segmentation.release.onnx import OnnxSegmenter
 
-        if boxes:
-            raise ValueError("--onnx takes --words, expected no --box")
         return partial(OnnxSegmenter(options.model).segment, words=words, score=options.score)
     from braid.segmentation.release.segmenter import open_segmenter
 
@@ -87,19 +101,18 @@ def _segmenter(options: argparse.Namespace) -> Segment:
     return partial(segmenter.segment, words=words, boxes=boxes, score=options.score)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("braid.segmentation.release.predict", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
-    add("pictures", nargs="+", type=Path, help="files of pictures")
-    add("--words", nargs="+", default=[], help="noun phrases")
-    sides = ("X0", "Y0", "X1", "Y1")
-    add("--box", nargs=4, type=float, action="append", default=[], metavar=sides, help="in pixels")
-    add("--model", default=STUDENT, help=f"folder of a student ({STUDENT})")
-    add("--score", type=float, default=0.3, help="what is less sure is left out (0.3)")
-    add("--out", type=Path, default=Path("predictions"), help="folder (predictions)")
-    add("--onnx", action="store_true", help="by onnxruntime, without PyTorch")
-    return parser
+def _by_onnx(options: argparse.Namespace) -> bool:
+    """Whether ONNX is wanted, or can do it.
+
+    Raises:
+        ValueError: it is wanted for a box.
+    """
+    if options.runtime == "onnx" and options.box:
+        raise ValueError("--runtime onnx takes --words, expected no --box")
+    if options.runtime != "auto":
+        return bool(options.runtime == "onnx")
+    exported = (Path(options.model) / "onnx").is_dir() and find_spec("onnxruntime") is not None
+    return exported and not options.box
 
 
 if __name__ == "__main__":
