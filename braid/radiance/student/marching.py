@@ -263,16 +263,7 @@ def render_rays(
         _candidates(occupancy, Rays(*part[:2]), (part[2], part[3]), block * step)
         for part in zip(*(torch.split(x, chunk) for x in (*rays, near, far)), strict=True)
     ]
-<<<<<<< HEAD
     ray = torch.cat([ray + part * chunk for part, (ray, _) in enumerate(runs)])
-=======
-    count = torch.cat(
-        [
-            torch.bincount(ray, minlength=min(chunk, len(near) - i * chunk))
-            for i, (ray, _) in enumerate(runs)
-        ]
-    )
->>>>>>> 9af2137d7132878590a11190bf95f79f65a0ecf4
     index = torch.cat([run for _, run in runs])
     count = torch.bincount(ray, minlength=len(near))
     end = count.cumsum(0)
@@ -291,15 +282,8 @@ def render_rays(
         values = field(samples.points, directions, features=False)
         weights = compositing_weights(samples.ray, values.sigma * samples.delta, len(active))
         before = total[active]
-<<<<<<< HEAD
         more = _accumulate(weights, values.rgb, samples, len(active))
         total[active] = after = before + (1 - before[:, 3:4]) * more
-=======
-        after = before + (1 - before[:, 3:4]) * _accumulate(
-            weights, values.rgb, samples, len(active)
-        )
-        total[active] = after
->>>>>>> 9af2137d7132878590a11190bf95f79f65a0ecf4
         place[active] += 1
         going = (place[active] < end[active]) & (after[:, 3] <= 1 - stop)
         active = active[going]
