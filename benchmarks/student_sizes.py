@@ -51,8 +51,8 @@ def main() -> None:
         spz = Path(folder) / "teacher.spz"
         save_spz(spz, load_ply(ply))
         rows = [
-            {"model": "teacher, PLY", "bytes": ply.stat().st_size, **_teacher(load_ply(ply), test)},
-            {"model": "teacher, SPZ", "bytes": spz.stat().st_size, **_teacher(load_spz(spz), test)},
+            {"model": "teacher_ply", "bytes": ply.stat().st_size, **_teacher(load_ply(ply), test)},
+            {"model": "teacher_spz", "bytes": spz.stat().st_size, **_teacher(load_spz(spz), test)},
         ]
     for size in sizes:
         cells, hidden = map(int, size.split("x"))
@@ -74,7 +74,7 @@ def _trained(
     stage_2(student, "photos", config, scene, run)
     chunk, stop = config.evaluation.chunk, config.evaluation.stop
     rows: list[dict[str, object]] = []
-    for name, model, number in ((size, student, 4), (f"{size}, half", halved(student), 2)):
+    for name, model, number in ((size, student, 4), (f"{size}_half", halved(student), 2)):
         images = model.on_white(test.cameras, range(len(test)), config.evaluation)
         fps = _frames(partial(model.render, test.cameras, chunk=chunk, stop=stop))
         size_of = {"bytes": stored_bytes(model, number), "parameters": model.parameters}
