@@ -16,8 +16,8 @@ from torch import Tensor
 
 from braid.common.progress import run_command
 from braid.radiance.config import EvaluationConfig
+from braid.radiance.gaussians.compressed import FILES, load_gaussians
 from braid.radiance.gaussians.field import render_all
-from braid.radiance.gaussians.gaussians import FILES, load_gaussians
 from braid.radiance.scenes.blender import SPLITS, load_views
 from braid.radiance.scenes.cameras import Cameras, turntable
 from braid.radiance.student.student import load_student

@@ -1,6 +1,6 @@
 """Lay all students of all scenes side by side: summary table, trade-off chart, publication figure.
 
-Writes metrics/metrics_summary.csv (a row per scene and model) and two figures a scene.
+Writes metrics/metrics_summary.csv (a row per scene and model) and three figures a scene.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from braid.radiance.evaluation.figures import (
     FIRST_STAGE,
     Model,
     draw_publication,
+    draw_sizes,
     draw_tradeoff,
     read_table,
     summary_rows,
@@ -30,6 +31,7 @@ def main() -> None:
             students = [_student(stage, scene, name) for name in config.students]
             rows += summary_rows([teacher, *students])
             draw_tradeoff(figures / f"{scene}_tradeoff.png", teacher, students, scene)
+            draw_sizes(figures / f"{scene}_size.png", [teacher, *students], scene)
             draw_publication(figures / f"{scene}_publication.png", students, renders / scene)
         stage.write_table("metrics/metrics_summary.csv", rows, COLUMNS)
 

@@ -13,7 +13,7 @@ from braid.radiance.evaluation.image_metrics import evaluate, validation_psnr
 from braid.radiance.features.table import load_features
 from braid.radiance.scenes.blender import load_scene
 from braid.radiance.scenes.renders import load_renders, save_images
-from braid.radiance.student.student import load_student
+from braid.radiance.student.student import halved, load_student, stored_bytes
 from braid.stage.context import open_stage
 
 
@@ -26,15 +26,14 @@ def main() -> None:
         student, cameras = load_student(folder, None).to(device), views["test"].cameras.to(device)
         view = partial(student.render, cameras, chunk=config.chunk, stop=config.stop)
         stage.runtime |= asdict(measure_frames(view, min(config.frames, len(cameras)), device))
-        views = {name: part.to(device) for name, part in views.items()}
         test, renders = views["test"], stage.dep("data/teacher")
-        of_train, of_test = (load_renders(renders / name) for name in ("train", "test"))
-        teacher = of_test.on_white().to(device)
-        before = load_student(folder, "before").to(device)
+        sets = ("train", "test", "turntable")
+        of_train, of_test, around = (load_renders(renders / name) for name in sets)
+        teacher = of_test.on_white()
         frames = pictured_frames(config.figure_frames, len(test))
-        images = student.on_white(test.cameras, range(len(test)), config)
+        images = student.on_white(cameras, range(len(test)), config)
         weights = stage.optional_dep(config.lpips_weights)
-        quality = evaluate(images, test, views["train"], teacher, weights)
+        quality = evaluate(images, test, views["train"], teacher, weights, device)
         stored = load_features(stage.dep("data/features"))
         agreement = feature_agreement(student, of_train, of_test, stored, stage.params.seed)
         steps = int(read_table(stage.dep("plots/student"))[-1]["step"]) + 1
@@ -42,18 +41,19 @@ def main() -> None:
         size = {"parameters": student.parameters, "steps": steps}
         stage.write_metrics({**quality.headline(), "feature_explained_variance": held, **size})
         if val := views.get("val"):
-            of_val = student.on_white(val.cameras, range(len(val)), config)
+            of_val = student.on_white(val.cameras.to(device), range(len(val)), config)
             agreement["psnr_val"] = validation_psnr(of_val, val)
-        stage.write_table("metrics/tables", quality.rows(scene, variant, **size, **agreement))
-
-        truth = test.on_white()[frames]
-        shown = {"before": before.on_white(test.cameras, frames, config), "after": images[frames]}
+        size["bytes"] = stored_bytes(student)
+        of_half = halved(student).on_white(cameras, range(len(test)), config)
+        half = {"half": {"psnr": validation_psnr(of_half, test), "bytes": stored_bytes(student, 2)}}
+        stage.write_table("metrics/tables", quality.rows(scene, variant, half, **size, **agreement))
+        truth, teacher = test.on_white()[frames], teacher[frames]
+        before = load_student(folder, "before").to(device)
+        shown = {"before": before.on_white(cameras, frames, config), "after": images[frames]}
         image_table(stage.out("plots/residuals"), truth, shown, frames)
-        shown |= {"truth": truth, "teacher": teacher[frames]}
-        save_images(stage.out("data/renders"), frames, shown)
-        around = load_renders(renders / "turntable")
+        save_images(stage.out("data/renders"), frames, shown | {"truth": truth, "teacher": teacher})
         shots = student.on_white(around.cameras.to(device), range(config.turntable), config)
-        movie(stage.out("data/turntable"), around.on_white().to(device), shots)
+        movie(stage.out("data/turntable"), around.on_white(), shots)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ Writes models/teacher/<scene>/point_cloud.ply (3DGS layout). Half a minute for t
 
 from braid.common.config import BUILT_IN
 from braid.radiance.fitting.fitting import COLUMNS, Fit, fit
+from braid.radiance.gaussians.compressed import load_gaussians
 from braid.radiance.gaussians.field import turned_to, verified
-from braid.radiance.gaussians.gaussians import load_gaussians, save_ply
+from braid.radiance.gaussians.gaussians import save_ply
 from braid.radiance.scenes.blender import load_views
 from braid.stage.context import open_stage
 

@@ -1,11 +1,11 @@
-"""Bring one scene into Blender format: the built-in bricks, or a folder of the user's own.
+"""Bring one scene into Blender format: a built-in one, or a folder of the user's own.
 
 Writes data/scenes/<scene>. Seconds.
 """
 
-from braid.common.config import BUILT_IN
+from braid.radiance.config import BUILT_IN_SCENES
 from braid.radiance.scenes.blender import downsample, load_scene, save_views
-from braid.radiance.scenes.bricks import make_bricks
+from braid.radiance.scenes.bricks import made_scene
 from braid.stage.context import open_stage
 
 
@@ -14,8 +14,8 @@ def main() -> None:
     with open_stage("prepare_scene") as stage:
         (name,) = stage.item
         scene = stage.params.radiance.scenes[name]
-        if scene.source == BUILT_IN:
-            splits = make_bricks(stage.params.radiance.bricks, stage.params.seed)
+        if scene.source in BUILT_IN_SCENES:
+            splits = made_scene(scene.source, stage.params.radiance.bricks, stage.params.seed)
         else:
             splits = load_scene(stage.dep(scene.source))
         for split, views in splits.items():

@@ -1,7 +1,7 @@
 """Render the teacher for its students, so that they never load it, and evaluate it.
 
 Writes data/teacher/<scene>: RGBA and depth from the train poses, from random ones, from the val and
-test poses and around the scene (to evaluate on), and the teacher's occupied space. Seconds.
+test poses and around the scene (to evaluate on), its occupied space, and it as an SPZ. Seconds.
 """
 
 from dataclasses import asdict
@@ -11,7 +11,7 @@ import torch
 
 from braid.radiance.evaluation.hardware import measure_frames
 from braid.radiance.evaluation.image_metrics import evaluate, validation_psnr
-from braid.radiance.gaussians.field import render_sets, scan_space
+from braid.radiance.gaussians.field import packed, render_sets, scan_space
 from braid.radiance.gaussians.gaussians import load_ply
 from braid.radiance.gaussians.splat import render
 from braid.radiance.scenes.blender import load_scene
@@ -44,16 +44,18 @@ def main() -> None:
             return
         for name, rendered in renders.items():
             save_renders(out / name, rendered)
-        train, test = train.to(device), test.to(device)
-        save_space(out / "space.safetensors", *scan_space(gaussians, train.cameras, config, draws))
+        space = scan_space(gaussians, train.cameras.to(device), config, draws)
+        save_space(out / "space.safetensors", *space)
+
         weights = stage.optional_dep(evaluation.lpips_weights)
-        quality = evaluate(renders["test"].on_white().to(device), test, train, None, weights)
+        quality = evaluate(renders["test"].on_white(), test, train, None, weights, device)
         size: dict[str, float] = {"parameters": gaussians.parameters}
         stage.write_metrics({**quality.headline(), **size})
-        size["gaussians"] = len(gaussians)
+        size |= {"gaussians": len(gaussians), "bytes": stage.dep("models/teacher").stat().st_size}
         if "val" in views:
             size["psnr_val"] = validation_psnr(renders["val"].on_white(), views["val"])
-        stage.write_table("metrics/tables", quality.rows(scene, "teacher", **size))
+        spz = {"spz": packed(out / "teacher.spz", gaussians, test)}
+        stage.write_table("metrics/tables", quality.rows(scene, "teacher", spz, **size))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from braid.common.config import (
+    BUILT_IN,
     Config,
     Count,
     Distinct,
@@ -38,16 +39,19 @@ Split = Literal["hard", "trilinear"]
 Mask = Literal["weight", "face"]
 
 
+BUILT_IN_SCENES = (BUILT_IN, f"{BUILT_IN}_rack")
+
+
 class SceneConfig(Config):
     """Where one scene and its teacher come from."""
 
-    source: str  # a Blender-format folder; built_in: the ray-traced bricks
+    source: str  # a scene's folder; built_in: ray-traced bricks; built_in_rack: thin, shiny bars
     teacher: str = Field(pattern=r"(\.(ply|splat|spz)|^built_in)$")  # 3DGS; built_in: fitted here
     downsample: Count  # box filter, source pixels per side of a kept pixel
 
 
 class BricksConfig(Config):
-    """The built-in ray-traced scene."""
+    """The views of the built-in ray-traced scenes."""
 
     width: Count  # pixels, square views
     supersample: Count  # rays per pixel side

@@ -223,7 +223,7 @@ Row = Mapping[str, Any]
 COLUMNS = (
     *("scene", "variant", "psnr", "ssim", "lpips", "psnr_foreground", "psnr_vs_teacher", "status"),
     *("psnr_val", "feature_explained_variance", "feature_explained_variance_by_network"),
-    *("fps", "peak_memory_mib", "power_w", "train_seconds", "parameters", "steps"),
+    *("fps", "peak_memory_mib", "power_w", "train_seconds", "parameters", "bytes", "steps"),
 )
 COLLAPSED = 0.05  # mean weight below which the boundary mask leaves next to nothing to learn from
 
@@ -246,6 +246,11 @@ class Model:
             "train_seconds": self.train_seconds,
             **mask_figures(self.mask),
         }
+
+    def smaller(self) -> list[Row]:
+        """Rows of the same model in fewer bytes: a teacher's SPZ, a student's half precision."""
+        own = f"{self.table[0]['variant']}_"
+        return [row for row in self.table[1:] if str(row["variant"]).startswith(own)]
 
     def tradeoff(self) -> Tradeoff:
         """Its place in the trade-off chart."""
@@ -271,10 +276,11 @@ def published(students: Sequence[Model]) -> list[str]:
 
 
 def summary_rows(models: Sequence[Model]) -> Iterator[Row]:
-    """A row per model of a scene, then one per trivial predictor."""
+    """A row per model of a scene and per smaller file of it, then one per trivial predictor."""
     for model in models:
         yield model.row()
-    yield from models[0].table[1:]
+        yield from model.smaller()
+    yield from (row for row in models[0].table[1:] if row not in models[0].smaller())
 
 
 def draw_tradeoff(path: Path, teacher: Model, students: Sequence[Model], title: str) -> None:
@@ -287,6 +293,27 @@ def draw_tradeoff(path: Path, teacher: Model, students: Sequence[Model], title: 
         teacher.cost["peak_memory_of"],
         title,
     )
+
+
+def sizes(models: Sequence[Model]) -> list[Row]:
+    """Variant, PSNR and bytes of every model and of its smaller files."""
+    rows = [row for model in models for row in (model.table[0], *model.smaller())]
+    return [row for row in rows if row.get("bytes")]
+
+
+def draw_sizes(path: Path, models: Sequence[Model], title: str) -> None:
+    """Write PSNR against bytes, the teacher's files in a color of their own."""
+    with styled():
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        ax = figure.subplots()
+        for row in sizes(models):
+            name, size, value = str(row["variant"]), float(row["bytes"]), float(row["psnr"])
+            color = GREEN if name.startswith("teacher") else ORANGE
+            color = BLUE if name.startswith(FIRST_STAGE) else color
+            ax.scatter(size / 1e6, value, color=color, s=24)
+            ax.annotate(name, (size / 1e6, value), (4, 2), textcoords="offset points", fontsize=6)
+        ax.set(xscale="log", xlabel="megabytes", ylabel="PSNR (dB)", title=title)
+        save(figure, path)
 
 
 def draw_publication(path: Path, students: Sequence[Model], renders: Path) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import io
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -215,10 +216,13 @@ class Evaluation:
         silhouette = {"psnr_silhouette": self.baselines["silhouette"]}
         return {name: self.figures[name] for name in names if name in self.figures} | silhouette
 
-    def rows(self, scene: str, variant: str, **more: Value) -> list[dict[str, Value]]:
-        """The table: the model with all its figures, then every trivial predictor."""
+    def rows(
+        self, scene: str, variant: str, smaller: Mapping[str, Mapping[str, Value]], **more: Value
+    ) -> list[dict[str, Value]]:
+        """The model with all its figures, then in its smaller files, then trivial predictors."""
         rows: dict[str, dict[str, Value]] = {
             variant: {**self.figures, **more, "conventions": CONVENTIONS},
+            **{f"{variant}_{name}": dict(row) for name, row in smaller.items()},
             **{f"baseline_{name}": {"psnr": value} for name, value in self.baselines.items()},
         }
         return [{"scene": scene, "variant": name, **row} for name, row in rows.items()]
@@ -230,6 +234,7 @@ def evaluate(
     train: Views,
     teacher: Tensor | None,  # [N, H, W, 3] over white, of the same views; None: it is the model
     weights: Path | None,  # of LPIPS's trunk; None: no LPIPS
+    device: torch.device | None = None,  # that holds one view at a time; None: where images are
 ) -> Evaluation:
     """A model's quality, its closeness to the teacher, the trivial baselines and a status.
 
@@ -238,22 +243,37 @@ def evaluate(
     Raises:
         ValueError: the images are smaller than SSIM's window, or the weights are something else.
     """
-    images, target = images.clamp(0, 1), truth.on_white()
+    device = device or images.device
     baselines = {
-        name: float(psnr(prediction, target).mean())
+        name: float(psnr(prediction, truth.on_white()).mean())
         for name, prediction in trivial_predictions(truth, train).items()
     }
-    reached = float(psnr(images, target).mean())
-    foreground = foreground_psnr(images, target, truth.alpha).nanmean()
+    lpips = Lpips(weights, device) if weights else None
+    measured: dict[str, list[Tensor]] = {}
+    for view in range(len(images)):
+        one, image = truth[[view]].to(device), images[[view]].to(device).clamp(0, 1)
+        scores = {
+            "psnr": psnr(image, one.on_white()),
+            "ssim": ssim(image, one.on_white()),
+            "psnr_foreground": foreground_psnr(image, one.on_white(), one.alpha),
+        }
+        if lpips:
+            scores["lpips"] = lpips(image, one.on_white())
+        if teacher is not None:
+            scores["psnr_vs_teacher"] = psnr(image, teacher[[view]].to(device).clamp(0, 1))
+        for name, score in scores.items():
+            measured.setdefault(name, []).append(score)
+    mean = {name: float(torch.cat(scores).nanmean()) for name, scores in measured.items()}
+    foreground = mean["psnr_foreground"]
     figures: dict[str, Value] = {
-        "psnr": reached,
-        "ssim": float(ssim(images, target).mean()),
-        **_perceptual(images, target, weights),
-        "psnr_foreground": None if foreground.isnan() else float(foreground),
-        "status": status(reached, baselines["white"], baselines["silhouette"]),
+        "psnr": mean["psnr"],
+        "ssim": mean["ssim"],
+        **_perceptual(lpips, mean),
+        "psnr_foreground": None if math.isnan(foreground) else foreground,
+        "status": status(mean["psnr"], baselines["white"], baselines["silhouette"]),
     }
     if teacher is not None:
-        figures["psnr_vs_teacher"] = float(psnr(images, teacher.clamp(0, 1)).mean())
+        figures["psnr_vs_teacher"] = mean["psnr_vs_teacher"]
     return Evaluation(figures, baselines)
 
 
@@ -262,13 +282,12 @@ def validation_psnr(images: Tensor, truth: Views) -> float:
     return float(psnr(images.clamp(0, 1), truth.on_white()).mean())
 
 
-def _perceptual(images: Tensor, target: Tensor, weights: Path | None) -> dict[str, Value]:
+def _perceptual(lpips: Lpips | None, mean: dict[str, float]) -> dict[str, Value]:
     """LPIPS and which one it is; without weights it is null, with the reason."""
-    if weights is None:
+    if lpips is None:
         return {"lpips": None, "lpips_reason": "no trunk weights were given"}
-    lpips = Lpips(weights, images.device)
     return {
-        "lpips": float(lpips(images, target).mean()),
+        "lpips": mean["lpips"],
         "lpips_net": lpips.net,
         "lpips_version": lpips.version,
         "lpips_weights_sha256": lpips.sha256,

@@ -84,7 +84,7 @@ def fit_standardization(
     """
     if len(values) == 0:
         raise ValueError("standardization: expected at least one training cell, got none")
-    exact = values.double()
+    exact = values.cpu().double()  # float64 is not everywhere
     mean, deviation = exact.mean(dim=0), exact.std(dim=0, correction=0)
     if robust:
         mean = exact.median(dim=0).values

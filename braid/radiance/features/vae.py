@@ -304,7 +304,7 @@ def _fidelity(predicted: Tensor, target: Tensor, columns: Mapping[str, slice]) -
     """Plain squared error, and the fraction of the variance that is not explained."""
     unexplained = unexplained_variance(predicted, target, columns)
     return {
-        "recon_mse": float((predicted - target).double().square().mean()),
+        "recon_mse": float((predicted - target).cpu().double().square().mean()),
         "unexplained_fraction": sum(unexplained.values()) / len(unexplained),
         **{f"unexplained_fraction_{group}": value for group, value in unexplained.items()},
     }
@@ -317,7 +317,7 @@ def pca_reconstruction(
     components: int,
 ) -> Tensor:
     """Validation rows through PCA of the training rows, [M, F]; fewer components if need be."""
-    scale = root.double().numpy()
+    scale = root.cpu().double().numpy()
     rows = training.cpu().double().numpy() * scale
     pca = PCA(min(components, *rows.shape), svd_solver="full").fit(rows)
     projected = pca.inverse_transform(pca.transform(validation.cpu().double().numpy() * scale))

@@ -16,7 +16,8 @@ from torch.nn.functional import normalize
 
 from braid.common.progress import progress
 from braid.radiance.config import OwnTeacherConfig, RendersConfig
-from braid.radiance.gaussians.gaussians import C0, Gaussians, half_turn
+from braid.radiance.gaussians.compressed import half_turn, load_spz, save_spz
+from braid.radiance.gaussians.gaussians import C0, Gaussians
 from braid.radiance.gaussians.splat import render
 from braid.radiance.scenes.blender import Views
 from braid.radiance.scenes.cameras import Cameras, gaze
@@ -263,6 +264,18 @@ def contributions(gaussians: Gaussians, cameras: Cameras) -> Tensor:  # [G]
         (gradient,) = torch.autograd.grad(render(seen, cameras, view).rgb[..., 0].sum(), gray)
         total += gradient[:, 0, 0] / C0
     return total.clamp_min(0)
+
+
+def packed(path: Path, gaussians: Gaussians, views: Views) -> dict[str, float | int | str | None]:
+    """Write the Gaussians as an SPZ: its bytes, and the PSNR of what it shows of the views."""
+    save_spz(path, gaussians)
+    shown = load_spz(path).to(gaussians.means.device)
+    cameras = views.cameras.to(gaussians.means.device)
+    images, errors = render_all(shown, cameras).on_white().clamp(0, 1), []
+    for image, truth in zip(images, views.on_white(), strict=True):
+        errors.append((image - truth).square().mean())
+    psnr = -10 * torch.stack(errors).clamp_min(1e-10).log10()
+    return {"psnr": float(psnr.mean()), "bytes": path.stat().st_size}
 
 
 # ---- A user's own Gaussians, verified against the scene before anything is distilled from them ---

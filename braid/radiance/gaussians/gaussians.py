@@ -3,16 +3,12 @@
 The PLY is the layout of Kerbl et al. 2023: binary little endian, one float32 property after
 another: x y z, nx ny nz (zero), f_dc_0..2, f_rest_* (channel-major: all of red, then green, then
 blue), opacity (logit), scale_0..2 (log), rot_0..3 (w first, of any length). Degree 3 has 62
-properties; degrees 0, 1 and 2 have 0, 9 and 24 `f_rest` instead of 45. Of what viewers compress it
-to, `.splat` and `.spz` are read.
+properties; degrees 0, 1 and 2 have 0, 9 and 24 `f_rest` instead of 45.
 """
 
 from __future__ import annotations
 
-import gzip
 import math
-import struct
-import zlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -187,7 +183,7 @@ def rotation_matrices(
 _HEADER_LIMIT = 1 << 16
 _OPAQUE = 30.0  # largest size of a logit of opacity
 _BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "<"}
-_SCALAR_TYPES = {
+SCALAR_TYPES = {
     **dict.fromkeys(("char", "int8"), "i1"),
     **dict.fromkeys(("uchar", "uint8"), "u1"),
     **dict.fromkeys(("short", "int16"), "i2"),
@@ -316,9 +312,9 @@ def _read_vertices(path: Path, content: bytes, header: _Header) -> np.ndarray[An
 
 
 def _property(path: Path, line: list[str]) -> tuple[str, str]:
-    if len(line) != 3 or line[1] not in _SCALAR_TYPES:
+    if len(line) != 3 or line[1] not in SCALAR_TYPES:
         raise ValueError(f"{path}: expected a scalar PLY vertex property, got '{' '.join(line)}'")
-    return line[2], _SCALAR_TYPES[line[1]]
+    return line[2], SCALAR_TYPES[line[1]]
 
 
 def _degree(path: Path, dtype: np.dtype[Any]) -> int:
@@ -360,139 +356,3 @@ def _from_columns(columns: dict[str, Tensor]) -> Gaussians:
 
 def _number(name: str) -> int:
     return int(name.rsplit("_", 1)[1])
-
-
-# ---- What viewers compress it to -----------------------------------------------------------------
-# `.splat` (antimatter15): 32 bytes a Gaussian, without view-dependent color.
-# `.spz` (Niantic, versions 2 and 3): a gzip of one array after another. Its axes are y up and z
-# back where those of the PLY that it was made of are y down and z forward, so that both axes are
-# turned around here; writers that leave axes as they are give what `half_turn` turns back.
-
-_SPLAT = np.dtype(
-    [("mean", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("quaternion", "u1", 4)]
-)
-_SPZ_MAGIC, _SPZ_HEADER = 0x5053474E, "<3I4B"
-_SPZ_COLOR = 0.15  # color in its units of a harmonic of degree 0
-FILES = (".ply", ".splat", ".spz")
-
-
-def load_gaussians(path: Path) -> Gaussians:
-    """Read one of the `FILES`.
-
-    Raises:
-        ValueError: not such a file, truncated, no Gaussian, NaN or infinity; the message names it.
-    """
-    if path.suffix == ".ply":
-        return load_ply(path)
-    load = load_splat if path.suffix == ".splat" else load_spz
-    gaussians = load(path)
-    for name, values in vars(gaussians).items():
-        if not values.isfinite().all():
-            raise ValueError(f"{path}: {name} is NaN or infinite")
-    return gaussians
-
-
-def load_splat(path: Path) -> Gaussians:
-    """Read a `.splat`."""
-    content = path.read_bytes()
-    if not content or len(content) % _SPLAT.itemsize:
-        raise ValueError(f"{path}: expected {_SPLAT.itemsize} bytes a Gaussian, got {len(content)}")
-    table = np.frombuffer(content, _SPLAT)
-    scales, rgba = (_floats(table[name]) for name in ("scale", "rgba"))
-    return Gaussians(
-        means=_floats(table["mean"]),
-        log_scales=scales.clamp_min(1e-9).log(),
-        quaternions=normalize((_floats(table["quaternion"]) - 128) / 128, dim=-1),
-        opacity_logits=_logit(rgba[:, 3]),
-        sh=base_coefficient(rgba[:, None, :3] / 255),
-    )
-
-
-def load_spz(path: Path) -> Gaussians:
-    """Read a `.spz` of version 2 or 3."""
-    try:
-        content = gzip.decompress(path.read_bytes())
-        magic, version, count, degree, bits, _, _ = struct.unpack_from(_SPZ_HEADER, content)
-    except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise ValueError(f"{path}: not a gzip of Gaussians ({error})") from None
-    if magic != _SPZ_MAGIC or version not in (2, 3) or degree > MAX_DEGREE or not count:
-        raise ValueError(
-            f"{path}: expected Gaussians of SPZ version 2 or 3, with harmonics of degree 0 to 3,"
-            f" got {count} of version {version}, degree {degree}"
-        )
-    rest = coefficients(degree) - 1
-    widths = (9, 1, 3, 3, version + 1, 3 * rest)  # bytes a Gaussian of each array
-    offset = struct.calcsize(_SPZ_HEADER)
-    if len(content) < offset + count * sum(widths):
-        raise ValueError(f"{path}: truncated SPZ of {count} Gaussians")
-    arrays = []
-    for width in widths:
-        arrays.append(np.frombuffer(content, "u1", count * width, offset).reshape(count, width))
-        offset += count * width
-    fixed, alpha, color, scale, rotation, harmonics = arrays
-    base = ((_floats(color) / 255 - 0.5) / _SPZ_COLOR)[:, None]
-    quaternions = _first_three(rotation) if version == 2 else _smallest_three(rotation)
-    gaussians = Gaussians(
-        means=_fixed_point(fixed) / 2**bits,
-        log_scales=_floats(scale) / 16 - 10,
-        quaternions=quaternions,
-        opacity_logits=_logit(_floats(alpha)[:, 0]),
-        sh=torch.cat([base, (_floats(harmonics).view(count, rest, 3) - 128) / 128], dim=1),
-    )
-    return half_turn(gaussians)
-
-
-def half_turn(gaussians: Gaussians) -> Gaussians:
-    """With the axes y and z turned around: half a turn about x."""
-    signs = gaussians.means.new_tensor([1.0, -1.0, -1.0])
-    direction = signs.new_tensor([0.3, 0.5, math.sqrt(0.66)])  # of no basis function's zeros
-    before, after = (basis(d, gaussians.degree) for d in (direction, signs * direction))
-    return replace(
-        gaussians,
-        means=gaussians.means * signs,
-        quaternions=gaussians.quaternions * torch.cat([signs.new_ones(1), signs]),
-        sh=gaussians.sh * (after / before).round()[:, None],
-    )
-
-
-def _fixed_point(
-    fixed: np.ndarray[Any, Any],  # [G, 9] bytes, three signed numbers of 24 bits
-) -> Tensor:
-    parts = fixed.reshape(-1, 3, 3).astype(np.int32)
-    values = parts[..., 0] | parts[..., 1] << 8 | parts[..., 2] << 16
-    return torch.from_numpy(((values << 8) >> 8).astype(np.float32))  # the sign is carried up
-
-
-def _first_three(
-    rotation: np.ndarray[Any, Any],  # [G, 3] bytes: x, y, z of a quaternion whose w is positive
-) -> Tensor:
-    xyz = _floats(rotation) / 127.5 - 1
-    w = (1 - xyz.square().sum(dim=1, keepdim=True)).clamp_min(0).sqrt()
-    return normalize(torch.cat([w, xyz], dim=1), dim=-1)
-
-
-def _smallest_three(
-    rotation: np.ndarray[Any, Any],  # [G, 4] bytes
-) -> Tensor:
-    """Two bits say which of x, y, z, w is largest; the others are a sign and 9 bits each."""
-    packed = torch.from_numpy(np.ascontiguousarray(rotation).view("<u4")[:, 0].astype(np.int64))
-    largest, xyzw = packed >> 30, torch.zeros(len(packed), 4)
-    for place in (3, 2, 1, 0):
-        is_other = largest != place
-        value = math.sqrt(0.5) * (packed & 511) / 511
-        value = torch.where((packed >> 9 & 1).bool(), -value, value)
-        xyzw[:, place] = torch.where(is_other, value, 0.0)
-        packed = torch.where(is_other, packed >> 10, packed)
-    rest = (1 - xyzw.square().sum(dim=1)).clamp_min(0).sqrt()
-    xyzw[torch.arange(len(xyzw)), largest] = rest
-    return normalize(xyzw.roll(1, dims=1), dim=-1)
-
-
-def _floats(values: np.ndarray[Any, Any]) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32))
-
-
-def _logit(
-    alpha: Tensor,  # [G], 0 to 255
-) -> Tensor:
-    return torch.logit(alpha.clamp(0.5, 254.5) / 255)

@@ -6,7 +6,8 @@ In a tile the exponent of a splat is a quadratic in the pixel's place, so one ma
 it for all splats and pixels.
 
 Small tiles matter on a CPU: a splat that is 3 px wide pays for every pixel of the tiles it
-touches. `splat_reference.render` is the same image in plain words, and the oracle for this one.
+touches. `tests/radiance/splat_reference.py` is the same image in plain words, and the oracle for
+this one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""The built-in scene: a wheel loader of studded toy bricks on a green plate.
+"""The built-in scenes: a wheel loader of studded toy bricks, and a rack of thin, shiny bars.
 
-Made here, analytically, so that the pipeline has a scene to start from without any download. The
-cameras stand where NeRF-synthetic's do: on the upper hemisphere, some 4 units from the origin, at
-that data set's field of view. Bricks keep the toy's proportions: a stud's pitch is the unit of
-length, a plate is 0.4 high, a stud 0.3 in radius and 0.2 high.
+Made here, analytically, so that the pipeline has scenes to start from without any download. The
+rack is what the loader is not: bars thinner than a pixel, and highlights that move with the view.
+The cameras stand where NeRF-synthetic's do: on the upper hemisphere, some 4 units from the
+origin, at that data set's field of view. Bricks keep the toy's proportions: a stud's pitch is the
+unit of length, a plate is 0.4 high, a stud 0.3 in radius and 0.2 high.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from braid.common.config import BUILT_IN
 from braid.radiance.config import BricksConfig
 from braid.radiance.scenes.blender import Views, downsample
 from braid.radiance.scenes.cameras import Cameras
@@ -319,19 +321,57 @@ DRUMS = (
 )
 
 
-def make_bricks(config: BricksConfig, seed: int) -> dict[str, Views]:
+# ---- The rack: bars and rings of polished metal around glossy blocks -----------------------------
+
+BAR = 0.07  # pitches, radius: .013 scene units, half a pixel at 100 pixels
+POLISHED = Lighting(ambient=0.42, diffuse=0.45, gloss=0.9, shininess=25.0)
+SHELVES = (0.6, 2.6, 4.6)  # pitches, height
+
+
+def rack() -> Solids:
+    """Posts, wires on three shelves, and what lies on them, in scene units."""
+    posts = [Drum((x, y, 2.7), BAR, 5.4, 2, "white") for x in (0.5, 5.0, 9.5) for y in (1.0, 7.0)]
+    along = [Drum((5.0, 1.0 + 0.75 * i, z), BAR, 9.0, 0, "gray") for z in SHELVES for i in range(9)]
+    across = [
+        Drum((0.5 + 4.5 * i, 4.0, z), 1.5 * BAR, 6.0, 1, "white") for z in SHELVES for i in range(3)
+    ]
+    things = [
+        Drum((2.0, 2.5, 3.4), 0.8, 1.6, 2, "red"),
+        Drum((7.5, 5.5, 1.2), 1.0, 1.2, 2, "blue"),
+        Drum((3.5, 4.5, 5.2), 0.6, 3.0, 0, "orange"),
+        Drum((8.0, 2.2, 5.4), 0.7, 1.6, 2, "glass"),
+        Drum((2.5, 5.5, 1.0), 0.5, 3.4, 0, "green"),
+    ]
+    blocks = [Brick(6, 4, 7, 2, 2, 3, "yellow"), Brick(3, 2, 2, 2, 1, 3, "black")]
+    rows = [_cylinder(drum) for drum in (*posts, *along, *across, *things)]
+    return _solids([*rows, *(_box(block) for block in blocks)])
+
+
+def made_scene(source: str, config: BricksConfig, seed: int) -> dict[str, Views]:
+    """The splits of one of the `BUILT_IN_SCENES`."""
+    if source == BUILT_IN:
+        return make_bricks(config, seed)
+    return make_bricks(config, seed, rack(), POLISHED)
+
+
+def make_bricks(
+    config: BricksConfig,
+    seed: int,
+    solids: Solids | None = None,  # None: the loader
+    lighting: Lighting | None = None,
+) -> dict[str, Views]:
     """The scene's splits by name.
 
     Every pixel is the mean of supersample squared premultiplied samples. A split depends on its own
     name and count only.
     """
-    solids, width = model(), config.width
+    solids, lighting, width = solids or model(), lighting or Lighting(), config.width
     focal = 0.5 * width / math.tan(0.5 * CAMERA_ANGLE_X)
     splits = {}
     for split, count in {"train": config.train, "val": config.val, "test": config.test}.items():
         rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
         cameras = Cameras(hemisphere_poses(count, rng), focal, width, width)
-        splits[split] = render_bricks(solids, cameras, config.supersample, Lighting())
+        splits[split] = render_bricks(solids, cameras, config.supersample, lighting)
     return splits
 
 
@@ -371,7 +411,11 @@ def model() -> Solids:
     """The loader's boxes, studs and drums, in scene units."""
     rows = [_box(brick) for brick in BRICKS]
     rows += [_cylinder(drum) for brick in BRICKS for drum in _studs(brick)]
-    rows += [_cylinder(drum) for drum in DRUMS]
+    return _solids([*rows, *(_cylinder(drum) for drum in DRUMS)])
+
+
+def _solids(rows: list[_Row]) -> Solids:
+    """Rows in pitches as solids in scene units."""
     center, half, axis, color = (np.array(column) for column in zip(*rows, strict=True))
     return Solids(PITCH * (center - MIDDLE), PITCH * half, axis, color)
 

@@ -195,19 +195,19 @@ class Occupancy:
     def along(
         self,
         rays: Rays,
-        ray: Tensor,  # [M]
-        t: Tensor,  # [M] distances inside the box
+        ray: Tensor,  # [Q]
+        t: Tensor,  # [Q, S] distances inside the box
     ) -> Tensor:
-        """Whether the points at distances along rays lie in occupied voxels, [M] bool."""
+        """Whether the points at distances along rays lie in occupied voxels, [Q, S] bool."""
         return _look_up(self.occupied, _scaled(rays, self.low, self.voxel, ray, t))
 
     def near_along(
         self,
         rays: Rays,
-        ray: Tensor,  # [M]
-        t: Tensor,  # [M]
+        ray: Tensor,  # [Q]
+        t: Tensor,  # [Q, S]
     ) -> Tensor:
-        """False where no voxel within ``coarse_reach`` of the point is occupied, [M] bool."""
+        """False where no voxel within ``coarse_reach`` of the point is occupied, [Q, S] bool."""
         return _look_up(self._coarse, _scaled(rays, self.low, COARSE * self.voxel, ray, t))
 
     @property
@@ -277,21 +277,21 @@ class Occupancy:
 
 
 def _scaled(rays: Rays, low: Tensor, edge: Tensor, ray: Tensor, t: Tensor) -> list[Tensor]:
-    """Coordinates in voxels of points along rays, one tensor [M] per axis."""
-    origins = ((rays.origins - low) / edge).T.contiguous()
-    directions = (rays.directions / edge).T.contiguous()
+    """Coordinates in voxels of points along rays, one tensor [Q, S] per axis."""
+    origins = ((rays.origins - low) / edge).T.index_select(1, ray).unsqueeze(2)
+    directions = (rays.directions / edge).T.index_select(1, ray).unsqueeze(2)
     return [
-        torch.addcmul(origin.index_select(0, ray), direction.index_select(0, ray), t)
+        torch.addcmul(origin, direction, t)
         for origin, direction in zip(origins, directions, strict=True)
     ]
 
 
 def _look_up(grid: Tensor, scaled: Sequence[Tensor]) -> Tensor:
     """Values of a voxel grid at coordinates in voxels; the upper face is part of the last one."""
-    flat = torch.zeros_like(scaled[0], dtype=torch.int64)
+    flat = torch.zeros_like(scaled[0], dtype=torch.int32)
     for axis, size in zip(scaled, grid.shape, strict=True):
-        flat = flat * size + axis.clamp(0, size - 1).long()
-    return grid.view(-1)[flat]
+        flat.mul_(size).add_(axis.clamp(0, size - 1).int())
+    return grid.view(-1).index_select(0, flat.flatten()).view(flat.shape)
 
 
 # ---- On disk: the voxels that the teacher occupies, and its density and color at points in them

@@ -152,8 +152,9 @@ def forward(
     positions: Tensor,  # [K, 3, m] within the cell, in [-1, 1]
     directions: Tensor,  # [K, 3, m]
     workspace: Workspace,
+    keep: bool = True,
 ) -> Activations:
-    """Evaluate K networks on m rows each."""
+    """Evaluate K networks on m rows each; `keep` what the backward pass needs."""
     *trunk, density, color, rgb = layers
     sizes, (networks, _, m) = architecture.sizes, positions.shape
     hidden = sizes.hidden
@@ -165,10 +166,10 @@ def forward(
     encoded = encode(positions, octaves, take("encoded", 3 + 6 * octaves))
     x, states = encoded, []
     for index, layer in enumerate(trunk):
-        x = _affine(layer, x, take(f"trunk{index}", hidden)).relu_()
+        x = _affine(layer, x, take(f"trunk{index if keep else index % 2}", hidden)).relu_()
         states.append(x)
     view = encode(directions, direction_octaves, take("view", 3 + 6 * direction_octaves))
-    mixed = _affine(color, x, take("color", hidden))
+    mixed = _affine(color, x, take("color" if keep else f"trunk{len(trunk) % 2}", hidden))
     mixed.baddbmm_(color[:, hidden:-1].transpose(1, 2), view).relu_()
     return Activations(
         encoded,
@@ -358,7 +359,7 @@ class _Evaluate(torch.autograd.Function):
             layers = _layers(architecture, parameters, chunk, scratch)
             x = _tiled(inputs, chunk, scratch)
             workspace = Workspace(inputs) if training else scratch
-            result = forward(architecture, layers, x[:, :3], x[:, 3:], workspace)
+            result = forward(architecture, layers, x[:, :3], x[:, 3:], workspace, training)
             if training:
                 ctx.activations.append(result)
             here = slice(chunk.first, chunk.first + len(chunk.rows))

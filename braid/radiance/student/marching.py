@@ -91,26 +91,19 @@ def _in_runs(
     generator: torch.Generator | None = None,
 ) -> Samples:
     """The samples of chosen runs of steps that lie in occupied voxels."""
-    near, far = span
+    near, far = (end.index_select(0, ray).unsqueeze(1) for end in span)
     steps = index.unsqueeze(1) * run + torch.arange(run, device=index.device)
-    start = near[ray].unsqueeze(1) + steps * step
-    delta = (far[ray].unsqueeze(1) - start).clamp(max=step)
-    t = start + _jitter(start, generator) * delta
-    ray = ray.unsqueeze(1).expand_as(t)
-    ray, t, delta = _at(delta.flatten() > 0, ray.flatten(), t.flatten(), delta.flatten())
-    ray, t, delta = _at(occupancy.along(rays, ray, t), ray, t, delta)
+    start = torch.add(near, steps, alpha=step)
+    delta = (far - start).clamp(max=step)
+    t = torch.addcmul(start, _jitter(start, generator), delta)
+    inside = (delta > 0) & occupancy.along(rays, ray, t)
+    row, column = torch.nonzero(inside, as_tuple=True)
+    chosen = torch.add(column, row, alpha=run)
+    t, delta = (values.flatten().index_select(0, chosen) for values in (t, delta))
+    ray = ray.index_select(0, row)
     origins, directions = rays.origins.index_select(0, ray), rays.directions.index_select(0, ray)
     points = torch.addcmul(origins, directions, t.unsqueeze(1))
     return Samples(ray, points, t, delta)
-
-
-def _at(
-    mask: Tensor,  # [M] bool
-    *tensors: Tensor,  # each [M, ...]
-) -> list[Tensor]:
-    """The masked rows of each: the mask is read once, where indexing reads it for each tensor."""
-    kept = torch.nonzero(mask).squeeze(1)
-    return [tensor.index_select(0, kept) for tensor in tensors]
 
 
 def _entry_and_exit(occupancy: Occupancy, rays: Rays) -> tuple[Tensor, Tensor]:
@@ -129,13 +122,13 @@ def _candidates(
 ) -> tuple[Tensor, Tensor]:
     """(ray, run) of the runs of the given length that may meet an occupied voxel."""
     near, far = span
-    longest = float((far - near).clamp_min(0).max()) if len(near) else 0.0
-    runs = int(longest / length) + 1
+    hit = torch.nonzero(near < far).squeeze(1)
+    near, far = near.index_select(0, hit), far.index_select(0, hit)
+    runs = int(float((far - near).max()) / length) + 1 if len(hit) else 1
     middle = near.unsqueeze(1) + (torch.arange(runs, device=near.device) + 0.5) * length
     starts_inside = middle - 0.5 * length < far.unsqueeze(1)
-    ray, run = torch.nonzero(starts_inside, as_tuple=True)
-    possible = occupancy.near_along(rays, ray, middle[ray, run])
-    return ray[possible], run[possible]
+    row, run = torch.nonzero(starts_inside & occupancy.near_along(rays, hit, middle), as_tuple=True)
+    return hit.index_select(0, row), run
 
 
 def _jitter(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -153,9 +146,10 @@ def compositing_weights(
     rank = sample_rank(ray, rays)
     columns = int(rank.max()) + 1 if len(rank) else 1
     # A table per ray: a running sum over all rays would cancel in float32.
-    table = tau.new_zeros(rays, columns).index_put((ray, rank), tau)
+    place = ray * columns + rank
+    table = tau.new_zeros(rays * columns).index_copy(0, place, tau).view(rays, columns)
     before = torch.nn.functional.pad(torch.cumsum(table[:, :-1], dim=1), (1, 0))
-    return torch.exp(-before[ray, rank]) * -torch.expm1(-tau)
+    return torch.exp(-before.flatten().index_select(0, place)) * -torch.expm1(-tau)
 
 
 def sample_rank(
@@ -165,7 +159,7 @@ def sample_rank(
     """Each sample's place among its ray's samples, from 0, [M]."""
     counts = torch.bincount(ray, minlength=rays)
     first = torch.cumsum(counts, 0) - counts
-    return torch.arange(len(ray), device=ray.device) - first[ray]
+    return torch.arange(len(ray), device=ray.device) - first.index_select(0, ray)
 
 
 def march(
@@ -233,9 +227,9 @@ def render_view(
     cameras: Cameras,
     view: int,
     step: float,
-    chunk: int = 8192,  # rays at once
+    chunk: int = 32768,  # rays at once
     stop: float = 1e-2,
-    block: int = 5,  # steps of a ray between two looks at its transmittance, at most
+    block: int = 8,  # steps of a ray between two looks at its transmittance, at most
 ) -> Rendered:
     """Render a view front to back, leaving each ray once its transmittance is below ``stop``.
 
@@ -255,9 +249,9 @@ def render_rays(
     occupancy: Occupancy,
     rays: Rays,
     step: float,
-    chunk: int = 8192,
+    chunk: int = 32768,
     stop: float = 1e-2,
-    block: int = 5,
+    block: int = 8,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Premultiplied rgb [R, 3], alpha [R] and depth [R], with early termination below ``stop``.
 
@@ -269,13 +263,9 @@ def render_rays(
         _candidates(occupancy, Rays(*part[:2]), (part[2], part[3]), block * step)
         for part in zip(*(torch.split(x, chunk) for x in (*rays, near, far)), strict=True)
     ]
-    count = torch.cat(
-        [
-            torch.bincount(ray, minlength=min(chunk, len(near) - i * chunk))
-            for i, (ray, _) in enumerate(runs)
-        ]
-    )
+    ray = torch.cat([ray + part * chunk for part, (ray, _) in enumerate(runs)])
     index = torch.cat([run for _, run in runs])
+    count = torch.bincount(ray, minlength=len(near))
     end = count.cumsum(0)
     place = end - count  # of each ray's next run among all
     total = near.new_zeros(len(near), 5)
@@ -284,17 +274,16 @@ def render_rays(
     while len(active) or len(waiting):
         room = chunk - len(active)
         active, waiting = torch.cat([active, waiting[:room]]), waiting[room:]
-        part = Rays(rays.origins[active], rays.directions[active])
+        part = Rays(*(ends.index_select(0, active) for ends in rays))
         own = torch.arange(len(active), device=active.device)
-        span = (near[active], far[active])
+        span = (near.index_select(0, active), far.index_select(0, active))
         samples = _in_runs(occupancy, part, span, step, block, own, index[place[active]])
-        values = field(samples.points, part.directions.index_select(0, samples.ray), features=False)
+        directions = part.directions.index_select(0, samples.ray)
+        values = field(samples.points, directions, features=False)
         weights = compositing_weights(samples.ray, values.sigma * samples.delta, len(active))
         before = total[active]
-        after = before + (1 - before[:, 3:4]) * _accumulate(
-            weights, values.rgb, samples, len(active)
-        )
-        total[active] = after
+        more = _accumulate(weights, values.rgb, samples, len(active))
+        total[active] = after = before + (1 - before[:, 3:4]) * more
         place[active] += 1
         going = (place[active] < end[active]) & (after[:, 3] <= 1 - stop)
         active = active[going]

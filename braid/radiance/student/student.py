@@ -138,18 +138,21 @@ class KiloNeRF(nn.Module):
         """
         shape = torch.tensor(self.network_of_cell.shape, device=points.device)
         scaled = (points - self.low) * self.cells_per_unit
-        inside = ((scaled >= 0) & (scaled <= shape)).all(dim=1)
+        x, y, z = ((a >= 0) & (a <= n) for a, n in zip(scaled.unbind(1), shape, strict=True))
         cell = torch.minimum(scaled.floor(), shape - 1).clamp_min(0)
-        return cell.long(), scaled - cell, inside
+        return cell.long(), scaled - cell, x & y & z
+
+    def _network_of(self, cell: Tensor) -> Tensor:
+        """Network of each integer cell [P, 3] of the grid."""
+        _, y, z = self.network_of_cell.shape
+        flat = (cell[:, 0] * y + cell[:, 1]) * z + cell[:, 2]
+        return self.network_of_cell.view(-1).index_select(0, flat)
 
     def _network(self, cell: Tensor) -> Tensor:
         """Network of each integer cell [P, 3]; -1 for cells outside the grid."""
-        _, y, z = self.network_of_cell.shape
         shape = torch.tensor(self.network_of_cell.shape, device=cell.device)
         outside = ((cell < 0) | (cell >= shape)).any(dim=1)
-        flat = (cell[:, 0] * y + cell[:, 1]) * z + cell[:, 2]
-        network = self.network_of_cell.view(-1)[flat.masked_fill(outside, 0)]
-        return network.masked_fill(outside, -1)
+        return self._network_of(cell.masked_fill(outside[:, None], 0)).masked_fill(outside, -1)
 
     def blend(
         self,
@@ -162,11 +165,13 @@ class KiloNeRF(nn.Module):
         the cells that have a network. A point in a cell without a network is in no pair.
         """
         cell, within, inside = self._cell(points)
-        network = self._network(cell)
+        network = self._network_of(cell)
         own = torch.nonzero(inside & (network >= 0)).squeeze(1)
-        cell, within = cell.index_select(0, own), within.index_select(0, own)
+        if len(own) < len(points):
+            cell, within = cell.index_select(0, own), within.index_select(0, own)
+            network = network.index_select(0, own)
         if self.field.margin == 0:
-            return Blend(own, network[own], 2 * within - 1, torch.ones_like(within[:, 0]))
+            return Blend(own, network, 2 * within - 1, torch.ones_like(within[:, 0]))
         return _normalized(len(points), *self._around(own, cell, within))
 
     def _around(self, own: Tensor, cell: Tensor, within: Tensor) -> Blend:
@@ -196,27 +201,26 @@ class KiloNeRF(nn.Module):
         Without ``features`` the field's features are empty, [P, 0], which is faster.
         """
         blend = self.blend(points)
+        whole = self.field.margin == 0 and len(blend.point) == len(points)  # a network each
         raw, hidden = evaluate(
             self.architecture,
             self.weights,
             blend.network,
             blend.local,
-            directions[blend.point],
+            directions if whole else directions[blend.point],
             features=features,
         )
         # The shift starts every cell as a fog, neither empty (no gradient) nor a wall.
         sigma = self.density_scale * nn.functional.softplus(raw[:, :1] - 2.25)
         mixed = torch.cat([sigma, torch.sigmoid(raw[:, 1:])], dim=1)
-        size = len(points)
-        mixed = _scatter(mixed, blend, size, self.field.margin)
-        return Field(mixed[:, 0], mixed[:, 1:], _scatter(hidden, blend, size, self.field.margin))
+        if not whole:
+            mixed, hidden = (_scatter(values, blend, len(points)) for values in (mixed, hidden))
+        return Field(mixed[:, 0], mixed[:, 1:], hidden)
 
 
-def _scatter(values: Tensor, blend: Blend, points: int, margin: float) -> Tensor:
+def _scatter(values: Tensor, blend: Blend, points: int) -> Tensor:
     """Weighted sum of the networks' values at each point."""
     out = values.new_zeros(points, values.shape[1])
-    if margin == 0:
-        return out.index_copy(0, blend.point, values)
     return out.index_add(0, blend.point, values * blend.weight.unsqueeze(1))
 
 
@@ -281,12 +285,12 @@ class Student:
             self.field, self.occupancy, cameras, view, self.step, chunk=chunk, stop=stop
         )
 
-    def on_white(self, cameras: Cameras, views: Sequence[int], config: EvaluationConfig) -> Tensor:
-        """The chosen views composited over white, [N, H, W, 3]."""
+    def on_white(self, cameras: Cameras, views: Iterable[int], config: EvaluationConfig) -> Tensor:
+        """The chosen views composited over white, [N, H, W, 3] on the CPU: a set is large."""
         images = []
         for view in progress(views, "render", "view"):
             rendered = self.render(cameras, view, chunk=config.chunk, stop=config.stop)
-            images.append(rendered.rgb + (1 - rendered.alpha[..., None]))
+            images.append((rendered.rgb + (1 - rendered.alpha[..., None])).cpu())
         return torch.stack(images)
 
 
@@ -319,6 +323,21 @@ def save_student(
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name, field in (snapshots or {}).items():
         (folder / f"{name}.safetensors").write_bytes(_packed(field))
+
+
+def halved(student: Student) -> Student:
+    """The student with its weights rounded to half precision."""
+    config, state = student.field.config, student.field.state_dict()
+    field = KiloNeRF.from_config(config).to(state["weights"].device)
+    field.load_state_dict(state | {"weights": state["weights"].half().float()})
+    return Student(field, student.occupancy, student.step)
+
+
+def stored_bytes(student: Student, number: int = 4) -> int:
+    """Bytes of the weights, the table of networks and a bit a voxel: what rendering needs."""
+    weights = number * student.parameters
+    tables = 2 * student.field.network_of_cell.numel() + student.occupancy.occupied.numel() // 8
+    return weights + tables
 
 
 def load_student(folder: Path, snapshot: str | None = None) -> Student:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 from braid.radiance.evaluation.figures import (
     COLUMNS,
     Model,
+    draw_sizes,
     mask_figures,
     mask_state,
     published,
     read_table,
+    sizes,
     summary_rows,
 )
 
@@ -42,6 +45,19 @@ def test_a_row_per_model_then_one_per_baseline() -> None:
     assert [row["psnr"] for row in rows] == [31.0, 29.0, 0.0, 1.0, 2.0, 3.0]
 
 
+def test_smaller_files_of_a_model_stand_below_it(tmp_path: Path) -> None:
+    own, *trivial = STUDENT.table
+    half = {"scene": "lego", "variant": "sh_half", "psnr": 28.0, "bytes": 50}
+    student = replace(STUDENT, table=[{**own, "bytes": 100}, half, *trivial])
+    rows = list(summary_rows([TEACHER, student]))
+    assert [row["variant"] for row in rows][:3] == ["teacher", "sh", "sh_half"]
+    assert len(rows) == 3 + len(BASELINES)
+    drawn = sizes([TEACHER, student])
+    assert [(row["variant"], row["bytes"]) for row in drawn] == [("sh", 100), ("sh_half", 50)]
+    draw_sizes(tmp_path / "sizes.png", [TEACHER, student], "lego")
+    assert (tmp_path / "sizes.png").stat().st_size > 1000
+
+
 def test_model_rows_have_quality_cost_and_size_and_no_more_of_the_cost_than_that() -> None:
     teacher, student, *_ = summary_rows([TEACHER, STUDENT])
     assert (teacher["fps"], teacher["train_seconds"], teacher["status"]) == (7.0, 4.0, "ok")
@@ -53,7 +69,7 @@ def test_model_rows_have_quality_cost_and_size_and_no_more_of_the_cost_than_that
 def test_the_metrics_that_the_interface_names_are_columns() -> None:
     named = "psnr ssim lpips psnr_foreground psnr_vs_teacher status parameters steps"
     cost = "fps peak_memory_mib power_w train_seconds"
-    more = "psnr_val feature_explained_variance feature_explained_variance_by_network"
+    more = "bytes psnr_val feature_explained_variance feature_explained_variance_by_network"
     named += f" {more}"
     assert {"scene", "variant", *named.split(), *cost.split()} == set(COLUMNS)
 

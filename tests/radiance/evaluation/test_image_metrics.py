@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
+from braid.radiance.evaluation import image_metrics
 from braid.radiance.evaluation.image_metrics import (
     evaluate,
     foreground_psnr,
@@ -173,7 +175,7 @@ def test_the_headline_is_short_and_the_table_has_the_rest() -> None:
     assert set(headline) == {*names, "psnr_vs_teacher"}
     of_the_teacher = evaluate(truth.on_white(), truth, train, None, None)
     assert set(of_the_teacher.headline()) == names  # it is not compared with itself
-    model, *trivial = evaluation.rows("lego", "sh", parameters=12)
+    model, *trivial = evaluation.rows("lego", "sh", {}, parameters=12)
     assert (model["scene"], model["variant"], model["parameters"]) == ("lego", "sh", 12)
     assert evaluation.figures.items() <= model.items()
     assert "white background" in str(model["conventions"])
@@ -197,3 +199,19 @@ def test_a_scene_without_foreground_has_no_foreground_figure() -> None:
     empty = Views(scene.cameras, torch.zeros_like(scene.rgba))
     figures = evaluate(scene.on_white(), empty, scene, scene.on_white(), None).figures
     assert figures["psnr_foreground"] is None
+
+
+def test_a_device_holds_one_view_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth, train = views(5), views(3)
+    whole = evaluate(0.9 * truth.on_white(), truth, train, truth.on_white(), None).figures
+    sizes: list[int] = []
+
+    def noted(images: Tensor, truth: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return ssim(images, truth)
+
+    monkeypatch.setattr(image_metrics, "ssim", noted)
+    device = torch.device("cpu")
+    again = evaluate(0.9 * truth.on_white(), truth, train, truth.on_white(), None, device).figures
+    assert again == whole
+    assert sizes == [1] * 5

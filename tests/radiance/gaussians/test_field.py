@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from braid.radiance.gaussians import splat_reference
 from braid.radiance.gaussians.field import (
     contributions,
     gaussian_field,
@@ -17,6 +16,7 @@ from braid.radiance.gaussians.field import (
 )
 from braid.radiance.gaussians.gaussians import C0, Gaussians
 from braid.radiance.gaussians.splat import render
+from tests.radiance import splat_reference
 from tests.radiance.settings import renders_config
 from tests.radiance.tiny_teacher import RADIUS, ball, seeded, views
 

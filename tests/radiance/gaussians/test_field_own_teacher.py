@@ -13,6 +13,7 @@ import torch
 
 from braid.radiance.config import OwnTeacherConfig
 from braid.radiance.features.aggregation import extract_features
+from braid.radiance.gaussians.compressed import half_turn
 from braid.radiance.gaussians.field import (
     main_part,
     render_all,
@@ -20,7 +21,7 @@ from braid.radiance.gaussians.field import (
     turned_to,
     verified,
 )
-from braid.radiance.gaussians.gaussians import Gaussians, concatenate, half_turn
+from braid.radiance.gaussians.gaussians import Gaussians, concatenate
 from braid.radiance.scenes.blender import Views
 from braid.radiance.scenes.cameras import Cameras
 from tests.radiance.settings import features_config, renders_config

@@ -5,11 +5,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from braid.radiance.gaussians import splat, splat_reference
+from braid.radiance.gaussians import splat
 from braid.radiance.gaussians import splat as tiles
 from braid.radiance.gaussians.gaussians import Gaussians
 from braid.radiance.gaussians.splat import project
 from braid.radiance.scenes.cameras import Cameras
+from tests.radiance import splat_reference
 from tests.radiance.few_splats import NAMES, camera, one, random_gaussians, together
 
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from braid.radiance.config import BUILT_IN_SCENES
+from braid.radiance.scenes.blender import Views
 from braid.radiance.scenes.bricks import (
     BOX,
     BRICKS,
     CAMERA_ANGLE_X,
     CAMERA_RADIUS,
+    POLISHED,
     Lighting,
     Solids,
     hemisphere_poses,
+    made_scene,
     make_bricks,
     model,
+    rack,
     render_bricks,
 )
 from braid.radiance.scenes.cameras import Cameras
@@ -154,3 +160,19 @@ def test_studs_inside_the_brick_above_are_left_out() -> None:
 def test_sizes_below_one_are_refused(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=rf"{name}\n.*greater than 0"):
         bricks_config(**{name: value})
+
+
+def test_the_rack_is_thin_and_its_highlights_move_with_the_view() -> None:
+    config = bricks_config(width=64, train=3, supersample=2)
+    loader, shelves = (made_scene(name, config, seed=0)["train"] for name in BUILT_IN_SCENES)
+
+    def edges(views: Views) -> float:
+        alpha = views.alpha
+        return float((alpha[:, 1:] - alpha[:, :-1]).abs().sum() / alpha.sum())
+
+    assert edges(shelves) > 2 * edges(loader)
+    dull = make_bricks(config, 0, rack(), replace(POLISHED, gloss=0.0))["train"]
+    assert torch.equal(dull.alpha, shelves.alpha)
+    gleam = (shelves.rgba - dull.rgba)[..., :3].amax(dim=-1)
+    assert gleam.max() > 0.3
+    assert 0.001 < float((gleam > 0.1).float().mean()) < 0.2

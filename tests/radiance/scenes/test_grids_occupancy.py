@@ -91,7 +91,7 @@ def test_coarse_look_up_never_misses_an_occupied_voxel_within_its_reach() -> Non
     away = 2 * torch.rand(4000, 3, generator=generator) - 1
     nearby = (points + away * grid.coarse_reach).clamp(torch.zeros(3), grid.high)
     rays = Rays(points, torch.tensor([[0.0, 0, 1]]).expand(4000, -1))
-    seen = grid.near_along(rays, torch.arange(4000), torch.zeros(4000))
+    seen = grid.near_along(rays, torch.arange(4000), torch.zeros(4000, 1))[:, 0]
     hit = grid.contains(nearby)
     assert hit.any()
     assert seen[hit].all()

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from braid.radiance.scenes.grids import Occupancy
-from braid.radiance.student.student import Student, build_student, load_student, save_student
+from braid.radiance.student.student import (
+    Student,
+    build_student,
+    halved,
+    load_student,
+    save_student,
+    stored_bytes,
+)
 from tests.radiance.settings import evaluation_config, student_config
 from tests.radiance.tiny_teacher import seeded, student, views
 
@@ -97,6 +104,19 @@ def test_parameters_are_all_trained_numbers() -> None:
         trained.parameters
         == trained.field.config["networks"] * trained.field.architecture.parameters
     )
+
+
+def test_half_precision_halves_the_weights_and_keeps_the_picture() -> None:
+    trained = student()
+    with torch.no_grad():
+        trained.field.weights.add_(0.05)
+    small = halved(trained)
+    assert torch.equal(small.field.weights, trained.field.weights.half().float())
+    assert torch.equal(small.field.network_of_cell, trained.field.network_of_cell)
+    saved = stored_bytes(trained) - stored_bytes(small, 2)
+    assert saved == 2 * trained.parameters
+    pictures = (one.render(views(), 0, chunk=100, stop=0.01).rgb for one in (trained, small))
+    torch.testing.assert_close(*pictures, atol=0.01, rtol=0)
 
 
 def test_no_occupied_voxel_is_no_student() -> None:
