@@ -65,12 +65,12 @@ def at_batches() -> DriftObjective:
     pseudo = load_pseudo_classes(ROOT / "data/pseudo_classes")
     split = ClipSplit.of(clips, pseudo, "train")
     corruption = Corruption(clips.shape[1], drift.corruption)
-    refiner = split.fresh_refiner(pseudo.classes, corruption, drift.refiner, "clip")
+    refiner = split.new_refiner(pseudo.classes, corruption, drift.refiner, "clip")
     settings = drift.refiners["drift"].model_copy(update={"generated": GENERATED})
     batches = drift.batches.model_copy(update=BATCHES)
-    parts = settings, batches, drift.loss, refiner, corruption, split, None, None
+    parts = settings, batches, drift.loss, refiner, corruption, split
     run = Run(seed=params.seed, device=device, log_every=10**6)
-    objective = clip_objective(*parts, decoder_of(clips, None), run)
+    objective = clip_objective(*parts, None, None, None, decoder_of(clips, None), run)
     assert isinstance(objective, DriftObjective)
     return objective
 

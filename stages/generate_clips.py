@@ -38,9 +38,9 @@ def main() -> None:
             for name in (config.keyframes, config.paired)
         )
         refiner = load_refiner(stage.dep(f"models/drift/{reading.refiner}")).to(device)
-        models = Corruption(clips.shape[1], params.corruption), network, refiner
-        conditions = quantizer.encoder.of_some, quantizer.label
-        pipeline = Pipeline(*conditions, *models, (config.alpha, reading.alpha), stage.params.seed)
+        corruption = Corruption(clips.shape[1], params.corruption)
+        models = quantizer.encoder.of_some, quantizer.label, corruption, network, refiner
+        pipeline = Pipeline(*models, (config.alpha, reading.alpha), stage.params.seed)
         wan_vae = stage.optional_dep(stage.params.clips.wan_vae)
         decode = decoder(clips.codec, train.latents, wan_vae)
         evaluation = evaluate(pipeline, paired, test, train, decode, reading)

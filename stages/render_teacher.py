@@ -27,8 +27,7 @@ def main() -> None:
     with open_stage("render_teacher") as stage:
         (scene,) = stage.item
         config, evaluation = stage.params.radiance.renders, stage.params.radiance.evaluation
-        device = stage.device()
-        gaussians = load_ply(stage.dep("models/teacher")).to(device)
+        gaussians = load_ply(stage.dep("models/teacher")).to(device := stage.device())
         views = load_scene(stage.dep("data/scenes"))
         train, test = views["train"], views["test"]
         view = partial(render, gaussians, test.cameras.to(device))
@@ -46,7 +45,6 @@ def main() -> None:
             save_renders(out / name, rendered)
         space = scan_space(gaussians, train.cameras.to(device), config, draws)
         save_space(out / "space.safetensors", *space)
-
         weights = stage.optional_dep(evaluation.lpips_weights)
         quality = evaluate(renders["test"].on_white(), test, train, None, weights, device)
         size: dict[str, float] = {"parameters": gaussians.parameters}

@@ -20,17 +20,17 @@ def main() -> None:
     with open_stage("train_drift") as stage:
         config, pace, run = stage.params.drift, Pace(), stage.training()
         data, settings = stage.params.clips, config.refiners[stage.item[0]]
-        folders = map(stage.optional_dep, (settings.encoder, settings.start, settings.teacher))
+        encoder, start = stage.optional_dep(settings.encoder), stage.optional_dep(settings.start)
+        teacher = stage.optional_dep(settings.teacher)
         cache, text = data.cache_mib, data.conditions.text
-        source = stage.dep("data/clips")
-        clips = open_clips(source, cache_mib=cache, text=text)
+        clips = open_clips(source := stage.dep("data/clips"), cache_mib=cache, text=text)
         pseudo = load_pseudo_classes(stage.dep("data/pseudo_classes"))
         training, validation = (ClipSplit.of(clips, pseudo, s) for s in ("train", "val"))
         corruption = Corruption(clips.shape[1], config.corruption)
         refiner = training.new_refiner(pseudo.classes, corruption, config.refiner, settings.target)
         decode = decoder_of(clips, stage.optional_dep(data.wan_vae))
         parts = settings, config.batches, config.loss, refiner, corruption, training
-        objective = clip_objective(*parts, *folders, decode, run)
+        objective = clip_objective(*parts, encoder, start, teacher, decode, run)
         best = BestOnValidation(validation, corruption, settings, run, config.refiner.beside)
         result = train(
             objective,

@@ -261,7 +261,6 @@ def write_manifest(
         ValueError: a split is empty, or latents are smaller than the crop.
     """
     channels, *extent = scan.format.latent_shape
-    shape = (channels, *(crop or extent))
     if crop and any(kept > length for kept, length in zip(crop, extent, strict=True)):
         raise ValueError(f"clips.crop is {list(crop)}, expected at most {extent}, as latents have")
     shape = [channels, *(crop or extent)]
