@@ -16,7 +16,7 @@ from pathlib import Path
 from recipes.overrides import command
 
 ROOT = Path(__file__).parents[1]
-TEMPLATES = {"slurm": "slurm.sh", "sky": "sky.yaml", "k8s": "k8s.yaml"}
+TEMPLATES = {"slurm": "slurm.sh.in", "sky": "sky.yaml.in", "k8s": "k8s.yaml.in"}
 TARGETS = re.compile(r"^# command: .*ARGS=(?:\"([^\"]*)\"|(\S+))", re.MULTILINE)
 FIELD = re.compile(r"\{\{(\w+)\}\}")
 

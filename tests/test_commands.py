@@ -181,7 +181,7 @@ def test_a_video_is_completed_from_its_own_frames(folder: Path) -> None:
 
 
 def test_what_cannot_be_completed_is_one_line(folder: Path) -> None:
-    assert "data/clips/manifest.json: cannot be read" in fault(
+    assert "models/quantizer: expected config.json and model.safetensors of a quantizer" in fault(
         "complete", "--clip", "1", "--at", "0", "4", "--out", "a"
     )
     write_clips(folder)

@@ -25,7 +25,8 @@ def test_seconds_are_updates_at_the_committed_speed_after_what_a_training_starts
     alone = settings_of("clips_long_alone")["drift"]
     assert objective_of("drift", alone["refiners"]) == "drifting alone"
     whole = seconds_of("drift", settings_of("clips_long")["drift"])
-    assert seconds_of("drift", alone) == pytest.approx(whole, rel=0.1)
+    # by clocks of the committed run, some of which it spent beside another strand
+    assert seconds_of("drift", alone) == pytest.approx(whole, rel=0.3)
 
 
 def test_rows_have_the_budget_of_their_training_and_whether_it_still_gained(tmp_path) -> None:

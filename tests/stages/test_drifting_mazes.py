@@ -182,7 +182,7 @@ def test_every_param_of_training_has_a_say(item: str, key: str, value: Any, repo
 @pytest.mark.parametrize(
     "changes",
     [
-        {"corruption.student_replace_prob": 0.9},
+        {"corruption.student_replace_prob": 0.5},
         {
             "corruption.student_replace_prob": 0.0,
             "refiners.paired_then_drift.anchors": "none",
@@ -264,7 +264,7 @@ def test_a_file_of_ones_own_goes_through_all_stages_though_no_case_has_two_ways(
         (
             {"maze_drift.refiners.paired_then_drift.anchors": "none"},
             ("train_drift_maze", "paired"),
-            "student_replace_prob is 0.5, expected a folder of a phase-1 network as "
+            "student_replace_prob is 0.9, expected a folder of a phase-1 network as "
             "refiners.paired_then_drift.anchors, got none",
         ),
         (
