@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/maze_seeds.csv"
 ABLATIONS = ROOT / "docs/results/maze_ablations.csv"
 PARTS = ("stages", "braid", "dvc.yaml", "none", "built_in")
-METHODS = ("paired", "cold", "projected", "refined", "shuffled", "permuted")
+METHODS = ("interpolated", "paired", "cold", "projected", "refined", "shuffled", "permuted")
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def run(
     _stage(copy, ["evaluate_drift_maze"])
     figures = json.loads((copy / "metrics/drift_maze.json").read_text())
     status = {"status": figures["status"]}
-    return dict(numbers(figures)) | _collisions(copy) | status, wanted
+    return dict(numbers(figures)) | _of_tables(copy) | status, wanted
 
 
 def statuses(values: pd.Series[str]) -> str:
@@ -107,16 +107,22 @@ def _stage(copy: Path, words: Sequence[str]) -> None:
     subprocess.run(command, cwd=copy, env=environment, check=True)
 
 
-def _collisions(copy: Path) -> dict[str, float]:
-    """Collisions of each method with the fewest keyframes, and with interpolation's."""
-    with (copy / "metrics/tables/drift_maze.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["keyframes"]]
-    fewest = min(rows, key=lambda row: int(row["keyframes"]))["keyframes"]
+def _of_tables(copy: Path) -> dict[str, float]:
+    """With the fewest keyframes, collisions of each method and length; spread between two ways."""
+    rows = [row for row in _table(copy, "drift_maze") if row["keyframes"]]
+    fewest = min((row["keyframes"] for row in rows), key=int)
+    few = {row["method"]: row for row in rows if row["keyframes"] == fewest}
+    ways = {row["method"]: row for row in _table(copy, "drift_maze_two_ways")}
     return {
-        f"collision_{row['method']}": float(row["collision"])
-        for row in rows
-        if row["keyframes"] == fewest and row["method"] in ("interpolated", *METHODS)
+        "length_ratio": float(few["refined"]["length_ratio"]),
+        "spread_ratio": float(ways["phase1_refined"]["spread_ratio"]),
+        **{f"collision_{method}": float(few[method]["collision"]) for method in METHODS},
     }
+
+
+def _table(copy: Path, name: str) -> list[dict[str, str]]:
+    with (copy / f"metrics/tables/{name}.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 if __name__ == "__main__":
