@@ -108,13 +108,12 @@ def _stage(copy: Path, words: Sequence[str]) -> None:
 
 
 def _of_tables(copy: Path) -> dict[str, float]:
-    """With the fewest keyframes, collisions of each method and length; spread between two ways."""
+    """With the fewest keyframes, collisions of each method; spread between two ways."""
     rows = [row for row in _table(copy, "drift_maze") if row["keyframes"]]
     fewest = min((row["keyframes"] for row in rows), key=int)
     few = {row["method"]: row for row in rows if row["keyframes"] == fewest}
     ways = {row["method"]: row for row in _table(copy, "drift_maze_two_ways")}
     return {
-        "length_ratio": float(few["refined"]["length_ratio"]),
         "spread_ratio": float(ways["phase1_refined"]["spread_ratio"]),
         **{f"collision_{method}": float(few[method]["collision"]) for method in METHODS},
     }

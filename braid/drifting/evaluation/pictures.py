@@ -129,7 +129,8 @@ def draw_overview(
             ax.tick_params(length=0)
             ax.spines[:].set_visible(False)
             ax.set_title(caption, fontsize=7, loc="left", pad=2)
-        heading = f"{title}; framed: given   decoder: {decode.name}"
+        marks = "; framed: given" if given.any() else ""
+        heading = f"{title}{marks}   decoder: {decode.name}"
         figure.suptitle(heading, fontsize=8, y=1 - 0.1 / tallest)
         save(figure, path)
     _reduce(path)

@@ -224,7 +224,8 @@ def draw_generated(
 ) -> None:
     """The first clip of each kind of motion, or of all, and those that are read worst."""
     folder.mkdir()
-    rows = {name: evaluation.clips[name] for name in ("generated", "true_keyframes", "real")}
+    shown_methods = ("generated", "true_keyframes", "real")
+    rows = {name.replace("_", " "): evaluation.clips[name] for name in shown_methods}
     labels = torch.zeros(len(test.prompts)) if test.words is None else test.words["family"]
     none = torch.zeros(test.latents.shape[2], dtype=torch.bool)  # is given
     wrong = (~evaluation.right).sum(1).float()

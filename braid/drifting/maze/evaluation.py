@@ -420,6 +420,7 @@ def headline(rows: Rows, two_ways: Rows) -> dict[str, Any]:
         figures[f"collision_ratio_{name}"] = _ratio(refined, plain, "collision")
         figures[f"success_{name}"] = refined["success"] if refined else None
     figures |= {
+        "length_ratio": table["refined", fewest]["length_ratio"],
         "collision_paired_two_ways": ways["phase1_paired"]["collision"],
         "collision_refined_two_ways": ways["phase1_refined"]["collision"],
         "both_ways": ways["phase1_refined"]["both_ways"],
