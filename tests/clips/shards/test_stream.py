@@ -5,7 +5,7 @@ import pickle
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -166,6 +166,16 @@ def test_a_server_gives_what_the_disk_has(shards: list[Path], urls: list[str], s
         assert ours["prompt"] == clip["prompt"]
 
 
+def test_a_clip_does_not_go_on_in_the_next_shard(tmp_path: Path) -> None:
+    content = list(members(1).items())
+    urls = [
+        str(write_tar(tmp_path / name, dict(part)))
+        for name, part in (("a.tar", content[:1]), ("b.tar", content[1:]))
+    ]
+    with pytest.raises(ValueError, match=r"a\.tar: 000000001: incomplete clip, lacks embed and"):
+        list(stream_clips(urls))
+
+
 # ---- Every clip once an epoch ----------------------------------------------------------------
 
 
@@ -203,14 +213,18 @@ def test_every_clip_once_over_the_workers_of_a_data_loader(urls: list[str], work
 
 
 def test_a_shuffle_buffer_gives_another_order_by_the_seed(urls: list[str]) -> None:
-    def order(shuffle: int, seed: int) -> list[str]:
-        return [c["__key__"] for c in stream_clips(urls, ["prompt"], shuffle=shuffle, seed=seed)]
+    def order(shuffle: int, seed: int, shards: Sequence[str] = urls) -> list[str]:
+        clips = stream_clips(shards, ["prompt"], shuffle=shuffle, seed=seed)
+        return [clip["__key__"] for clip in clips]
 
     plain, first = order(0, 0), order(8, 0)
     assert plain == sorted(plain)
     assert first == order(8, 0) != plain
     assert order(8, 1) != first
     assert order(2, 0) != first
+    assert order(8, 0, urls[:1]) != order(8, 1, urls[:1])  # the buffer
+    heads = {order(2, seed)[0] for seed in range(8)}
+    assert len({int(key) // 12 for key in heads}) > 1  # the shards
     assert sorted(order(8, 1)) == sorted(first) == plain
     near = [abs(first.index(a) - first.index(b)) for a, b in pairwise(plain)]
     assert max(near) > 2  # neighbors are torn apart
@@ -283,6 +297,9 @@ def test_every_cut_is_one_line_that_names_the_shard(tmp_path: Path) -> None:
             list(stream_clips([str(path)]))
         assert str(error.value).startswith(f"{path}: "), cut
         assert "\n" not in str(error.value)
+    path.write_bytes(whole[: last - 1])
+    with pytest.raises(ValueError, match=r"a\.tar: 000000002\.prompt\.txt is cut off by the end"):
+        list(stream_clips([str(path)]))
     path.write_bytes(b"no tar file" * 200)
     with pytest.raises(ValueError, match=r"a\.tar: ends early or is no tar file"):
         list(stream_clips([str(path)]))
