@@ -99,7 +99,7 @@ def compare(latent: tuple[int, ...], text: tuple[int, int], clips: int) -> Itera
         paths = write_shards(folder, latent, text, clips)
         scan = scan_shards([Path(path) for path in paths], "cthw", "first")
         write_manifest(
-            folder, scan, codec="wan", layout="cthw", fractions=(0.1, 0.1), checksums="none"
+            folder, scan, codec="wan", layout="cthw", fractions=(0.3, 0.3), checksums="none"
         )
         for kinds in (["latent"], ["latent", "embed"]):
             readers = {

@@ -25,6 +25,7 @@ from torch.nn.functional import pad
 from webdataset import TarWriter
 
 from braid.clips.config import TextSource
+from braid.clips.shards.saved_tensor import load_tensor
 from braid.clips.shards.words import WordTable, word_table
 from braid.data.row_cache import RowCache
 from braid.data.splits import SPLITS
@@ -85,7 +86,7 @@ def write_tensor(values: Tensor) -> bytes:
 
 def _read_tensor(content: bytes) -> Tensor:
     try:
-        values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        values = load_tensor(content)
     except Exception as error:  # a damaged or hostile file may raise anything
         raise ValueError(f"is no tensor file ({_first_sentence(error)})") from None
     if not isinstance(values, Tensor):
