@@ -1,6 +1,7 @@
-"""Scan the clips: the built-in moving digits, or the user's own Wan-synth shards where they lie.
+"""Scan the clips: the built-in moving digits, or the user's own Wan-synth shards.
 
-Writes data/clips: manifest.json, index.npz, and the shards if they are built in. Ten seconds.
+Writes data/clips: manifest.json, index.npz, and the shards if they are built in or read from URLs;
+local ones stay where they lie. Ten seconds for those built in.
 """
 
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from braid.clips.codec.codec import TRANSFORM, WAN
 from braid.clips.preparation.moving_digits import LAYOUT, write_digit_shards
 from braid.clips.preparation.scan import find_shards, join_anchors, scan_shards, write_manifest
+from braid.clips.shards.stream import expand_urls, fetch_shards, is_url
 from braid.common.config import BUILT_IN, NONE
 from braid.data.splits import SPLITS
 from braid.stage.context import open_stage
@@ -25,6 +27,9 @@ def main() -> None:
         if config.source == BUILT_IN:
             codec, layout, seed = TRANSFORM, LAYOUT, stage.params.seed
             shards = write_digit_shards(out, config.digits, fractions=fractions, seed=seed)
+        elif is_url(config.source):
+            codec, layout = WAN, config.layout
+            shards = fetch_shards(expand_urls(config.source), out, layout, config.crop)
         else:
             codec, layout = WAN, config.layout
             shards = find_shards(config.source, outside=Path.cwd())

@@ -62,7 +62,7 @@ class RepresentationConfig(Config):
 class ClipsConfig(Config):
     """Where the clips come from and how they are split."""
 
-    source: str  # a glob of .tar shards in the Wan-synth layout; built_in: moving digits
+    source: str  # a glob or URLs of .tar shards in the Wan-synth layout; built_in: moving digits
     anchors: str  # a glob of .tar shards with a phase-1 model's <key>.anchor.pt; none
     layout: Literal["cthw", "tchw"]  # axes of a stored latent
     faults: Literal["skip", "fatal"]  # what a broken file or a NaN latent does

@@ -102,6 +102,39 @@ def test_own_shards_stay_where_they_are(bare: Path, shards: list[Path]) -> None:
     assert expected.items() <= metrics(bare).items()
 
 
+def test_shards_of_urls_are_fetched(bare: Path, shards: list[Path]) -> None:
+    """The same clips as those of local shards, from shards of the stage's own."""
+    damage(shards[1], 20)
+    run(bare, STAGE)
+    expected, counted = open_clips(bare / "data/clips"), metrics(bare)
+    every = range(len(expected))
+    latents, texts = expected.latents(every), expected.texts(every)
+    override(bare, {"clips.source": f"file://{shards[0].parent}/shard-{{00000..00002}}.tar"})
+    run(bare, STAGE)
+    made = {path.name: path.read_bytes() for path in (bare / "data/clips").iterdir()}
+    assert set(made) == {"manifest.json", "index.npz", *(path.name for path in shards)}
+    assert {**metrics(bare), "bytes": 0} == {**counted, "bytes": 0}
+    run(bare, STAGE)
+    assert made == {path.name: path.read_bytes() for path in (bare / "data/clips").iterdir()}
+    shutil.rmtree(shards[0].parent)
+    clips = open_clips(bare / "data/clips")
+    assert (clips.codec, clips.keys) == ("wan", expected.keys)
+    assert torch.equal(clips.latents(every), latents)
+    assert torch.equal(clips.texts(every), texts)
+
+
+def test_shards_of_urls_are_cropped_when_fetched(bare: Path, shards: list[Path]) -> None:
+    override(bare, {"clips.crop": [2, 2, 2]})
+    run(bare, STAGE)
+    latents = open_clips(bare / "data/clips").latents(range(48))
+    override(bare, {"clips.source": f"file://{shards[0].parent}/shard-{{00000..00002}}.tar"})
+    run(bare, STAGE)
+    clips = open_clips(bare / "data/clips")
+    assert torch.equal(clips.latents(range(48)), latents)
+    manifest = json.loads((bare / "data/clips/manifest.json").read_text())
+    assert manifest["stored_shape"] == manifest["latent_shape"] == [16, 2, 2, 2]
+
+
 def test_how_much_is_read(bare: Path, shards: list[Path]) -> None:
     damage(shards[1], 20)
     override(bare, {"clips.verify": "first", "clips.checksums": "first"})
@@ -157,6 +190,22 @@ def test_no_shards(bare: Path, shards: list[Path]) -> None:
     for path in shards:
         path.unlink()
     assert re.fullmatch(r"clips\.source: .*shard-\*\.tar: no such file.*", fault(bare, STAGE))
+
+
+def test_urls_that_are_not_opened(bare: Path, tmp_path: Path) -> None:
+    for source in (f"pipe:mkdir {tmp_path}/executed; curl https://a", "http://a/{0..3}.tar"):
+        override(bare, {"clips.source": source})
+        line = fault(bare, STAGE)
+        assert line.startswith(f"clips.source: {source.replace('{0..3}', '0')}: expected")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_fetched_shard_that_ends_early(bare: Path, shards: list[Path]) -> None:
+    source = f"file://{shards[0].parent}/shard-{{00000..00003}}.tar"
+    override(bare, {"clips.source": source})
+    assert re.match(r"file://.*/shard-00003\.tar: cannot be opened", fault(bare, STAGE))
+    shards[1].write_bytes(shards[1].read_bytes()[:-40_000])
+    assert re.match(r"file://.*/shard-00001\.tar: .*(cut off|end)", fault(bare, STAGE))
 
 
 def test_shards_inside_the_repository(bare: Path, shards: list[Path]) -> None:

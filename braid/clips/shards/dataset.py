@@ -10,7 +10,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -22,8 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
+from webdataset import TarWriter
 
 from braid.clips.config import TextSource
+from braid.clips.shards.saved_tensor import load_tensor
 from braid.clips.shards.words import WordTable, word_table
 from braid.data.row_cache import RowCache
 from braid.data.splits import SPLITS
@@ -84,7 +86,7 @@ def write_tensor(values: Tensor) -> bytes:
 
 def _read_tensor(content: bytes) -> Tensor:
     try:
-        values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        values = load_tensor(content)
     except Exception as error:  # a damaged or hostile file may raise anything
         raise ValueError(f"is no tensor file ({_first_sentence(error)})") from None
     if not isinstance(values, Tensor):
@@ -186,15 +188,11 @@ def read_shard(path: Path, required: Sequence[str] = REQUIRED) -> Shard:
     """Find the members of a shard by its headers; a clip is whole if it has those required."""
     shard = Shard(path, path.stat().st_size)
     with path.open("rb") as file:
-        start: int | None = 0
-        while start is not None:
-            file.seek(start)
-            try:
-                end = _take_members(shard, file)
-            except (tarfile.TarError, ValueError) as error:
-                shard.fault("", f"ends early or is no tar file: {error}")
-                break
-            start = _next_archive(file, end)
+        try:
+            for entry in tar_entries(file):
+                _take(shard, entry)
+        except ValueError as error:
+            shard.fault("", str(error))
     for key in [key for key, kinds in shard.clips.items() if not set(required) <= set(kinds)]:
         missing = [kind for kind in required if kind not in shard.clips[key]]
         shard.drop(key, f"incomplete clip, lacks {' and '.join(missing)}")
@@ -203,28 +201,41 @@ def read_shard(path: Path, required: Sequence[str] = REQUIRED) -> Shard:
     return shard
 
 
-def _take_members(shard: Shard, file: BinaryIO) -> int | None:
-    """Take the archive that begins where the file stands; where its end-of-archive mark ends."""
+def tar_entries(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Headers of members, front to back; the file may be read and moved in between.
+
+    Raises:
+        ValueError: after the last sound header: the file ends early or is no tar file.
+    """
+    start: int | None = 0
+    while start is not None:
+        file.seek(start)
+        end = yield from _archive_entries(file)
+        start = _next_archive(file, end)
+
+
+def _archive_entries(file: BinaryIO) -> Generator[tarfile.TarInfo, None, int]:
+    """Those of the archive that begins where the file stands; where its end mark ends."""
     start = file.tell()
-    with tarfile.open(fileobj=file, mode="r:") as archive:
-        for entry in archive:
-            if entry.size < 0:  # Python's reader would go back and never end
-                raise tarfile.ReadError(f"negative size of {entry.name}")
-            _take(shard, entry)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for entry in archive:
+                if entry.size < 0:  # Python's reader would go back and never end
+                    raise tarfile.ReadError(f"negative size of {entry.name}")
+                yield entry
+    except (tarfile.TarError, ValueError) as error:
+        raise ValueError(f"ends early or is no tar file: {error}") from None
     file.seek(archive.offset)
     if file.read(len(_END)) == _END:
         return archive.offset + len(_END)
     if start and archive.offset == start:
-        shard.fault("", f"what follows the end-of-archive mark, at byte {start}, is no tar archive")
-    else:
-        shard.fault("", f"has no end-of-archive mark at byte {archive.offset}: cut off or damaged")
-    return None
+        what = f"what follows the end-of-archive mark, at byte {start}, is no tar archive"
+        raise ValueError(what)
+    raise ValueError(f"has no end-of-archive mark at byte {archive.offset}: cut off or damaged")
 
 
-def _next_archive(file: BinaryIO, end: int | None) -> int | None:
+def _next_archive(file: BinaryIO, end: int) -> int | None:
     """The first block after the mark that is not of zeros, which only pad; None: there is none."""
-    if end is None:
-        return None
     file.seek(end)
     while chunk := file.read(_CHUNK):
         if rest := chunk.lstrip(b"\0"):
@@ -233,11 +244,17 @@ def _next_archive(file: BinaryIO, end: int | None) -> int | None:
     return None
 
 
+def member_of(name: str) -> tuple[str, str] | None:
+    """The clip's key and the kind of a member; None: the name is of no such member."""
+    match = _MEMBER.fullmatch(name)
+    return (match[1], match[2] or match[3]) if match else None
+
+
 def _take(shard: Shard, entry: tarfile.TarInfo) -> None:
-    match = _MEMBER.fullmatch(entry.name)
-    if not match:
+    member = member_of(entry.name)
+    if member is None:
         return
-    key, kind = match[1], match[2] or match[3]
+    key, kind = member
     shard.latents += kind == "latent"
     kinds = shard.clips.setdefault(key, {})
     if not entry.isreg() or entry.issparse():
@@ -252,13 +269,12 @@ def _take(shard: Shard, entry: tarfile.TarInfo) -> None:
 
 def write_shard(path: Path, members: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
     """Write clips, each a key and its members by kind; the same clips give the same bytes."""
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+    fixed = {"user": "", "group": "", "mode": 0o644, "mtime": 0}
+    with path.open("wb") as file, TarWriter(file, encoder=False, **fixed) as writer:
         for key, kinds in members:
-            for kind, content in kinds.items():
+            for kind, content in kinds.items():  # one at a time: in this order, not sorted
                 suffix = "txt" if kind == "prompt" else "pt"
-                entry = tarfile.TarInfo(f"{key}.{kind}.{suffix}")
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
+                writer.write({"__key__": key, f"{kind}.{suffix}": content})
 
 
 # ---- The data set --------------------------------------------------------------------------------

@@ -58,6 +58,23 @@ def test_the_same_clips_give_the_same_bytes(tmp_path: Path) -> None:
         assert {(entry.mtime, entry.uid, entry.uname) for entry in archive} == {(0, 0, "")}
 
 
+def test_the_writer_of_webdataset_gives_the_bytes_of_tarfile(tmp_path: Path) -> None:
+    """Members in the clip's order, without the clock and the user in their headers."""
+    names = {"latent": "latent.pt", "embed": "embed.pt", "prompt": "prompt.txt"}
+    clips = [
+        (f"{n:09d}", {kind: members(n)[f"{n:09d}.{name}"] for kind, name in names.items()})
+        for n in range(5)
+    ]
+    write_shard(tmp_path / "a.tar", clips)
+    with tarfile.open(tmp_path / "b.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        for key, kinds in clips:
+            for kind, content in kinds.items():
+                entry = tarfile.TarInfo(f"{key}.{names[kind]}")
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
 def test_a_stored_view_is_stored_alone() -> None:
     batch = torch.zeros(1000, 4)
     assert len(write_tensor(batch[0])) == len(write_tensor(torch.zeros(4)))
