@@ -15,8 +15,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -72,6 +74,7 @@ def joined(process: Process, device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+CHUNKS = 4  # of rows that a process takes at a time
 _LONGEST = timedelta(days=7)  # that processes wait for one another, as for the first to list files
 _shared = count()  # pieces of work so far, of which all processes have as many
 
@@ -127,6 +130,28 @@ def shared(
             checkpoint.save(files[number], make(number))
     barrier()
     return map(_made, files if is_main() else ())
+
+
+def shared_rows(
+    rows: NDArray[np.int64],  # [n]
+    read: Callable[[NDArray[np.int64]], dict[str, Tensor]],  # rows [b] to values [b, ...] by name
+    scratch: Path | None,  # as `shared` has it
+    what: str,  # is read
+    chunk: int,  # rows in memory at a time
+) -> dict[str, Tensor]:
+    """What is read of all rows, [n, ...] by name, to the first process; nothing to others."""
+    parts = np.split(rows, range(CHUNKS * chunk, len(rows), CHUNKS * chunk))
+
+    def made(number: int) -> dict[str, Tensor]:
+        part = parts[number]
+        return _joined([read(some) for some in np.split(part, range(chunk, len(part), chunk))])
+
+    names = [f"{what}{number:05d}.pt" for number in range(len(parts))]
+    return _joined(list(shared(names, made, scratch, what, "part")))
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in (parts or [{}])[0]}
 
 
 def _made(file: Path) -> dict[str, Any]:
