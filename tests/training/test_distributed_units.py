@@ -16,8 +16,14 @@ from tests.training.test_distributed import free_port
 ROOT = Path(__file__).parents[2]
 
 
-def run(folder: Path, processes: int, *arguments: str) -> list[int]:
-    """Share eight units among processes; the exit code of each."""
+def run(
+    folder: Path,
+    processes: int,
+    *arguments: str,
+    dies: bool = False,  # the second one, which ends the others
+    module: str = "tests.training.shared_work",
+) -> list[int]:
+    """Run a module as processes that share units of work; the exit code of each."""
     environment = {
         **os.environ,
         "WORLD_SIZE": str(processes),
@@ -28,18 +34,18 @@ def run(folder: Path, processes: int, *arguments: str) -> list[int]:
     folder.mkdir(exist_ok=True)
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.shared_work", str(folder), *arguments],
+            [sys.executable, "-m", module, str(folder), *arguments],
             cwd=ROOT,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(processes)
     ]
     try:
-        if arguments:
+        if dies:
             running[1].wait(timeout=60)
             for process in running:
                 process.kill()  # as torchrun ends all others
-        return [process.wait(timeout=60) for process in running]
+        return [process.wait(timeout=120) for process in running]
     finally:
         for process in running:
             process.kill()
@@ -75,7 +81,7 @@ def test_three_processes_end_with_the_files_of_one(alone: dict[str, bytes], tmp_
 def test_after_a_death_two_processes_go_on_with_what_is_finished(
     alone: dict[str, bytes], tmp_path: Path
 ) -> None:
-    assert run(tmp_path, 2, "die")[1] == -signal.SIGKILL
+    assert run(tmp_path, 2, "die", dies=True)[1] == -signal.SIGKILL
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("scratch/views*")}
     assert 0 < len(finished) < 8
     assert run(tmp_path, 2) == [0, 0]
