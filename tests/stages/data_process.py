@@ -12,6 +12,7 @@ from pathlib import Path
 
 from braid.clips.preparation import moving_digits
 from braid.pseudo_classes import quantizer
+from braid.radiance.evaluation import hardware
 from braid.representation import evaluation
 from braid.training import checkpoint, distributed
 from braid.training.distributed import launched
@@ -38,13 +39,15 @@ def main(folder: Path, death: bool, steps: list[str]) -> None:
     distributed.units = moving_digits.units = noted
     checkpoint.save = lambda path, state: (note(path), save(path, state))
     moving_digits.write_shard = lambda path, rows: (note(path), write_shard(path, rows))
+    measure = hardware.measure_frames
+    hardware.measure_frames = lambda *given: (note(Path("frames")), measure(*given))[1]
     distributed.CHUNKS = 1
     quantizer._CHUNK = evaluation._CHUNK = 16
     for step in steps:
-        repo, stage, port = step.split()
+        port, repo, stage, *item = step.split()
         os.environ["MASTER_PORT"] = port  # that of an earlier stage may still be taken
         os.chdir(folder / repo)
-        sys.argv = [stage]
+        sys.argv = [stage, *item]
         importlib.import_module(f"stages.{stage}").main()
 
 
