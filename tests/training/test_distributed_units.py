@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from braid.training.distributed import units
+from braid.training.distributed import shared, shared_rows, units
 from tests.training.test_distributed import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +57,26 @@ def run(
 
 def test_alone_a_process_takes_all() -> None:
     assert list(units(3)) == [0, 1, 2]
+
+
+def test_rows_are_read_in_chunks_and_kept_in_order(tmp_path: Path) -> None:
+    rows, sizes = np.arange(70)[::-1].copy(), []
+
+    def read(chunk: NDArray[np.int64]) -> dict[str, Tensor]:
+        sizes.append(len(chunk))
+        return {"twice": torch.from_numpy(2 * chunk)}
+
+    for scratch in (tmp_path, tmp_path, None):  # the second time it is there
+        values = shared_rows(rows, read, scratch, "rows", 8)
+        assert torch.equal(values["twice"], torch.from_numpy(2 * rows))
+    assert sizes == 2 * ([8] * 8 + [6])
+
+
+def test_a_folder_that_is_not_shared_is_named(tmp_path: Path) -> None:
+    shared_units = shared(["a.pt"], lambda number: {"n": number}, tmp_path, "count", "unit")
+    (tmp_path / "a.pt").unlink()
+    with pytest.raises(ValueError, match=r"a\.pt: missing; expected BRAID_SCRATCH to be a folder"):
+        list(shared_units)
 
 
 @pytest.fixture(scope="module")
