@@ -63,9 +63,7 @@ def of_clips(folder: Path, part: int, timed: Timed) -> int:
 
     def prepare() -> None:
         scan = scan_shards(members, "cthw", "first")
-        write_manifest(
-            folder, scan, codec=WAN, layout="cthw", fractions=(0.02, 0.02), checksums="none"
-        )
+        write_manifest(folder, scan, codec=WAN, layout="cthw", fractions=(0.02, 0.02))
 
     timed("prepare_clips", prepare)
     clips = open_clips(folder)

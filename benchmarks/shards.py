@@ -98,9 +98,7 @@ def compare(latent: tuple[int, ...], text: tuple[int, int], clips: int) -> Itera
         folder = Path(name)
         paths = write_shards(folder, latent, text, clips)
         scan = scan_shards([Path(path) for path in paths], "cthw", "first")
-        write_manifest(
-            folder, scan, codec="wan", layout="cthw", fractions=(0.3, 0.3), checksums="none"
-        )
+        write_manifest(folder, scan, codec="wan", layout="cthw", fractions=(0.3, 0.3))
         for kinds in (["latent"], ["latent", "embed"]):
             readers = {
                 "webdataset": partial(plain, paths, kinds),

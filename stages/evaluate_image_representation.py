@@ -10,9 +10,10 @@ from braid.drifting.mae.latent_mae import LatentMae, load_latent_mae
 from braid.drifting.video.features import ClipFeatures
 from braid.images.data.image_set import open_image_set
 from braid.images.latents.sd_vae import decoder
-from braid.representation.evaluation import encoder_spaces, evaluate, pixels, read_images
+from braid.representation.evaluation import Encode, encoder_spaces, evaluate, pixels, read_images
 from braid.representation.figures import draw_figures, image_thumbnails
 from braid.stage.context import open_stage
+from braid.training.distributed import working
 
 CONTROLS = ("pixels", "untrained_mae")
 
@@ -31,12 +32,14 @@ def main() -> None:
             features = params.features
             encoders["resnet"] = ResNet(weights, features.resnet_name, features.resnet_side)
 
-        encode = {
-            name: ClipFeatures(encoder.freeze(), params.features.families).to(device)
-            for name, encoder in encoders.items()
-        }
-        draw = generator(seed, "sample")
-        sample, read = read_images(images, {"pixels": pixels, **encode}, config, draw, device)
+        encode: dict[str, Encode] = {"pixels": pixels}
+        for name, encoder in encoders.items():
+            encode[name] = ClipFeatures(encoder.freeze(), params.features.families).to(device)
+        draw, scratch = generator(seed, "sample"), stage.scratch()
+        with working() as process:
+            sample, read = read_images(images, encode, config, draw, device, scratch)
+        if not process.is_main:
+            return
         spaces = encoder_spaces(read, config.components)
         clustering, temperatures = stage.params.images.kmeans, params.loss.temperatures
         evaluations = {

@@ -1,7 +1,6 @@
 """Evaluate the quantizer's space and the latent MAE's: separation, retrieval, collapse, kernel.
 
-Writes metrics/representation/<space>.json, a table and figures. Twenty seconds for the built-in
-clips.
+Writes metrics/representation/<space>.json, a table and figures. Twenty seconds.
 """
 
 from braid.clips.codec.codec import decoder
@@ -14,6 +13,7 @@ from braid.pseudo_classes.quantizer import load_pseudo_classes, load_quantizer
 from braid.representation.evaluation import evaluate, make_spaces, read_sample
 from braid.representation.figures import clip_thumbnails, draw_figures
 from braid.stage.context import open_stage
+from braid.training.distributed import working
 
 DRAWN = ("quantizer", "latent_mae")
 
@@ -34,9 +34,11 @@ def main() -> None:
             for name, encoder in {"latent_mae": mae, "untrained_mae": control}.items()
         }
 
-        draw = generator(seed, "sample")
-        pooling = quantizer.encoder.pooling
-        sample, features = read_sample(clips, pseudo, pooling, encoders, config, draw, device)
+        parts = pseudo, quantizer.encoder.pooling, encoders, config, generator(seed, "sample")
+        with working() as process:
+            sample, features = read_sample(clips, *parts, device, stage.scratch())
+        if not process.is_main:
+            return
         spaces = make_spaces(pseudo.embedding[sample.indices].numpy(), features, config.components)
         evaluations = {
             name: evaluate(space, sample, config, params.quantizer, temperatures, seed)

@@ -14,6 +14,7 @@ from braid.segmentation.evaluation.report import draw_examples, examples_of, sel
 from braid.segmentation.sam3.checkpoint import load_teacher
 from braid.segmentation.sam3.predictor import Predictor
 from braid.stage.context import open_stage
+from braid.training.distributed import working
 
 
 def main() -> None:
@@ -26,31 +27,30 @@ def main() -> None:
         teacher = load_teacher(stage.dep("models/sam3_teacher"), device)
         encoded = open_cache(stage.dep("data/teacher_cache")).texts
         predictors = {models.TEACHER: Predictor(teacher, encoded, device, precision)}
-        predictors |= models.student_predictors(
-            stage.dep(f"models/sam3_student/{config.student}"),
-            stage.dep(f"models/sam3_student/{config.truth_only}"),
-            prompted.texts(pairs),
-            generator(seed, "untrained"),
-            device,
-            precision,
-        )
+        names = config.student, config.truth_only
+        student, control = (stage.dep(f"models/sam3_student/{name}") for name in names)
+        parts = prompted.texts(pairs), generator(seed, "untrained"), device, precision
+        predictors |= models.student_predictors(student, control, *parts)
 
         evaluator = models.Evaluator(prompted, predictors, config, device)
-        evaluations = evaluator.evaluate(pairs, generator(seed, "strangers"))
+        with working() as process:
+            evaluations = evaluator.evaluate(pairs, generator(seed, "strangers"), stage.scratch())
+        if not process.is_main:
+            return
         metrics = report.model_metrics(evaluations, config.bins)
-        student = evaluations[models.STUDENT]
+        of_student = evaluations[models.STUDENT]
         rows = report.model_rows(metrics, predictors, len(pairs))
         stage.write_table("plots/sam3_methods.csv", rows)
         splits, kinds = report.group_rows(evaluations, [prompted.prompt(pair) for pair in pairs])
         stage.write_table("metrics/tables/sam3_splits.csv", splits)
         stage.write_table("metrics/tables/sam3_kinds.csv", kinds)
-        bins = reliability(*student.scored[:2], config.bins).rows()
+        bins = reliability(*of_student.scored[:2], config.bins).rows()
         stage.write_table("plots/sam3_calibration.csv", bins)
         stage.write_metrics(report.headline(metrics))
 
         folder = stage.out("plots/sam3_evaluation")
         folder.mkdir()
-        selected = select(prompted, pairs, student.by_teacher, config.pictures)
+        selected = select(prompted, pairs, of_student.by_teacher, config.pictures)
         draw_examples(folder / "examples.png", examples_of(evaluator, selected))
         timed, first = models.timed_predictors(predictors), prompt_batch(prompted, pairs[:1])
         stage.runtime["latency"] = latencies(timed, first, config.latency_runs)

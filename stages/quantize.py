@@ -1,7 +1,6 @@
 """Quantize text and keyframes of each clip to one of drift.K pseudo-classes.
 
-Fitted on train clips, applied to all. Writes models/quantizer and data/pseudo_classes; reads each
-clip once. Seconds for the built-in clips.
+Fitted on train clips, applied to all. Writes models/quantizer and data/pseudo_classes. Seconds.
 """
 
 import torch
@@ -20,6 +19,7 @@ from braid.pseudo_classes.quantizer import (
     save_quantizer,
 )
 from braid.stage.context import open_stage
+from braid.training.distributed import working
 
 HEADLINE = ("K", "classes", "recommended_K", "mean_occupancy", "status")
 
@@ -34,7 +34,10 @@ def main() -> None:
         splits = {name: clips.indices(name) for name in SPLITS}
         train = splits["train"]
 
-        pooled = Pooling(conditions).read(clips, len(clips))
+        with working() as process:
+            pooled = Pooling(conditions).read(clips, len(clips), stage.scratch())
+        if not process.is_main:  # the first has what all have read
+            return
         fitted = {block: values[train] for block, values in pooled.items()}
         encoder = ConditionEncoder.fit(fitted, conditions)
         h = encoder.embed(pooled)

@@ -4,12 +4,11 @@ Writes data/teacher/<scene>: RGBA and depth from the train poses, from random on
 test poses and around the scene (to evaluate on), its occupied space, and it as an SPZ. Seconds.
 """
 
-from dataclasses import asdict
 from functools import partial
 
 import torch
 
-from braid.radiance.evaluation.hardware import measure_frames
+from braid.radiance.evaluation.hardware import frame_cost
 from braid.radiance.evaluation.image_metrics import evaluate, validation_psnr
 from braid.radiance.gaussians.field import packed, render_sets, scan_space
 from braid.radiance.gaussians.gaussians import load_ply
@@ -31,13 +30,13 @@ def main() -> None:
         views = load_scene(stage.dep("data/scenes"))
         train, test = views["train"], views["test"]
         view = partial(render, gaussians, test.cameras.to(device))
-        stage.runtime |= asdict(measure_frames(view, min(evaluation.frames, len(test)), device))
         out = stage.out("data/teacher")
         draws = torch.Generator().manual_seed(stage.params.seed)
         poses = {name: part.cameras for name, part in views.items()}
         poses["random"] = random_poses(train.cameras, config.random_poses, draws)
         poses["turntable"] = turntable(train.cameras, evaluation.turntable)
         with working() as process:
+            stage.runtime |= frame_cost(view, min(evaluation.frames, len(test)), device)
             renders = render_sets(gaussians, poses, device, stage.scratch())
         if not process.is_main:
             return

@@ -41,9 +41,10 @@ def write_clips(folder: Path) -> None:
     params = load_params(folder / "params.yaml")
     fractions, out = (params.clips.val_fraction, params.clips.test_fraction), folder / "data/clips"
     out.mkdir(parents=True)
-    shards = write_digit_shards(out, params.clips.digits, fractions=fractions, seed=0)
+    draws = {"fractions": fractions, "seed": 0, "scratch": folder / "scratch"}
+    shards = write_digit_shards(out, params.clips.digits, **draws)
     scan = scan_shards(shards, LAYOUT, params.clips.verify)
-    write_manifest(out, scan, codec=TRANSFORM, layout=LAYOUT, fractions=fractions, checksums="none")
+    write_manifest(out, scan, codec=TRANSFORM, layout=LAYOUT, fractions=fractions)
     clips = open_clips(out)
     pooled = Pooling(params.clips.conditions).read(clips, len(clips))
     encoder = ConditionEncoder.fit(pooled, params.clips.conditions)

@@ -8,6 +8,8 @@ from CSV; so scalars go to JSON and curves to CSV. A model is `model.safetensors
 import csv
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,6 +74,15 @@ def _cell(value: float | int | str | None) -> str:
     if isinstance(value, float):
         return f"{value:.7g}"
     return "" if value is None else str(value)
+
+
+def duplicate(source: Path, target: Path) -> None:
+    """The same file at another place, without a second copy of its bytes where that is possible."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # on another disk, or one that knows no links
+        shutil.copyfile(source, target)
 
 
 def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> None:

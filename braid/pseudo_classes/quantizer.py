@@ -29,8 +29,8 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from braid.clips.config import ConditionsConfig, PoolingConfig, TextSource
 from braid.clustering.kmeans import KMeans, nearest
 from braid.common.io import write_json
-from braid.common.progress import progress
 from braid.data.splits import SPLITS
+from braid.training.distributed import shared_rows
 
 # ---- The condition embedding h = g(text, keyframes) that is quantized ---------------------------
 # The text is the mean of its embedding's rows (the shards' own, or one a token of the prompt from a
@@ -135,15 +135,19 @@ class Pooling:
                 raise ValueError(f"{block} of a clip: expected finite values")
         return pooled
 
-    def read(self, clips: ClipReader, count: int) -> Pooled:
-        """Pool clips 0 to count - 1, a chunk in memory at a time."""
-        chunks = []
-        parts = np.split(np.arange(count), range(_CHUNK, count, _CHUNK))
-        for indices in progress(parts, "conditions", "chunk"):
+    def read(self, clips: ClipReader, count: int, scratch: Path | None = None) -> Pooled:
+        """Pool clips 0 to count - 1, a chunk in memory at a time.
+
+        Several processes that see a scratch folder share the clips, and the first gets all; the
+        others get nothing. What a killed run has left there is not read again.
+        """
+
+        def pooled(indices: NDArray[np.int64]) -> Pooled:
             texts = clips.texts(indices) if "text" in self.blocks else None
             latents = clips.latents(indices) if "keyframes" in self.blocks else None
-            chunks.append(self(texts, latents))
-        return {block: torch.cat([chunk[block] for chunk in chunks]) for block in self.blocks}
+            return self(texts, latents)
+
+        return shared_rows(np.arange(count), pooled, scratch, "conditions", _CHUNK)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,11 +26,11 @@ from braid.clips.config import RepresentationConfig
 from braid.clips.shards.dataset import Clips
 from braid.clustering.kmeans import kmeans
 from braid.common.config import KMeansConfig
-from braid.common.progress import progress
 from braid.common.rng import generator
 from braid.metrics.distances import effective_rank, silhouettes
 from braid.pseudo_classes.quantizer import Pooling, PseudoClasses
 from braid.representation import separation
+from braid.training.distributed import shared_rows
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -247,6 +248,7 @@ Encode = Callable[[Tensor], Mapping[str, Tensor]]  # [B, C, T, H, W] to groups [
 OTHER = "other"  # the family of prompts without a keyword
 SIDE = 32  # pixels
 _CHUNK = 32  # clips in memory at a time
+_OF = "of "  # stands before an encoder's name, which may be that of something else that is read
 
 
 @dataclass(frozen=True)
@@ -273,22 +275,22 @@ def read_sample(
     config: RepresentationConfig,
     draw: torch.Generator,
     device: torch.device,  # of the encoders
+    scratch: Path | None = None,  # where several processes share the clips
 ) -> tuple[Sample, dict[str, Points]]:
-    """Draw a sample and read it, together with each encoder's features of it, [n, d]."""
+    """Draw a sample and read it, together with each encoder's features of it, [n, d].
+
+    Of several processes the first gets all; the others' sample is without what was read.
+    """
     labels = pseudo.labels.numpy()
     indices = stratified(labels, config.clips, draw)
     pool = Pooling(pooling.config.model_copy(update={"mode": "joint"}))
-    texts, keyframes = [], []
-    features: dict[str, list[Tensor]] = {name: [] for name in encoders}
-    chunks = np.split(indices, range(_CHUNK, len(indices), _CHUNK))
-    for chunk in progress(chunks, "features", "chunk"):
+
+    def encoded(chunk: Indices) -> dict[str, Tensor]:
         latents = clips.latents(chunk)
-        pooled = pool(clips.texts(chunk), latents)
-        texts.append(pooled["text"])
-        keyframes.append(pooled["keyframes"])
-        for name, encode in encoders.items():
-            features[name].append(pool_groups(encode(latents.to(device))))
-    prompts = clips.prompts(indices)
+        return pool(clips.texts(chunk), latents) | _features(encoders, latents.to(device))
+
+    read = _arrays(shared_rows(indices, encoded, scratch, "features", _CHUNK))
+    prompts = clips.prompts(indices) if read else []
     sample = Sample(
         indices,
         labels[indices],
@@ -296,10 +298,23 @@ def read_sample(
         ~np.isin(indices, pseudo.splits["train"]),
         prompts,
         [prompt_family(prompt, config.families) for prompt in prompts],
-        torch.cat(texts).numpy(),
-        torch.cat(keyframes).numpy(),
+        read.pop("text", None),
+        read.pop("keyframes", None),
     )
-    return sample, {name: torch.cat(parts).numpy() for name, parts in features.items()}
+    return sample, _by_encoder(read)
+
+
+def _features(encoders: Mapping[str, Encode], batch: Tensor) -> dict[str, Tensor]:
+    """Of a batch, [B, d], by the encoder's name and what tells it from other names."""
+    return {f"{_OF}{name}": pool_groups(encode(batch)) for name, encode in encoders.items()}
+
+
+def _by_encoder(read: Mapping[str, Points]) -> dict[str, Points]:
+    return {name.removeprefix(_OF): values for name, values in read.items()}
+
+
+def _arrays(values: Mapping[str, Tensor]) -> dict[str, Points]:
+    return {name: tensor.numpy() for name, tensor in values.items()}
 
 
 class Images(Protocol):
@@ -325,15 +340,16 @@ def read_images(
     config: RepresentationConfig,
     draw: torch.Generator,
     device: torch.device,  # of the encoders
+    scratch: Path | None = None,  # where several processes share the images
 ) -> tuple[Sample, dict[str, Points]]:
     """The same of images: evaluated by their conditions, which are labels or pseudo-classes."""
     conditions = images.conditions.numpy()
     indices = stratified(conditions, config.clips, draw)
-    features: dict[str, list[Tensor]] = {name: [] for name in encoders}
-    for chunk in np.split(indices, range(_CHUNK, len(indices), _CHUNK)):
-        clips = images.clips(chunk).to(device)
-        for name, encode in encoders.items():
-            features[name].append(pool_groups(encode(clips)))
+
+    def encoded(chunk: Indices) -> dict[str, Tensor]:
+        return _features(encoders, images.clips(chunk).to(device))
+
+    read = _arrays(shared_rows(indices, encoded, scratch, "features", _CHUNK))
     names = [*images.label_names, OTHER]  # label -1 is the last one
     labels = None
     if images.class_names != images.label_names:
@@ -349,7 +365,7 @@ def read_images(
         keyframes=None,
         unit="image",
     )
-    return sample, {name: torch.cat(parts).numpy() for name, parts in features.items()}
+    return sample, _by_encoder(read)
 
 
 def pixels(

@@ -13,7 +13,7 @@ class LaunchConfig(Config):
     """How training commands are started."""
 
     train: str  # prefix of the commands of trainings
-    data: str  # of stages that make data and share it out: renders, latents, a teacher's answers
+    data: str  # of stages that make data or evaluate, and share units of it: shards, views, batches
 
 
 class HardwareConfig(Config):

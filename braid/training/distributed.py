@@ -7,19 +7,25 @@ finished its last: fast ones take more, and none waits for longer than a unit ta
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from braid.common.progress import progress
+from braid.training import checkpoint
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ def joined(process: Process, device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+CHUNKS = 4  # of rows that a process takes at a time
 _LONGEST = timedelta(days=7)  # that processes wait for one another, as for the first to list files
 _shared = count()  # pieces of work so far, of which all processes have as many
 
@@ -98,6 +105,60 @@ def units(total: int) -> Iterator[int]:
     store, key = _get_default_store(), f"braid/units/{next(_shared)}"
     while (unit := store.add(key, 1) - 1) < total:
         yield unit
+
+
+def shared(
+    names: Sequence[str],  # of the units' files
+    make: Callable[[int], dict[str, Any]],  # a unit's number to tensors and plain values
+    scratch: Path | None,  # where the files are, seen by all processes; None: each makes all units
+    what: str,  # is going on
+    unit: str,  # what one unit is
+) -> Iterator[dict[str, Any]]:
+    """What `make` gives for each unit, in their order, to the first process; nothing to others.
+
+    Each unit is made once, by the next free process; one whose file a killed run has left is not
+    made again.
+
+    Raises:
+        ValueError: on reading, a unit's file is not there.
+    """
+    if scratch is None:
+        return map(make, progress(range(len(names)), what, unit))
+    files = [scratch / name for name in names]
+    for number in progress(units(len(files)), what, unit, total=len(files)):
+        if not files[number].exists():
+            checkpoint.save(files[number], make(number))
+    barrier()
+    return map(_made, files if is_main() else ())
+
+
+def shared_rows(
+    rows: NDArray[np.int64],  # [n]
+    read: Callable[[NDArray[np.int64]], dict[str, Tensor]],  # rows [b] to values [b, ...] by name
+    scratch: Path | None,  # as `shared` has it
+    what: str,  # is read
+    chunk: int,  # rows in memory at a time
+) -> dict[str, Tensor]:
+    """What is read of all rows, [n, ...] by name, to the first process; nothing to others."""
+    parts = np.split(rows, range(CHUNKS * chunk, len(rows), CHUNKS * chunk))
+
+    def made(number: int) -> dict[str, Tensor]:
+        part = parts[number]
+        return _joined([read(some) for some in np.split(part, range(chunk, len(part), chunk))])
+
+    names = [f"{what}{number:05d}.pt" for number in range(len(parts))]
+    return _joined(list(shared(names, made, scratch, what, "part")))
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in (parts or [{}])[0]}
+
+
+def _made(file: Path) -> dict[str, Any]:
+    values = checkpoint.load(file)
+    if values is None:
+        raise ValueError(f"{file}: missing; expected BRAID_SCRATCH to be a folder that all share")
+    return values
 
 
 def is_main() -> bool:

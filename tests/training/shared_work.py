@@ -12,6 +12,7 @@ import torch
 
 from braid.radiance.gaussians import field
 from braid.radiance.scenes.renders import save_renders
+from braid.training import distributed
 from braid.training.distributed import launched, working
 from tests.radiance.tiny_teacher import ball, views
 
@@ -19,7 +20,7 @@ from tests.radiance.tiny_teacher import ball, views
 def main(folder: Path, death: bool) -> None:
     process, taken, scratch = launched(), [], folder / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
-    own = field.units
+    own = distributed.units
 
     def noted(total: int):
         for unit in own(total):
@@ -29,7 +30,7 @@ def main(folder: Path, death: bool) -> None:
             time.sleep(1.0 if process.is_main and process.world_size > 1 else 0)
             yield unit
 
-    field.units = noted
+    distributed.units = noted
     field.VIEWS = 2
     poses = {"train": views(10, 16), "random": views(6, 16)}
     with working():

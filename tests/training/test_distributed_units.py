@@ -8,16 +8,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from braid.training.distributed import units
+from braid.training.distributed import shared, shared_rows, units
 from tests.training.test_distributed import free_port
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(folder: Path, processes: int, *arguments: str) -> list[int]:
-    """Share eight units among processes; the exit code of each."""
+def run(
+    folder: Path,
+    processes: int,
+    *arguments: str,
+    dies: bool = False,  # the second one, which ends the others
+    module: str = "tests.training.shared_work",
+) -> list[int]:
+    """Run a module as processes that share units of work; the exit code of each."""
     environment = {
         **os.environ,
         "WORLD_SIZE": str(processes),
@@ -28,18 +38,18 @@ def run(folder: Path, processes: int, *arguments: str) -> list[int]:
     folder.mkdir(exist_ok=True)
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.shared_work", str(folder), *arguments],
+            [sys.executable, "-m", module, str(folder), *arguments],
             cwd=ROOT,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(processes)
     ]
     try:
-        if arguments:
+        if dies:
             running[1].wait(timeout=60)
             for process in running:
                 process.kill()  # as torchrun ends all others
-        return [process.wait(timeout=60) for process in running]
+        return [process.wait(timeout=120) for process in running]
     finally:
         for process in running:
             process.kill()
@@ -47,6 +57,26 @@ def run(folder: Path, processes: int, *arguments: str) -> list[int]:
 
 def test_alone_a_process_takes_all() -> None:
     assert list(units(3)) == [0, 1, 2]
+
+
+def test_rows_are_read_in_chunks_and_kept_in_order(tmp_path: Path) -> None:
+    rows, sizes = np.arange(70)[::-1].copy(), []
+
+    def read(chunk: NDArray[np.int64]) -> dict[str, Tensor]:
+        sizes.append(len(chunk))
+        return {"twice": torch.from_numpy(2 * chunk)}
+
+    for scratch in (tmp_path, tmp_path, None):  # the second time it is there
+        values = shared_rows(rows, read, scratch, "rows", 8)
+        assert torch.equal(values["twice"], torch.from_numpy(2 * rows))
+    assert sizes == 2 * ([8] * 8 + [6])
+
+
+def test_a_folder_that_is_not_shared_is_named(tmp_path: Path) -> None:
+    shared_units = shared(["a.pt"], lambda number: {"n": number}, tmp_path, "count", "unit")
+    (tmp_path / "a.pt").unlink()
+    with pytest.raises(ValueError, match=r"a\.pt: missing; expected BRAID_SCRATCH to be a folder"):
+        list(shared_units)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +105,7 @@ def test_three_processes_end_with_the_files_of_one(alone: dict[str, bytes], tmp_
 def test_after_a_death_two_processes_go_on_with_what_is_finished(
     alone: dict[str, bytes], tmp_path: Path
 ) -> None:
-    assert run(tmp_path, 2, "die")[1] == -signal.SIGKILL
+    assert run(tmp_path, 2, "die", dies=True)[1] == -signal.SIGKILL
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("scratch/views*")}
     assert 0 < len(finished) < 8
     assert run(tmp_path, 2) == [0, 0]

@@ -27,8 +27,10 @@ from torch.nn.functional import grid_sample, interpolate, pad
 from braid.clips.codec.codec import SPACE_STRIDE, TIME_STRIDE, encode
 from braid.clips.config import DigitsConfig
 from braid.clips.shards.dataset import Layout, write_shard, write_tensor
+from braid.common.io import duplicate
 from braid.common.progress import progress
 from braid.data.splits import SPLITS, split_of
+from braid.training.distributed import barrier, is_main, units
 
 # ---- Text embeddings: one fixed vector for each word of a prompt, zero rows after the last ------
 # They stand in for umT5's embeddings, which are padded to 512 rows in the same way. The vector of a
@@ -310,14 +312,19 @@ def write_digit_shards(
     *,
     fractions: tuple[float, float],
     seed: int,
+    scratch: Path,
 ) -> list[Path]:
     """Render, encode and write the clips; the shards in order.
+
+    Several processes share the shards, and the first puts them into the folder. One that a killed
+    run left in its scratch folder is not made again.
 
     Args:
         folder: where shards are written.
         config: how many clips there are, and how large.
         fractions: of validation and test clips.
         seed: of all draws.
+        scratch: of finished shards of the same settings, which all processes see.
 
     Raises:
         ValueError: a split is too small to have every handwritten digit.
@@ -325,18 +332,28 @@ def write_digit_shards(
     handwriting = Handwriting(fractions)
     frames = TIME_STRIDE * (config.latent_frames - 1) + 1
     size = SPACE_STRIDE * config.latent_size
-    paths = []
     starts = range(0, config.clips, config.per_shard)
-    for number, start in enumerate(progress(starts, "moving digits", "shard")):
-        keys = [f"{key:09d}" for key in range(start, min(start + config.per_shard, config.clips))]
+    names = [f"shard-{number:05d}.tar" for number in range(len(starts))]
+    scratch.mkdir(parents=True, exist_ok=True)
+    for number in progress(units(len(names)), "moving digits", "shard", total=len(names)):
+        if (scratch / names[number]).exists():
+            continue
+        end = min(starts[number] + config.per_shard, config.clips)
+        keys = [f"{key:09d}" for key in range(starts[number], end)]
         rng = np.random.default_rng([seed, number])
         scenes = (
             draw_scenes(keys[first : first + _CHUNK], frames, handwriting, fractions, rng)
             for first in range(0, len(keys), _CHUNK)
         )
-        paths.append(folder / f"shard-{number:05d}.tar")
-        write_shard(paths[-1], _encoded(scenes, size))
-    return paths
+        partial = scratch / f"{names[number]}.partial"
+        write_shard(partial, _encoded(scenes, size))
+        partial.replace(scratch / names[number])
+    barrier()
+    if is_main():
+        for name in names:
+            duplicate(scratch / name, folder / name)
+    barrier()
+    return [folder / name for name in names]
 
 
 def _encoded(chunks: Iterable[Scenes], size: int) -> Iterator[tuple[str, dict[str, bytes]]]:

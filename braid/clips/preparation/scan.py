@@ -30,8 +30,8 @@ from braid.clips.shards.dataset import (
     read_shard,
 )
 from braid.common.io import write_json
-from braid.common.progress import progress
 from braid.data.splits import SPLITS, split_of
+from braid.training.distributed import is_main, shared
 
 _Parsed = TypeVar("_Parsed")
 
@@ -55,6 +55,7 @@ class Scan:
     """The shards with their clips and faults, and what was measured of the clips that were read."""
 
     shards: list[Shard] = field(default_factory=list)
+    checksums: list[str | None] = field(default_factory=list)  # SHA-256 of each shard, or None
     formats: dict[str, Format] = field(default_factory=dict)  # by the clip's key
     text_rows: dict[str, int] = field(default_factory=dict)  # by the clip's key, as stored
     lengths: list[int] = field(default_factory=list)  # of texts, without zero rows
@@ -117,21 +118,45 @@ def scan_shards(
     paths: Sequence[Path],
     layout: Layout,
     verify: Literal["first", "all"],
+    *,
+    checksums: Literal["none", "first", "all"] = "none",
+    scratch: Path | None = None,
 ) -> Scan:
     """Find all clips, and read those of every shard or of the first that has a good one.
+
+    Several processes share the shards, and the first gets the scan; that of the others is empty.
+
+    Args:
+        paths: of the shards.
+        layout: axes of a stored latent.
+        verify: the shards whose clips are read.
+        checksums: the shards that get a SHA-256.
+        scratch: of what is known of a shard, which all processes see; what a killed run found is
+            not read again, unless the shard has changed. None: for one process, and not kept.
 
     Raises:
         ValueError: not one clip can be read; the message names the first fault.
     """
+    hashed = {"none": 0, "first": 1, "all": len(paths)}[checksums]
+
+    def look(number: int) -> dict[str, Any]:
+        shard = read_shard(paths[number])
+        readings = _read_clips(shard, layout) if verify == "all" else None
+        return _plain(shard, readings, _sha256(shard.path) if number < hashed else None)
+
     scan = Scan()
     keys: set[str] = set()
-    for path in progress(paths, "scan", "shard"):
-        shard = read_shard(path)
+    states = shared(_names(paths, "clips"), look, scratch, "scan", "shard")
+    if not is_main():
+        return scan
+    for path, state in zip(paths, states, strict=True):
+        shard = _shard(path, state)
         scan.shards.append(shard)
+        scan.checksums.append(state["sha256"])
         for key in [key for key in shard.clips if key in keys]:
             shard.drop(key, "duplicate key, an earlier shard has it")
         if verify == "all" or not scan.formats:
-            _verify(shard, layout, scan)
+            _take(shard, state["readings"] or _read_clips(shard, layout), scan)
         keys.update(shard.clips)
     if not scan.formats:
         raise ValueError(f"no clip can be read; the first fault: {scan.faults[0]}")
@@ -148,33 +173,126 @@ def join_anchors(
     paths: Sequence[Path],
     layout: Layout,
     verify: Literal["first", "all"],
+    *,
+    scratch: Path | None = None,
 ) -> None:
     """Find the anchors of scanned clips in shards of their own, by the clips' keys alone.
 
     Those of no clip, and of clips that have one, are faults, as are those that cannot be read.
+    Several processes share the shards, and the first joins them to its scan.
     """
+
+    def look(number: int) -> dict[str, Any]:
+        shard = read_shard(paths[number], required=("anchor",))
+        read = verify == "all" or number == 0
+        return _plain(shard, _read_anchors(shard, layout) if read else None)
+
+    states = shared(_names(paths, "anchors"), look, scratch, "join", "shard")
+    if not is_main():
+        return
     owners = {key: clip for shard in scan.shards for key, clip in shard.clips.items()}
-    for number, path in enumerate(progress(paths, "join", "shard")):
-        shard = read_shard(path, required=("anchor",))
+    for number, (path, state) in enumerate(zip(paths, states, strict=True)):
+        shard = _shard(path, state)
         for key in list(shard.clips):
             if "anchor" in owners.get(key, {"anchor": ""}):
                 shard.drop(key, "a second anchor" if key in owners else "an anchor of no clip")
-        if verify == "all" or number == 0:
-            _verify_anchors(shard, layout, scan.format)
+        _take_anchors(shard, state["readings"] or {}, scan.format)
         for key, places in shard.clips.items():
             owners[key]["anchor"] = places["anchor"]
             scan.anchor_of[key] = number
         scan.anchor_shards.append(shard)
 
 
-def _verify_anchors(shard: Shard, layout: Layout, wanted: Format) -> None:
+# ---- What one process finds in a shard, and the first puts together ------------------------------
+# Of a clip that was read: latents' shape, text's width, latents' dtype, text's rows as stored and
+# without zero rows. Of an anchor: its shape. Of one that cannot be read: why.
+
+_Clip = tuple[tuple[int, ...], int, str, int, int]
+_Shape = tuple[int, ...]
+
+
+def _names(paths: Sequence[Path], what: str) -> list[str]:
+    """A file for what is known of each shard; another for one that has changed."""
+    stats = [path.stat() for path in paths]
+    marks = [f"{p} {stat.st_size} {stat.st_mtime_ns}" for p, stat in zip(paths, stats, strict=True)]
+    digests = [hashlib.blake2b(mark.encode(), digest_size=8).hexdigest() for mark in marks]
+    return [f"{what}{number:05d}.{digest}.pt" for number, digest in enumerate(digests)]
+
+
+def _plain(
+    shard: Shard,
+    readings: Mapping[str, Any] | None,  # by key; None: not read
+    sha256: str | None = None,
+) -> dict[str, Any]:
+    clips = {
+        key: {kind: tuple(place) for kind, place in places.items()}
+        for key, places in shard.clips.items()
+    }
+    values = {"size": shard.size, "latents": shard.latents, "clips": clips}
+    faults = [tuple(fault) for fault in shard.faults]
+    return {**values, "faults": faults, "readings": readings, "sha256": sha256}
+
+
+def _shard(path: Path, state: Mapping[str, Any]) -> Shard:
+    clips = {
+        key: {kind: Place(*place) for kind, place in places.items()}
+        for key, places in state["clips"].items()
+    }
+    faults = [Fault(*fault) for fault in state["faults"]]
+    return Shard(path, state["size"], clips, faults, state["latents"])
+
+
+def _read_clips(shard: Shard, layout: Layout) -> dict[str, _Clip | str]:
+    readings: dict[str, _Clip | str] = {}
     with shard.path.open("rb") as file:
-        for key, places in list(shard.clips.items()):
+        for key, places in shard.clips.items():
+            try:
+                latents, text = _read_clip(file, places, layout)
+            except ValueError as error:
+                readings[key] = str(error)
+                continue
+            dtype = str(latents.dtype).removeprefix("torch.")
+            used = int((text != 0).any(1).sum())
+            readings[key] = (tuple(latents.shape), text.shape[1], dtype, len(text), used)
+    return readings
+
+
+def _read_anchors(shard: Shard, layout: Layout) -> dict[str, _Shape | str]:
+    shapes: dict[str, _Shape | str] = {}
+    with shard.path.open("rb") as file:
+        for key, places in shard.clips.items():
             try:
                 anchor = _parsed(file, places["anchor"], lambda data: read_latent(data, layout))
-                _require_shape(places["anchor"], anchor, wanted.latent_shape)
+                shapes[key] = tuple(anchor.shape)
             except ValueError as error:
-                shard.drop(key, str(error))
+                shapes[key] = str(error)
+    return shapes
+
+
+def _take(shard: Shard, readings: Mapping[str, _Clip | str], scan: Scan) -> None:
+    """Note what the clips are like; drop those that cannot be read."""
+    for key in list(shard.clips):
+        reading = readings[key]
+        if isinstance(reading, str):
+            shard.drop(key, reading)
+            continue
+        shape, width, dtype, rows, used = reading
+        scan.formats[key] = Format(shape, width, dtype)
+        scan.text_rows[key] = rows
+        scan.lengths.append(used)
+
+
+def _take_anchors(shard: Shard, shapes: Mapping[str, _Shape | str], wanted: Format) -> None:
+    """Drop anchors that cannot be read, and those of another shape than the clips."""
+    for key, shape in shapes.items():
+        if key not in shard.clips:  # it has been dropped
+            continue
+        try:
+            if isinstance(shape, str):
+                raise ValueError(shape)
+            _require_shape(shard.clips[key]["anchor"], shape, wanted.latent_shape)
+        except ValueError as error:
+            shard.drop(key, str(error))
 
 
 def _limit_texts(scan: Scan) -> None:
@@ -188,21 +306,6 @@ def _limit_texts(scan: Scan) -> None:
             shard.drop(key, f"has a text of {scan.text_rows[key]} rows, expected {limit} at most")
 
 
-def _verify(shard: Shard, layout: Layout, scan: Scan) -> None:
-    """Read every clip of a shard; drop those that cannot be read."""
-    with shard.path.open("rb") as file:
-        for key, places in list(shard.clips.items()):
-            try:
-                latents, text = _read_clip(file, places, layout)
-            except ValueError as error:
-                shard.drop(key, str(error))
-                continue
-            dtype = str(latents.dtype).removeprefix("torch.")
-            scan.formats[key] = Format(tuple(latents.shape), text.shape[1], dtype)
-            scan.text_rows[key] = len(text)
-            scan.lengths.append(int((text != 0).any(1).sum()))
-
-
 def _read_clip(
     file: BinaryIO, places: Mapping[str, Place], layout: Layout
 ) -> tuple[Tensor, Tensor]:
@@ -212,7 +315,7 @@ def _read_clip(
     _parsed(file, places["prompt"], read_prompt)
     if "anchor" in places:
         anchor = _parsed(file, places["anchor"], lambda content: read_latent(content, layout))
-        _require_shape(places["anchor"], anchor, latents.shape)
+        _require_shape(places["anchor"], anchor.shape, latents.shape)
     return latents, text
 
 
@@ -224,10 +327,10 @@ def _parsed(file: BinaryIO, place: Place, parse: Callable[[bytes], _Parsed]) -> 
         raise ValueError(f"{place.name} {error}") from None
 
 
-def _require_shape(place: Place, anchor: Tensor, latents: Sequence[int]) -> None:
-    if tuple(anchor.shape) != tuple(latents):
+def _require_shape(place: Place, anchor: Sequence[int], latents: Sequence[int]) -> None:
+    if tuple(anchor) != tuple(latents):
         raise ValueError(
-            f"{place.name} anchors {list(anchor.shape)}, expected {list(latents)}, as latents"
+            f"{place.name} anchors {list(anchor)}, expected {list(latents)}, as latents"
         )
 
 
@@ -241,7 +344,6 @@ def write_manifest(
     codec: str,
     layout: Layout,
     fractions: tuple[float, float],
-    checksums: Literal["none", "first", "all"],
     crop: tuple[int, int, int] | None = None,
 ) -> dict[str, Any]:
     """Write manifest.json and index.npz, and give the metrics of the data set.
@@ -254,7 +356,6 @@ def write_manifest(
         codec: what the latents were encoded by.
         layout: axes of a stored latent.
         fractions: of validation and test clips.
-        checksums: the shards that get a SHA-256.
         crop: frames, rows and columns of the latents that are used; None: all.
 
     Raises:
@@ -264,7 +365,6 @@ def write_manifest(
     if crop and any(kept > length for kept, length in zip(crop, extent, strict=True)):
         raise ValueError(f"clips.crop is {list(crop)}, expected at most {extent}, as latents have")
     shape = [channels, *(crop or extent)]
-    hashed = {"none": 0, "first": 1, "all": len(scan.shards)}[checksums]
     manifest = {
         "codec": codec,
         "layout": layout,
@@ -279,9 +379,9 @@ def write_manifest(
                 "bytes": shard.size,
                 "latents": shard.latents,  # the faulty with the good
                 "clips": len(shard.clips),
-                "sha256": _sha256(shard.path) if number < hashed else None,
+                "sha256": checksum,
             }
-            for number, shard in enumerate(scan.shards)
+            for shard, checksum in zip(scan.shards, scan.checksums, strict=True)
         ],
         "anchor_shards": [
             {"path": _name(shard.path, folder), "bytes": shard.size, "anchors": len(shard.clips)}

@@ -35,6 +35,7 @@ from braid.clips.shards.dataset import (
     write_tensor,
 )
 from braid.common.progress import progress
+from braid.training.distributed import barrier, is_main
 
 SCHEMES = frozenset({"file", "gs", "https", "s3"})
 _SCHEME = re.compile(r"([a-zA-Z][\w+.-]*):")
@@ -220,16 +221,17 @@ def fetch_shards(
 
     Latents are stored as they come, or cut to the crop's first frames and middle, which is what
     fits on a disk where the whole does not. What cannot be read is stored unchanged: the scan of
-    local shards counts it.
+    local shards counts it. Of several processes the first does all, while the others wait.
 
     Raises:
         ValueError: a shard cannot be opened or ends early.
     """
-    paths = []
-    for number, url in enumerate(progress(urls, "fetch", "shard")):
-        members = (member for member in read_members([{"url": url}], KINDS) if member)
-        paths.append(folder / f"shard-{number:05d}.tar")
-        write_shard(paths[-1], _cropped(members, layout, crop))
+    paths = [folder / f"shard-{number:05d}.tar" for number in range(len(urls))]
+    if is_main():
+        for path, url in zip(paths, progress(urls, "fetch", "shard"), strict=True):
+            members = (member for member in read_members([{"url": url}], KINDS) if member)
+            write_shard(path, _cropped(members, layout, crop))
+    barrier()
     return paths
 
 

@@ -17,12 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from braid.common.progress import progress
 from braid.common.rng import generator
 from braid.common.torchvision import mend_torchvision
 from braid.images.data.image_set import INDEX, MANIFEST, open_image_set
-from braid.training import checkpoint
-from braid.training.distributed import barrier, units
+from braid.training.distributed import shared
 
 CHANNELS, STRIDE = 4, 8  # of Stable Diffusion's latents
 _CHUNK = 32  # images encoded at a time
@@ -95,30 +93,24 @@ def encode_shards(
 ) -> Iterator[Tensor]:
     """Latents of all images, a shard at once, [b, C, h, w] float16 in their order.
 
-    Several processes share the shards. One that a killed run left, of the same images, is not made
-    again.
+    Several processes share the shards, and the first gets them. One that a killed run left, of the
+    same images, is not made again.
     """
     images, digest = open_image_set(folder), hashlib.blake2b(digest_size=8)
     for name in (INDEX, MANIFEST):
         digest.update((folder / name).read_bytes())
     rows = torch.arange(len(images)).split(per_shard)
-    files = [scratch / f"{digest.hexdigest()}.{number:05d}.pt" for number in range(len(rows))]
-    for number in progress(units(len(rows)), "encode", "shard", total=len(rows)):
-        if not files[number].exists():
-            draw = generator(seed, "crops", number)
-            parts = rows[number].split(_CHUNK)
-            latents = [vae.encode(images.images(part, draw).to(device)).half() for part in parts]
-            checkpoint.save(files[number], {"latents": torch.cat(latents).cpu()})
-    barrier()
-    return (_latents(file) for file in files)
+    names = [f"{digest.hexdigest()}.{number:05d}.pt" for number in range(len(rows))]
 
+    def encoded(number: int) -> dict[str, Tensor]:
+        draw = generator(seed, "crops", number)
+        parts = rows[number].split(_CHUNK)
+        latents = [vae.encode(images.images(part, draw).to(device)) for part in parts]
+        # Halved after it: autocast in bfloat16 has no `cat` of float16.
+        return {"latents": torch.cat(latents).half().cpu()}
 
-def _latents(file: Path) -> Tensor:
-    shard = checkpoint.load(file)
-    if shard is None:
-        raise ValueError(f"{file}: missing; expected BRAID_SCRATCH to be a folder that all share")
-    latents: Tensor = shard["latents"]
-    return latents
+    shards = shared(names, encoded, scratch, "encode", "shard")
+    return (shard["latents"] for shard in shards)
 
 
 @dataclass(frozen=True)

@@ -323,7 +323,7 @@ def write_stored(
     shards: list[int] = []
     shape: tuple[int, ...] = ()
     for number, images in enumerate(_regrouped(chunks, per_shard)):
-        (folder / shard_name(number)).write_bytes(save({"images": images}))
+        (folder / shard_name(number)).write_bytes(save({"images": images.contiguous()}))
         shards.append(len(images))
         shape = tuple(images.shape[1:])
     _write(folder, listing, shape, shards=shards, input_space=input_space)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from types import TracebackType
 
 import torch
 
 from braid.common.timing import peak_rss_mib, reset_peak_rss_mib, timed
+from braid.training.distributed import barrier, is_main
 
 MIB = 2**20
 SAMPLE_PERIOD = 0.05  # seconds between power samples
@@ -41,6 +42,17 @@ class FrameCost:
     peak_memory_of: str  # what the peak was measured of, or why there is none
     power_w: float | None
     power_reason: str | None  # why there is no power figure
+
+
+def frame_cost(
+    render: Callable[[int], object],
+    frames: int,
+    device: torch.device,
+) -> dict[str, float | int | str | None]:
+    """`measure_frames` by the first of several processes, while the others wait with nothing."""
+    cost = asdict(measure_frames(render, frames, device)) if is_main() else {}
+    barrier()
+    return cost
 
 
 @torch.no_grad()

@@ -23,8 +23,7 @@ from braid.radiance.scenes.blender import Views
 from braid.radiance.scenes.cameras import Cameras, gaze
 from braid.radiance.scenes.grids import FieldPoints, Occupancy
 from braid.radiance.scenes.renders import Renders, joined
-from braid.training import checkpoint
-from braid.training.distributed import barrier, is_main, units
+from braid.training.distributed import is_main, shared
 
 # ---- What Gaussians say about space: which voxels they reach, and the field that they stand for
 # A splat's opacity is not a density: alpha = 1 - exp(-tau) is what it shows along its central ray,
@@ -199,24 +198,21 @@ def render_sets(
         for name, cameras in poses.items()
         for rows in torch.arange(len(cameras)).split(VIEWS)
     ]
-    files = [scratch / f"views{number:05d}.pt" for number in range(len(parts))]
-    for number in progress(units(len(parts)), "render", "part", total=len(parts)):
-        if not files[number].exists():
-            name, rows = parts[number]
-            rendered = render_all(gaussians, poses[name][rows].to(device))
-            arrays = {"rgba": rendered.rgba, "depth": rendered.depth}
-            tensors = {key: torch.from_numpy(values) for key, values in arrays.items()}
-            checkpoint.save(files[number], tensors)
-    barrier()
-    if not is_main():
-        return {}
+    names = [f"views{number:05d}.pt" for number in range(len(parts))]
+
+    def rendered(number: int) -> dict[str, Tensor]:
+        name, rows = parts[number]
+        renders = render_all(gaussians, poses[name][rows].to(device))
+        arrays = {"rgba": renders.rgba, "depth": renders.depth}
+        return {key: torch.from_numpy(values) for key, values in arrays.items()}
+
     sets: dict[str, list[Renders]] = {name: [] for name in poses}
-    for (name, rows), file in zip(parts, files, strict=True):
-        values = checkpoint.load(file)
-        if values is None:
-            raise ValueError(f"{file}: missing; expected BRAID_SCRATCH to be one that all share")
+    done = shared(names, rendered, scratch, "render", "part")
+    for (name, rows), values in zip(parts, done, strict=is_main()):
         arrays = {key: tensor.numpy() for key, tensor in values.items()}
         sets[name].append(Renders(poses[name][rows], **arrays))
+    if not is_main():
+        return {}
     return {name: joined(*renders) for name, renders in sets.items()}
 
 

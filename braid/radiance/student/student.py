@@ -24,10 +24,13 @@ from torch import Tensor, nn
 
 from braid.common.progress import progress
 from braid.radiance.config import EvaluationConfig, FieldConfig, StudentConfig
+from braid.radiance.scenes.blender import Views
 from braid.radiance.scenes.cameras import Cameras, Rendered
 from braid.radiance.scenes.grids import CellGrid, Occupancy
+from braid.radiance.scenes.renders import Renders
 from braid.radiance.student.grid_mlp import Architecture, evaluate
 from braid.radiance.student.marching import Field, render_view
+from braid.training.distributed import is_main, shared
 
 
 class Blend(NamedTuple):
@@ -287,11 +290,13 @@ class Student:
 
     def on_white(self, cameras: Cameras, views: Iterable[int], config: EvaluationConfig) -> Tensor:
         """The chosen views composited over white, [N, H, W, 3] on the CPU: a set is large."""
-        images = []
-        for view in progress(views, "render", "view"):
-            rendered = self.render(cameras, view, chunk=config.chunk, stop=config.stop)
-            images.append((rendered.rgb + (1 - rendered.alpha[..., None])).cpu())
-        return torch.stack(images)
+        shown = progress(views, "render", "view")
+        return torch.stack([self.shot(cameras, view, config) for view in shown])
+
+    def shot(self, cameras: Cameras, view: int, config: EvaluationConfig) -> Tensor:
+        """One view composited over white, [H, W, 3] on the CPU."""
+        rendered = self.render(cameras, view, chunk=config.chunk, stop=config.stop)
+        return (rendered.rgb + (1 - rendered.alpha[..., None])).cpu()
 
 
 def build_student(
@@ -366,3 +371,42 @@ def _packed(state: Mapping[str, Tensor]) -> bytes:
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+# ---- What is rendered to evaluate a student, by as many processes as there are -------------------
+
+
+def evaluation_shots(
+    student: Student,
+    before: Student,  # Stage 2
+    scene: Mapping[str, Views],  # `test` among them
+    turntable: Renders,  # of the teacher, from the same poses
+    frames: Sequence[int],  # of the test views, pictured before Stage 2 as well
+    config: EvaluationConfig,
+    scratch: Path | None = None,  # where several processes share the views
+) -> dict[str, Tensor]:
+    """What the student shows from where it was not trained, [N, H, W, 3] on the CPU, over white.
+
+    By the scene's names but `train`, and `turntable`; `half`, the test views in half precision;
+    `before`. Of several processes the first gets all, the others nothing. What a killed run left in
+    its scratch folder is not rendered again.
+    """
+    device, models = student.field.weights.device, {"half": halved(student), "before": before}
+    poses = {name: views.cameras for name, views in scene.items() if name != "train"}
+    poses["turntable"] = turntable.cameras
+    on_device = {name: cameras.to(device) for name, cameras in poses.items()}
+    numbers = {name: range(len(cameras)) for name, cameras in poses.items()}
+    sets = {**numbers, "half": numbers["test"], "before": frames}
+    shots = [(name, view) for name, of_set in sets.items() for view in of_set]
+
+    def rendered(number: int) -> dict[str, Tensor]:
+        name, view = shots[number]
+        cameras = on_device["test" if name in models else name]
+        return {"image": models.get(name, student).shot(cameras, view, config)}
+
+    files = [f"shot{number:05d}.pt" for number in range(len(shots))]
+    images: dict[str, list[Tensor]] = {}
+    done = shared(files, rendered, scratch, "render", "view")
+    for (name, _), values in zip(shots, done, strict=is_main()):
+        images.setdefault(name, []).append(values["image"])
+    return {name: torch.stack(of_set) for name, of_set in images.items()}

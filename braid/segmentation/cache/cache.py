@@ -24,7 +24,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -39,6 +38,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional as F
 
+from braid.common.io import duplicate
 from braid.common.progress import progress
 from braid.segmentation.config import CacheConfig
 from braid.segmentation.data.prompted import Pair, PromptedImages, images_of, prompt_batch
@@ -297,15 +297,6 @@ def write_shard(path: Path, tensors: dict[str, Tensor], key: str) -> None:
         file.flush()
         os.fsync(file.fileno())  # a rename may reach the disk before the data it names
     partial.replace(path)
-
-
-def duplicate(source: Path, target: Path) -> None:
-    """The same file at another place, without a second copy of its bytes where that is possible."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # on another disk, or one that knows no links
-        shutil.copyfile(source, target)
 
 
 # ---- The cache ---------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from braid.common.progress import progress
 from braid.common.rng import seed_global_stream
 from braid.common.timing import timed
 from braid.segmentation.config import EvaluationConfig
@@ -47,6 +46,7 @@ from braid.segmentation.metrics.agreement import (
 )
 from braid.segmentation.sam3.predictor import Predictor, load_tokenizer
 from braid.segmentation.student.student import build_student, load_student
+from braid.training.distributed import shared
 
 TEACHER, STUDENT, TRUTH_ONLY = "teacher", "student", "truth_only"
 UNTRAINED, INT8 = "untrained", "int8"
@@ -96,6 +96,16 @@ class Evaluation:
     scored: Scored  # [N] each
     sensitivity: Tensor  # [images that have prompts of different ground truth]
 
+    def state(self) -> dict[str, Any]:
+        """All of it on the CPU, as plain values and tensors."""
+        whole = Evaluation.joined([self])
+        return {**vars(whole), "scored": tuple(whole.scored)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Evaluation:
+        """The reverse of `state`."""
+        return cls(**{**state, "scored": Scored(*state["scored"])})
+
     @staticmethod
     def joined(parts: Sequence[Evaluation]) -> Evaluation:
         """That of all parts."""
@@ -135,8 +145,12 @@ class Evaluator:
         self,
         pairs: Sequence[Pair],  # those of an image follow one another
         generator: torch.Generator,  # on the CPU
+        scratch: Path | None = None,  # where several processes share the batches
     ) -> dict[str, Evaluation]:
         """Every model and the two beside them; rows of the tables in the order of the pairs.
+
+        Of several processes the first gets them, the others nothing. A batch that a killed run left
+        in its scratch folder is not evaluated again.
 
         Raises:
             ValueError: fewer than two images have prompts.
@@ -144,23 +158,35 @@ class Evaluator:
         count = len(images_of(pairs)[0])
         if count < 2:  # the random teacher predicts for another image
             raise ValueError(f"held-out images with prompts: {count}, expected 2 or more")
-        parts: dict[str, list[Evaluation]] = {}
         batches = image_batches(pairs, self.config.images)
-        for batch in progress(batches, "evaluate", "batch"):
-            truth, by_model = self.detections(batch)
-            owner, teacher = images_of(batch)[1], by_model[TEACHER]
-            others = other_images(owner, generator).to(self.device)
-            by_model |= {TRUTH: truth, RANDOM_TEACHER: teacher.take(others)}
-            for name, detections in by_model.items():
-                part = Evaluation(
-                    compare(detections, truth),
-                    compare(detections, teacher),
-                    concept_counts(detections, truth),
-                    score_masks(detections, truth),
-                    prompt_sensitivity(detections, truth, owner.to(self.device)).cpu(),
-                )
-                parts.setdefault(name, []).append(part)
+        others = [other_images(images_of(batch)[1], generator) for batch in batches]
+
+        def evaluated(number: int) -> dict[str, Any]:
+            parts = self._evaluate(batches[number], others[number])
+            return {name: part.state() for name, part in parts.items()}
+
+        names = [f"batch{number:05d}.pt" for number in range(len(batches))]
+        parts: dict[str, list[Evaluation]] = {}
+        for by_model in shared(names, evaluated, scratch, "evaluate", "batch"):
+            for name, state in by_model.items():
+                parts.setdefault(name, []).append(Evaluation.from_state(state))
         return {name: Evaluation.joined(of_model) for name, of_model in parts.items()}
+
+    def _evaluate(self, batch: Sequence[Pair], others: Tensor) -> dict[str, Evaluation]:
+        truth, by_model = self.detections(batch)
+        owner, teacher = images_of(batch)[1], by_model[TEACHER]
+        random_teacher = teacher.take(others.to(self.device))
+        by_model |= {TRUTH: truth, RANDOM_TEACHER: random_teacher}
+        return {
+            name: Evaluation(
+                compare(detections, truth),
+                compare(detections, teacher),
+                concept_counts(detections, truth),
+                score_masks(detections, truth),
+                prompt_sensitivity(detections, truth, owner.to(self.device)).cpu(),
+            )
+            for name, detections in by_model.items()
+        }
 
 
 def other_images(

@@ -274,7 +274,8 @@ def test_text_embeddings() -> None:
 def written(folder: Path, seed: int) -> list[Path]:
     folder.mkdir()
     config = DigitsConfig(clips=20, per_shard=8, latent_frames=3, latent_size=4)
-    return write_digit_shards(folder, config, fractions=FRACTIONS, seed=seed)
+    scratch = folder / "scratch"
+    return write_digit_shards(folder, config, fractions=FRACTIONS, seed=seed, scratch=scratch)
 
 
 def test_shards_have_the_configured_sizes_and_the_same_bytes(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from braid.clips.preparation import scan as scan_module
 from braid.clips.preparation.scan import TEXT_ROWS, Format, find_shards, scan_shards
 from tests.clips.shard_files import (
     SHAPE,
@@ -158,6 +159,29 @@ def test_what_is_verified(tmp_path: Path) -> None:
     assert len(first.faults) == 1
     assert list(every.formats) == list(first.formats) == ["000000001"]
     assert list(first.shards[2].clips) == ["000000002"]
+
+
+def test_a_shard_is_read_again_only_if_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [write_clips(tmp_path / f"{n}.tar", [n, 10 + n]) for n in range(3)]
+    write_tar(paths[1], {**members(2), LATENT: saved(with_value(torch.nan)), **members(5)})
+    more = {"checksums": "all", "scratch": tmp_path / "scratch"}
+    before = scan_shards(paths, "cthw", "all", **more)
+    read, reader = [], scan_module._read_clips
+    monkeypatch.setattr(
+        scan_module,
+        "_read_clips",
+        lambda shard, layout: (read.append(shard.path.name), reader(shard, layout))[1],
+    )
+    assert scan_shards(paths, "cthw", "all", **more) == before
+    assert scan_shards(paths, "cthw", "all", checksums="all") == before
+    assert read == ["0.tar", "1.tar", "2.tar"]
+    write_clips(paths[2], [7, 8, 9])
+    after = scan_shards(paths, "cthw", "all", **more)
+    assert read[3:] == ["2.tar"]
+    assert after.shards[:2] == before.shards[:2]
+    assert after.checksums[2] != before.checksums[2]
 
 
 def test_texts_are_measured_without_their_padding(tmp_path: Path) -> None:

@@ -38,9 +38,9 @@ def index(
     crop: tuple[int, int, int] | None = None,
 ) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
-    scan = scan_shards(paths, layout, verify)
+    scan = scan_shards(paths, layout, verify, checksums=checksums)
     parts: dict[str, Any] = {"codec": "wan", "layout": layout, "fractions": FRACTIONS}
-    return write_manifest(folder, scan, checksums=checksums, crop=crop, **parts)
+    return write_manifest(folder, scan, crop=crop, **parts)
 
 
 def packed(folder: Path, packing: dict[str, Any] = PACKING) -> list[Path]:
@@ -128,7 +128,7 @@ def test_anchors_of_other_shards_are_joined_by_key(tmp_path: Path) -> None:
     )
     assert reasons[2] == "anchors-2.tar: clip_99: an anchor of no clip"
     (tmp_path / "clips").mkdir()
-    options = {"codec": "wan", "layout": "cthw", "checksums": "none"}
+    options = {"codec": "wan", "layout": "cthw"}
     metrics = write_manifest(tmp_path / "clips", scan, fractions=(0.2, 0.2), **options)
     assert metrics["anchors"] == 4
     clips = open_clips(tmp_path / "clips")

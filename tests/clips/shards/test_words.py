@@ -56,7 +56,7 @@ def test_a_prompt_has_the_vectors_of_its_tokens(package: Path) -> None:
 def test_clips_and_storyboards_have_them_in_place_of_the_shards_own(tmp_path: Path) -> None:
     scan = scan_shards([write_clips(tmp_path / "a.tar", range(12))], "cthw", "all")
     (tmp_path / "clips").mkdir()
-    more = {"codec": "wan", "layout": "cthw", "fractions": (0.2, 0.3), "checksums": "none"}
+    more = {"codec": "wan", "layout": "cthw", "fractions": (0.2, 0.3)}
     write_manifest(tmp_path / "clips", scan, **more)
     shards = open_clips(tmp_path / "clips")
     clips = open_clips(tmp_path / "clips", text="wordllama")
