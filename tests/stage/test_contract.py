@@ -217,8 +217,8 @@ def test_dvc_yaml_and_the_library_can_be_read() -> None:
     # 650, and 40 for the two stages from text to clip
     assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 690
     modules = [path for path in (ROOT / "braid").rglob("*.py") if path.name != "__init__.py"]
-    # 120, two of Wan's network, two from text to clip and one that streams shards
-    assert len(modules) <= 125
+    # 120, two of Wan's network, two from text to clip and two that stream shards
+    assert len(modules) <= 126
 
 
 def test_tests_mirror_the_library() -> None:

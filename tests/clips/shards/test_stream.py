@@ -62,7 +62,7 @@ def indexed(
 ) -> Clips:
     folder.mkdir(exist_ok=True)
     scan = scan_shards(paths, layout, "all")
-    options = {"codec": "wan", "fractions": (0.2, 0.3), "checksums": "none"}
+    options = {"codec": "wan", "fractions": (0.2, 0.3)}
     write_manifest(folder, scan, layout=layout, crop=crop, **options)
     return open_clips(folder)
 
