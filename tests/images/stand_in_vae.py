@@ -29,6 +29,7 @@ class StandInVae(torch.nn.Module):
         self.shapes.append(tuple(pixels.shape))
         small = avg_pool2d(pixels, 8)
         latents = self.weight * torch.cat([small, small.mean(1, keepdim=True)], 1)
+        latents = latents.contiguous(memory_format=torch.channels_last)  # as convolutions give them
         return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: latents))
 
     def decode(self, latents: torch.Tensor) -> SimpleNamespace:

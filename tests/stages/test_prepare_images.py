@@ -150,6 +150,12 @@ def test_latents_are_encoded_once(repo: Path, root: Path, vae: list[Any]) -> Non
     assert torch.equal(images.images(range(60)), latents)
 
 
+def test_latents_are_encoded_in_mixed_precision(repo: Path, root: Path, vae: list[Any]) -> None:
+    full = prepared(repo).images(range(60))
+    override(repo, {"hardware.precision": "bfloat16"})
+    torch.testing.assert_close(prepared(repo).images(range(60)), full, rtol=0.02, atol=0.02)
+
+
 def test_random_crops_before_encoding(repo: Path, root: Path, vae: list[Any]) -> None:
     central = prepared(repo).images(range(60))
     images = prepared(repo, crop="random_resized")
