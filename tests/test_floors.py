@@ -297,7 +297,7 @@ def test_drifting_goes_round_both_sides_where_regression_goes_through_the_wall()
     mazes = drifting("drift_maze")
     ways = {row["method"]: row for row in table("drift_maze_two_ways")}
     assert float(ways["phase1_paired"]["both_ways"]) <= 0.05
-    assert mazes["both_ways"] >= 0.3  # .6 is wanted
+    assert mazes["both_ways"] >= 0.45  # .6 is wanted
     # Half of the regression's is wanted.
     assert mazes["collision_refined_two_ways"] <= 0.9 * mazes["collision_paired_two_ways"]
     assert mazes["status"] != "worse_than_interpolation"
