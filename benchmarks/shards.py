@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -79,9 +79,15 @@ def plain(paths: list[str], kinds: list[str]) -> Batches:
     yield from _batches(dataset.map(decode), kinds)
 
 
-def _batches(clips: Any, kinds: list[str]) -> Batches:
-    for batch in webdataset.filters.batched(_BATCH, collation_fn=list)(iter(clips)):
-        yield tuple(torch.stack([clip[kind] for clip in batch]).float() for kind in kinds)
+def _batches(clips: Iterable[dict[str, Any]], kinds: list[str]) -> Batches:
+    """Each clip is copied as it comes, so that its memory is that of the next."""
+    for row, clip in enumerate(clips):
+        if row % _BATCH == 0:
+            batch = tuple(torch.empty(_BATCH, *clip[kind].shape) for kind in kinds)
+        for values, kind in zip(batch, kinds, strict=True):
+            values[row % _BATCH] = clip[kind]
+        if row % _BATCH == _BATCH - 1:
+            yield batch
 
 
 def per_second(read: Callable[[], Batches], clips: int) -> float:

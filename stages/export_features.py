@@ -24,14 +24,17 @@ def main() -> None:
         save_features(stage.out("data/features"), stored)
 
         features, gaussian_count = stored.features, len(gaussians)
-        size = {"cells": len(features.cells), "channels": features.schema.channels}
-        stage.write_metrics(size)
-        more = {
+        cells = len(features.cells)
+        stage.write_metrics({"cells": cells})
+        row: dict[str, float | str] = {
+            "cells": cells,
+            "channels": features.schema.channels,
             "gaussians": gaussian_count,
-            "gaussians_per_cell": gaussian_count / len(features.cells),
+            "gaussians_per_cell": gaussian_count / cells,
             "training_fraction": float(stored.training.float().mean()),
+            "schema": features.schema.hash,
         }
-        stage.write_table("metrics/tables", [{**size, **more, "schema": features.schema.hash}])
+        stage.write_table("metrics/tables", [row])
 
 
 if __name__ == "__main__":

@@ -21,13 +21,9 @@ from braid.common.config import NAME_FORM, Config
 
 if TYPE_CHECKING:
     from braid.clips.config import ClipsConfig
-    from braid.drifting.config import (
-        DriftConfig,
-        ImageDriftConfig,
-        ImageMaeConfig,
-        LatentMaeConfig,
-        MazeDriftConfig,
-    )
+    from braid.drifting.config import DriftConfig, ImageMaeConfig, LatentMaeConfig
+    from braid.drifting.image.config import ImageDriftConfig
+    from braid.drifting.maze.config import MazeDriftConfig
     from braid.images.config import ImagesConfig
     from braid.mazes.config import MazesConfig
     from braid.radiance.config import RadianceConfig
@@ -66,9 +62,9 @@ MODELS = {
     "drift": "braid.drifting.config.DriftConfig",
     "images": "braid.images.config.ImagesConfig",
     "image_mae": "braid.drifting.config.ImageMaeConfig",
-    "image_drift": "braid.drifting.config.ImageDriftConfig",
+    "image_drift": "braid.drifting.image.config.ImageDriftConfig",
     "mazes": "braid.mazes.config.MazesConfig",
-    "maze_drift": "braid.drifting.config.MazeDriftConfig",
+    "maze_drift": "braid.drifting.maze.config.MazeDriftConfig",
     "sam3": "braid.segmentation.config.Sam3Config",
 }
 

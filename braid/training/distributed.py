@@ -24,6 +24,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from braid.common.io import duplicate
 from braid.common.progress import progress
 from braid.training import checkpoint
 
@@ -148,6 +149,33 @@ def shared_rows(
 
     names = [f"{what}{number:05d}.pt" for number in range(len(parts))]
     return _joined(list(shared(names, made, scratch, what, "part")))
+
+
+def shared_files(
+    names: Sequence[str],
+    write: Callable[[int, Path], None],  # a file's number to that file
+    folder: Path,  # of the first process
+    scratch: Path,  # of finished files, seen by all processes
+    what: str,  # is going on
+    unit: str,  # what a file is
+) -> list[Path]:
+    """The files in the folder, each written once, by the next free process.
+
+    One that a killed run has left in its scratch folder is not written again.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    for number in progress(units(len(names)), what, unit, total=len(names)):
+        finished = scratch / names[number]
+        if not finished.exists():
+            partial = scratch / f"{names[number]}.partial"
+            write(number, partial)
+            partial.replace(finished)
+    barrier()
+    if is_main():
+        for name in names:
+            duplicate(scratch / name, folder / name)
+    barrier()
+    return [folder / name for name in names]
 
 
 def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -217,8 +217,9 @@ def test_dvc_yaml_and_the_library_can_be_read() -> None:
     # 650, and 40 for the two stages from text to clip
     assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 690
     modules = [path for path in (ROOT / "braid").rglob("*.py") if path.name != "__init__.py"]
-    # 120, two of Wan's network, two from text to clip and two that stream shards
-    assert len(modules) <= 126
+    # 120, two of Wan's network, two from text to clip, two that stream shards, and the params of
+    # images and trajectories, whose one file with those of clips had 624 lines
+    assert len(modules) <= 128
 
 
 def test_tests_mirror_the_library() -> None:
@@ -435,5 +436,4 @@ def test_metrics_of_all_stages_fit_on_a_screen() -> None:
     """`dvc metrics show` has a row a file, and a column a key and one of paths."""
     files = committed_metrics()
     assert len(files) <= 40
-    # 60, and the length of trajectories
-    assert len({leaf for figures in files.values() for leaf in leaves(figures)}) + 1 <= 61
+    assert len({leaf for figures in files.values() for leaf in leaves(figures)}) + 1 <= 60

@@ -36,7 +36,7 @@ def main(folder: Path, death: bool, steps: list[str]) -> None:
         with notes.open("a") as file:
             print(path.name.removesuffix(".partial"), file=file)
 
-    distributed.units = moving_digits.units = noted
+    distributed.units = noted
     checkpoint.save = lambda path, state: (note(path), save(path, state))
     moving_digits.write_shard = lambda path, rows: (note(path), write_shard(path, rows))
     measure = hardware.measure_frames

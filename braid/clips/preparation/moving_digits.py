@@ -27,10 +27,8 @@ from torch.nn.functional import grid_sample, interpolate, pad
 from braid.clips.codec.codec import SPACE_STRIDE, TIME_STRIDE, encode
 from braid.clips.config import DigitsConfig
 from braid.clips.shards.dataset import Layout, write_shard, write_tensor
-from braid.common.io import duplicate
-from braid.common.progress import progress
 from braid.data.splits import SPLITS, split_of
-from braid.training.distributed import barrier, is_main, units
+from braid.training.distributed import shared_files
 
 # ---- Text embeddings: one fixed vector for each word of a prompt, zero rows after the last ------
 # They stand in for umT5's embeddings, which are padded to 512 rows in the same way. The vector of a
@@ -334,10 +332,8 @@ def write_digit_shards(
     size = SPACE_STRIDE * config.latent_size
     starts = range(0, config.clips, config.per_shard)
     names = [f"shard-{number:05d}.tar" for number in range(len(starts))]
-    scratch.mkdir(parents=True, exist_ok=True)
-    for number in progress(units(len(names)), "moving digits", "shard", total=len(names)):
-        if (scratch / names[number]).exists():
-            continue
+
+    def write(number: int, path: Path) -> None:
         end = min(starts[number] + config.per_shard, config.clips)
         keys = [f"{key:09d}" for key in range(starts[number], end)]
         rng = np.random.default_rng([seed, number])
@@ -345,15 +341,9 @@ def write_digit_shards(
             draw_scenes(keys[first : first + _CHUNK], frames, handwriting, fractions, rng)
             for first in range(0, len(keys), _CHUNK)
         )
-        partial = scratch / f"{names[number]}.partial"
-        write_shard(partial, _encoded(scenes, size))
-        partial.replace(scratch / names[number])
-    barrier()
-    if is_main():
-        for name in names:
-            duplicate(scratch / name, folder / name)
-    barrier()
-    return [folder / name for name in names]
+        write_shard(path, _encoded(scenes, size))
+
+    return shared_files(names, write, folder, scratch, "moving digits", "shard")
 
 
 def _encoded(chunks: Iterable[Scenes], size: int) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -13,9 +13,10 @@ import tarfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from io import BufferedIOBase
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from torch.nn.functional import pad
 from webdataset import TarWriter
 
 from braid.clips.config import TextSource
-from braid.clips.shards.saved_tensor import load_tensor
+from braid.clips.shards.saved_tensor import Content, load_tensor
 from braid.clips.shards.words import WordTable, word_table
 from braid.data.row_cache import RowCache
 from braid.data.splits import SPLITS
@@ -40,7 +41,7 @@ CHANNELS = 16  # of the Wan 2.1 VAE
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def read_latent(content: bytes, layout: Layout) -> Tensor:
+def read_latent(content: Content, layout: Layout) -> Tensor:
     """The latents [16, T, H, W] of a member that has them in ``layout``, in their stored dtype.
 
     Raises:
@@ -56,7 +57,7 @@ def read_latent(content: bytes, layout: Layout) -> Tensor:
     return latents
 
 
-def read_embedding(content: bytes) -> Tensor:
+def read_embedding(content: Content) -> Tensor:
     """The text embedding [L, D] of a member.
 
     Raises:
@@ -65,14 +66,14 @@ def read_embedding(content: bytes) -> Tensor:
     return _without_batch_axis(_read_tensor(content), 2, "the text embedding")
 
 
-def read_prompt(content: bytes) -> str:
+def read_prompt(content: Content) -> str:
     """The prompt of a member, without blanks around it.
 
     Raises:
         ValueError: not UTF-8.
     """
     try:
-        return content.decode("utf-8").strip()
+        return str(content, "utf-8").strip()
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8 text") from None
 
@@ -84,7 +85,7 @@ def write_tensor(values: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _read_tensor(content: bytes) -> Tensor:
+def _read_tensor(content: Content) -> Tensor:
     try:
         values = load_tensor(content)
     except Exception as error:  # a damaged or hostile file may raise anything
@@ -201,7 +202,7 @@ def read_shard(path: Path, required: Sequence[str] = REQUIRED) -> Shard:
     return shard
 
 
-def tar_entries(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+def tar_entries(file: BufferedIOBase) -> Iterator[tarfile.TarInfo]:
     """Headers of members, front to back; the file may be read and moved in between.
 
     Raises:
@@ -214,7 +215,7 @@ def tar_entries(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         start = _next_archive(file, end)
 
 
-def _archive_entries(file: BinaryIO) -> Generator[tarfile.TarInfo, None, int]:
+def _archive_entries(file: BufferedIOBase) -> Generator[tarfile.TarInfo, None, int]:
     """Those of the archive that begins where the file stands; where its end mark ends."""
     start = file.tell()
     try:
@@ -234,7 +235,7 @@ def _archive_entries(file: BinaryIO) -> Generator[tarfile.TarInfo, None, int]:
     raise ValueError(f"has no end-of-archive mark at byte {archive.offset}: cut off or damaged")
 
 
-def _next_archive(file: BinaryIO, end: int) -> int | None:
+def _next_archive(file: BufferedIOBase, end: int) -> int | None:
     """The first block after the mark that is not of zeros, which only pad; None: there is none."""
     file.seek(end)
     while chunk := file.read(_CHUNK):
@@ -267,7 +268,14 @@ def _take(shard: Shard, entry: tarfile.TarInfo) -> None:
         kinds[kind] = Place(entry.offset_data, entry.size, entry.name)
 
 
-def write_shard(path: Path, members: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
+def read_at(file: BufferedIOBase, offset: int, size: int) -> memoryview:
+    """So many bytes from there on, or those up to the end, in memory that a tensor can keep."""
+    content = np.empty(size, np.uint8).data
+    file.seek(offset)
+    return content[: file.readinto(content)]
+
+
+def write_shard(path: Path, members: Iterable[tuple[str, Mapping[str, Content]]]) -> None:
     """Write clips, each a key and its members by kind; the same clips give the same bytes."""
     fixed = {"user": "", "group": "", "mode": 0o644, "mtime": 0}
     with path.open("wb") as file, TarWriter(file, encoder=False, **fixed) as writer:
@@ -372,7 +380,7 @@ class Clips:
     def _stack(
         self,
         kind: str,
-        parse: Callable[[bytes], Tensor],
+        parse: Callable[[Content], Tensor],
         shape: tuple[int, ...],
         indices: Indices,
         dtype: torch.dtype = torch.float32,
@@ -384,7 +392,7 @@ class Clips:
         return batch
 
     def _read(
-        self, kind: str, clips: NDArray[np.int64], parse: Callable[[bytes], _Parsed]
+        self, kind: str, clips: NDArray[np.int64], parse: Callable[[Content], _Parsed]
     ) -> Iterator[tuple[int, _Parsed]]:
         """(row, what clips[row] has of a kind), each shard opened once and read front to back."""
         column = KINDS.index(kind)
@@ -395,18 +403,17 @@ class Clips:
         for shard, rows in groupby(order, key=shards.tolist().__getitem__):
             with self._shards[shard].open("rb") as file:
                 for row in rows:
-                    file.seek(offsets[row])
                     try:
-                        parsed = parse(file.read(sizes[row]))
+                        parsed = parse(read_at(file, offsets[row], sizes[row]))
                     except ValueError as error:
                         name = f"{self._shards[shard]}: {kind} of {self.keys[clips[row]]}"
                         raise ValueError(f"{name}: {error}; {_RERUN}") from None
                     yield row, parsed
 
-    def _latents_of(self, content: bytes) -> Tensor:
+    def _latents_of(self, content: Content) -> Tensor:
         return _of_shape(read_latent(content, self._layout), self._stored)[self._window]
 
-    def _text_of(self, content: bytes) -> Tensor:
+    def _text_of(self, content: Content) -> Tensor:
         values = read_embedding(content)
         rows, dim = self.text_shape
         if values.shape[1] != dim or len(values) > rows:

@@ -4,8 +4,8 @@ Such a file is a zip archive: a pickle that says what is built, and the numbers,
 (`torch/serialization.py`). PyTorch's restricted loader takes longer to interpret the first than to
 read the second of a small clip. Files of one shape, dtype and writer have all bytes in common but
 numbers, checksums (which PyTorch does not compare) and an id. So the first of a length is loaded by
-PyTorch, and of another that equals it wherever the loader looks, the numbers are copied. No file's
-program is run that the restricted loader has not accepted.
+PyTorch, and of another that equals it wherever the loader looks, the numbers are taken as they
+lie. No file's program is run that the restricted loader has not accepted.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import struct
 from dataclasses import dataclass
 from zipfile import BadZipFile, ZipFile
 
-import numpy as np
 import torch
 from torch import Tensor
 
+Content = bytes | memoryview  # the latter may be written to
 _MOST = 1024  # lengths that are kept: texts as long as their prompts have up to 512
 _VARYING = ("/data/0", "/.data/serialization_id")  # records that differ between like tensors
 _LOCAL, _CENTRAL = 30, 46  # bytes of a record's headers without their names
@@ -35,27 +35,29 @@ class _Form:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    def read(self, content: bytes) -> Tensor | None:
-        """The tensor of a file of this form; None: it is of another."""
+    def view(self, content: Content) -> Tensor | None:
+        """The tensor in a file of this form; None: it is of another."""
         if any(content[first:last] != part for first, last, part in self.fixed):
             return None
-        size = math.prod(self.shape) * self.dtype.itemsize
-        numbers = torch.empty(size, dtype=torch.uint8)
-        numbers.numpy()[:] = np.frombuffer(content, np.uint8, size, self.start)
-        return numbers.view(self.dtype).view(self.shape)
+        buffer = content if isinstance(content, memoryview) else bytearray(content)
+        count = math.prod(self.shape)
+        numbers = torch.frombuffer(buffer, dtype=self.dtype, count=count, offset=self.start)
+        return numbers.view(self.shape)
 
 
 _forms: dict[int, _Form | None] = {}  # by the length of the file
 
 
-def load_tensor(content: bytes) -> object:
+def load_tensor(content: Content) -> object:
     """What ``torch.load(weights_only=True)`` gives for a file, on the CPU.
+
+    The tensor may lie in ``content`` itself where that is a memoryview.
 
     Raises:
         Exception: whatever that raises for a damaged or hostile file.
     """
     form = _forms.get(len(content))
-    if form and (values := form.read(content)) is not None:
+    if form and (values := form.view(content)) is not None:
         return values
     loaded = load_by_torch(content)
     if len(content) not in _forms and len(_forms) < _MOST:
@@ -63,12 +65,12 @@ def load_tensor(content: bytes) -> object:
     return loaded
 
 
-def load_by_torch(content: bytes) -> object:
+def load_by_torch(content: Content) -> object:
     """The same by PyTorch alone: the reference."""
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
-def _form_of(content: bytes, loaded: object) -> _Form | None:
+def _form_of(content: Content, loaded: object) -> _Form | None:
     """The form of a loaded file; None: its numbers do not lie in it as one block."""
     if type(loaded) is not Tensor or loaded.layout is not torch.strided or not loaded.nbytes:
         return None
@@ -85,14 +87,12 @@ def _form_of(content: bytes, loaded: object) -> _Form | None:
     ):
         return None
     edges = [0, *(edge for hole in sorted(holes) for edge in hole), len(content)]
-    fixed = tuple(
-        (first, last, content[first:last])
-        for first, last in zip(edges[::2], edges[1::2], strict=True)
-    )
+    parts = zip(edges[::2], edges[1::2], strict=True)
+    fixed = tuple((first, last, bytes(content[first:last])) for first, last in parts)
     return _Form(fixed, start, tuple(values.shape), values.dtype)
 
 
-def _holes(content: bytes) -> tuple[list[tuple[int, int]], int]:
+def _holes(content: Content) -> tuple[list[tuple[int, int]], int]:
     """Where like files differ, [from, to), and where the numbers begin."""
     with ZipFile(io.BytesIO(content)) as archive:
         records, central = archive.infolist(), archive.start_dir

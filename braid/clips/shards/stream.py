@@ -12,8 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import webdataset
@@ -26,6 +27,7 @@ from braid.clips.shards.dataset import (
     REQUIRED,
     Layout,
     member_of,
+    read_at,
     read_embedding,
     read_latent,
     read_prompt,
@@ -34,6 +36,7 @@ from braid.clips.shards.dataset import (
     write_shard,
     write_tensor,
 )
+from braid.clips.shards.saved_tensor import Content
 from braid.common.progress import progress
 from braid.training.distributed import barrier, is_main
 
@@ -122,7 +125,7 @@ def _scheme(url: str) -> str:
     return match[1].lower() if match else ""
 
 
-def _open(url: str) -> BinaryIO:
+def _open(url: str) -> BufferedIOBase:
     """Open for reading: a local file, or by the fsspec package that knows the scheme.
 
     Raises:
@@ -135,7 +138,7 @@ def _open(url: str) -> BinaryIO:
         from fsspec.core import url_to_fs  # imported where there is a URL: half a second
 
         files, path = url_to_fs(url)
-        return cast(BinaryIO, files.open(path, "rb"))
+        return cast(BufferedIOBase, files.open(path, "rb"))
     except ImportError as error:
         missing = f"{scheme}: needs a package that is not installed: pip install -e '.[stores]'"
         raise ValueError(f"{url}: {missing} ({error})") from None
@@ -166,8 +169,7 @@ def read_members(sources: Iterable[Sample], kinds: Sequence[str]) -> Iterator[Sa
                     member = member_of(entry.name)
                     plain = entry.isreg() and not entry.issparse()
                     if member and member[1] in kinds and plain:
-                        file.seek(entry.offset_data)
-                        content = file.read(entry.size)
+                        content = read_at(file, entry.offset_data, entry.size)
                         if len(content) < entry.size:
                             raise ValueError(f"{entry.name} is cut off by the end of the shard")
                         place = {"fname": f"{url}/{entry.name}", "__url__": url}
@@ -199,7 +201,7 @@ def _decoded(samples: Iterable[Sample], kinds: Sequence[str], layout: Layout) ->
             raise ValueError(f"{name}: {error}") from None
 
 
-def _decode(kind: str, content: bytes, layout: Layout) -> Tensor | str:
+def _decode(kind: str, content: Content, layout: Layout) -> Tensor | str:
     try:
         if kind == "prompt":
             return read_prompt(content)
@@ -237,7 +239,7 @@ def fetch_shards(
 
 def _cropped(
     members: Iterable[Sample], layout: Layout, crop: tuple[int, int, int] | None
-) -> Iterator[tuple[str, dict[str, bytes]]]:
+) -> Iterator[tuple[str, dict[str, Content]]]:
     for member in members:
         key, kind = member["member"]
         content = member["data"]
@@ -246,7 +248,7 @@ def _cropped(
         yield key, {kind: content}
 
 
-def _crop(content: bytes, layout: Layout, crop: tuple[int, int, int]) -> bytes:
+def _crop(content: Content, layout: Layout, crop: tuple[int, int, int]) -> Content:
     try:
         latents = read_latent(content, layout)
     except ValueError:

@@ -18,11 +18,7 @@ from torch import Tensor
 from braid.common.progress import progress
 from braid.common.rng import generator
 from braid.common.timing import timed
-from braid.drifting.config import (
-    CorruptionConfig,
-    DriftEvaluationConfig,
-    MazeCorruptionConfig,
-)
+from braid.drifting.config import CorruptionConfig, DriftEvaluationConfig, MazeCorruptionConfig
 from braid.drifting.evaluation.reader import (
     HEADS,
     NO_WORDS,

@@ -32,7 +32,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from braid.common.timing import timed
-from braid.drifting.config import ImageEvaluationConfig
+from braid.drifting.image.config import ImageEvaluationConfig
 from braid.drifting.image.refiner import ImageRefiner, KeypatchCorruption, per_pixel
 from braid.drifting.video.refiner import refine
 from braid.metrics.distances import (

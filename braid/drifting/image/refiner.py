@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from braid.common.io import load_model, save_model
 from braid.common.rng import normals, outputs
-from braid.drifting.config import ImageRefinerConfig, KeypatchConfig
+from braid.drifting.image.config import ImageRefinerConfig, KeypatchConfig
 from braid.drifting.interpolation.interpolation import mean_by_distance, solve_harmonic
 from braid.drifting.video.corruption import Corrupted
 from braid.drifting.video.refiner import FREQUENCIES, Attention, guidance_waves, normalized

@@ -21,12 +21,8 @@ from torch.nn import functional as F
 
 from braid.common.rng import generator
 from braid.common.torchvision import mend_torchvision
-from braid.drifting.config import (
-    DriftBatchesConfig,
-    DriftLossConfig,
-    ImageFeaturesConfig,
-    ImageTrainingConfig,
-)
+from braid.drifting.config import DriftBatchesConfig, DriftLossConfig
+from braid.drifting.image.config import ImageFeaturesConfig, ImageTrainingConfig
 from braid.drifting.image.refiner import ImageRefiner, KeypatchCorruption
 from braid.drifting.loss.drift import DriftLoss
 from braid.drifting.mae.latent_mae import LatentMae, load_latent_mae

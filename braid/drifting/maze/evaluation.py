@@ -30,7 +30,6 @@ from braid.common.plotting import BLUE, GREEN, INK, ORANGE, PALE, save, styled
 from braid.common.progress import progress
 from braid.common.rng import generator
 from braid.common.timing import timed
-from braid.drifting.config import MazeEvaluationConfig
 from braid.drifting.interpolation.interpolation import interpolate
 from braid.drifting.interpolation.keyframes import (
     greedy_ranks,
@@ -38,6 +37,7 @@ from braid.drifting.interpolation.keyframes import (
     nested_masks,
     optimal_mask,
 )
+from braid.drifting.maze.config import MazeEvaluationConfig
 from braid.drifting.maze.network import MazeRefiner, Mazes, latents_of, points_of
 from braid.drifting.maze.training import MazeSplit, propose
 from braid.drifting.video.corruption import Corruption, as_proposals

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from braid.common.io import load_model, save_model
-from braid.drifting.config import MazeRefinerConfig
 from braid.drifting.interpolation.interpolation import linear
+from braid.drifting.maze.config import MazeRefinerConfig
 from braid.drifting.video.refiner import FREQUENCIES, Attention, guidance_waves, normalized
 from braid.metrics.obstacles import distance_at
 

@@ -19,15 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from braid.common.rng import generator
-from braid.drifting.config import (
-    DriftLossConfig,
-    MazeCorruptionConfig,
-    MazeTrainingConfig,
-    PhaseOneConfig,
-)
+from braid.drifting.config import DriftLossConfig, MazeCorruptionConfig
 from braid.drifting.interpolation.interpolation import interpolate
 from braid.drifting.interpolation.keyframes import nested_masks
 from braid.drifting.loss.drift import DriftLoss
+from braid.drifting.maze.config import MazeTrainingConfig, PhaseOneConfig
 from braid.drifting.maze.network import (
     MazeRefiner,
     Mazes,

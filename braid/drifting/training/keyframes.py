@@ -12,11 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from braid.common.rng import generator
-from braid.drifting.config import (
-    DriftLossConfig,
-    KeyframeNetworkConfig,
-    KeyframeTrainingConfig,
-)
+from braid.drifting.config import DriftLossConfig, KeyframeNetworkConfig, KeyframeTrainingConfig
 from braid.drifting.loss.drift import DriftLoss
 from braid.drifting.training.clips import KeepBest
 from braid.drifting.training.objectives import DriftObjective, PairedObjective, Refinement

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from braid.drifting.config import (
+from braid.drifting.image.config import (
     ImageDriftConfig,
     ImageEvaluationConfig,
     ImageFeaturesConfig,

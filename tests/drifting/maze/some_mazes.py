@@ -7,9 +7,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from braid.drifting.config import (
-    DriftBatchesConfig,
-    MazeCorruptionConfig,
+from braid.drifting.config import DriftBatchesConfig, MazeCorruptionConfig
+from braid.drifting.maze.config import (
     MazeEvaluationConfig,
     MazeRefinerConfig,
     MazeTrainingConfig,

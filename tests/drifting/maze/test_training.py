@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from braid.common.rng import generator
-from braid.drifting.config import DriftBatchesConfig, MazeDriftConfig
+from braid.drifting.config import DriftBatchesConfig
+from braid.drifting.maze.config import MazeDriftConfig
 from braid.drifting.maze.network import MazeRefiner, Mazes, save_maze_refiner
 from braid.drifting.maze.training import (
     PROPOSALS,
