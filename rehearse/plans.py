@@ -178,14 +178,15 @@ SA1B = Plan(
     ),
     cuts=(
         NO_GPU,
-        Cut("sam3.data.val", 2, "the teacher takes a CPU core a minute for an image"),
+        Cut("sam3.data.val", 1, "the teacher takes a CPU core a minute for an image"),
+        Cut("sam3.data.test", 1, "the teacher takes a CPU core a minute for an image"),
         Cut("sam3.prompts.per_image", 2, "the generic prompt and another"),
         Cut("sam3.phases.features.epochs", 1, TWO_STEPS),
         Cut("sam3.phases.outputs.epochs", 1, TWO_STEPS),
         Cut("sam3.phases.features.optimizer.accumulate", 2, "four images are two steps"),
         Cut("sam3.phases.outputs.optimizer.accumulate", 2, "four images are two steps"),
         Cut("sam3.evaluation.latency_runs", 1, "each runs the teacher"),
-        Cut("sam3.evaluation.pictures", 2, "there are two images"),
+        Cut("sam3.evaluation.pictures", 1, "there is one image"),
     ),
     full={
         "cache_teacher": {"teacher's predictions": Full((1 / 6, SA1B_TRAIN + 1000, 1.5))},
