@@ -148,7 +148,7 @@ WORDS = [  # of the recipe's prompts
 ]
 
 
-def sa1b(folder: Path, *, images: int = 6, masks: int = 60) -> None:
+def sa1b(folder: Path, *, images: int = 8, masks: int = 60) -> None:
     """Pairs of SA-1B's size: 1500 x 2250 pixels, ellipses that overlap, no words."""
     folder.mkdir(parents=True)
     for number in range(images):

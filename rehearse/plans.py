@@ -157,7 +157,7 @@ CELLS = 60 * 104 / (16 * 16)  # of a latent over those of its crop; attention gr
 SA1B = Plan(
     targets=("evaluate_sam3",),
     inputs=(
-        Input("sam3.data.source", "sa1b", inputs.sa1b, "33,558 images", "6 of SA-1B's size"),
+        Input("sam3.data.source", "sa1b", inputs.sa1b, "33,558 images", "8 of SA-1B's size"),
         Input(
             "sam3.teacher.source", "sam3", inputs.sam3, "facebook/sam3", "its sizes, random weights"
         ),
@@ -178,15 +178,15 @@ SA1B = Plan(
     ),
     cuts=(
         NO_GPU,
-        Cut("sam3.data.val", 1, "the teacher takes a CPU core a minute for an image"),
-        Cut("sam3.data.test", 1, "the teacher takes a CPU core a minute for an image"),
+        Cut("sam3.data.val", 2, "the teacher takes a CPU core a minute for an image"),
+        Cut("sam3.data.test", 2, "the teacher takes a CPU core a minute for an image"),
         Cut("sam3.prompts.per_image", 2, "the generic prompt and another"),
         Cut("sam3.phases.features.epochs", 1, TWO_STEPS),
         Cut("sam3.phases.outputs.epochs", 1, TWO_STEPS),
         Cut("sam3.phases.features.optimizer.accumulate", 2, "four images are two steps"),
         Cut("sam3.phases.outputs.optimizer.accumulate", 2, "four images are two steps"),
         Cut("sam3.evaluation.latency_runs", 1, "each runs the teacher"),
-        Cut("sam3.evaluation.pictures", 1, "there is one image"),
+        Cut("sam3.evaluation.pictures", 2, "there are two images"),
     ),
     full={
         "cache_teacher": {"teacher's predictions": Full((1 / 6, SA1B_TRAIN + 1000, 1.5))},

@@ -24,17 +24,14 @@ def main() -> None:
         save_features(stage.out("data/features"), stored)
 
         features, gaussian_count = stored.features, len(gaussians)
-        cells = len(features.cells)
-        stage.write_metrics({"cells": cells})
-        row: dict[str, float | str] = {
-            "cells": cells,
-            "channels": features.schema.channels,
+        size = {"cells": len(features.cells), "channels": features.schema.channels}
+        stage.write_metrics(size)
+        more = {
             "gaussians": gaussian_count,
-            "gaussians_per_cell": gaussian_count / cells,
+            "gaussians_per_cell": gaussian_count / len(features.cells),
             "training_fraction": float(stored.training.float().mean()),
-            "schema": features.schema.hash,
         }
-        stage.write_table("metrics/tables", [row])
+        stage.write_table("metrics/tables", [{**size, **more, "schema": features.schema.hash}])
 
 
 if __name__ == "__main__":
